@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         gate,
         init,
         inspect,
+        load,
         lock,
         merge,
         migrate,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         verify,
         watch,
     )
-    from ckptool.errors import CkptoolError
+    from ckptool.errors import CkptoolError, LoadError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CkptoolError",
     "Level",
+    "LoadError",
     "Policy",
     "audit",
     "convert",
@@ -36,6 +38,7 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "lock",
     "merge",
     "migrate",
@@ -50,6 +53,7 @@ __all__ = [
 _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
+    "LoadError": "ckptool.errors",
     "Policy": "ckptool.policy",
     "open_checkpoint": "ckptool.formats",
 }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
+    from ckptool.commands.load import load
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
@@ -29,6 +30,7 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "lock",
     "lock_all",
     "merge",
@@ -51,6 +53,7 @@ _HOMES = {
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
+    "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",

@@ -1,4 +1,4 @@
-"""CheckpointTensors: the tensors of a checkpoint as a read-only mapping, each made when asked for."""
+"""CheckpointTensors: a checkpoint as a read-only mapping of tensors, made when asked for."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Self

@@ -119,8 +119,10 @@ def check_outcome(
         PlanError: the request refuses it.
     """
     if target_module and planned.diff:
-        source_diff = target_module.predict_load(
-            planned.source, state_only=False, keeps_versions=True
+        source_diff = (
+            planned.diff
+            if planned.result is planned.source
+            else target_module.predict_load(planned.source, state_only=False, keeps_versions=True)
         )
         is_derived = request.plan is None
         request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
