@@ -1,7 +1,7 @@
 """Python text that somebody else wrote, parsed without the warnings meant for its author.
 
-A backslash before a letter that needs none is a warning of Python's parser. It would go to our standard
-error, and be an exception where the caller makes errors of warnings.
+A backslash before a letter that needs none is a warning of Python's parser. It would go to our
+standard error, and be an exception where the caller makes errors of warnings.
 """
 
 import ast
