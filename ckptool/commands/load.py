@@ -12,6 +12,7 @@ from ckptool.commands.target import (
     ModuleOptions,
     PathLike,
     find_target,
+    name_kind,
     open_checkpoint_or_stdin,
 )
 from ckptool.commands.tensors import guard_source
@@ -132,8 +133,7 @@ def require_module(module: object) -> None:
     if isinstance(module, type):
         raise UsageError(f"{module.__qualname__} is a class: give an instance of it")
     if not (hasattr(module, "named_modules") and hasattr(module, "load_state_dict")):
-        kind = "a name" if isinstance(module, str) else f"a {type(module).__name__}"
-        raise UsageError(f"the first argument is a live module, and {kind} was given")
+        raise UsageError(f"load() takes a live module, not {name_kind(module)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -208,7 +208,7 @@ class _LoadJob:
         Raises:
             PlanError: `load_state_dict` raised; the module is put back.
         """
-        from ckptool.loading.accepted_answers import format_in_python
+        from ckptool.loading.accepted_answers import format_question
         from ckptool.loading.module_load import load_into_module
         from ckptool.loading.planned_load import describe_state_choice
         from ckptool.loading.state_dict import build_state_dict, place_tensors
@@ -233,7 +233,7 @@ class _LoadJob:
             LoadedKeys(tuple(keys.missing_keys), tuple(keys.unexpected_keys)),
             judge(findings, self._policy, differs=differs),
             describe_state_choice(planned, self.at),
-            tuple(map(format_in_python, planned.questions)),
+            tuple(map(format_question, planned.questions)),
         )
 
     @property
@@ -243,13 +243,13 @@ class _LoadJob:
 
 def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> LoadError:
     """Return the error whose text is the short form of the report that it has."""
-    from ckptool.loading.accepted_answers import format_in_python
+    from ckptool.loading.accepted_answers import format_in_python, format_question
     from ckptool.migration.plan.open_decisions import UndecidedError
 
     questions: tuple[str, ...] = ()
     reason = str(error).removeprefix(f"{checkpoint.path}: ").removeprefix("not migrated: ")
     if isinstance(error, UndecidedError):
-        questions = tuple(format_in_python(decision.question) for decision in error.decisions)
+        questions = tuple(format_question(decision.question) for decision in error.decisions)
         reason = ""
     report = build_refusal_report(checkpoint, module_name, format_in_python(reason), questions)
     return LoadError(format_short(report), report)

@@ -35,15 +35,15 @@ def load_into_module(
     before = _ModuleState.record(module, with_values=loads_by_own_code(module))
     try:
         keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            _tie_again(module, before)
-        return keys
     except Exception as error:
         remark = before.restore(module)
         raise PlanError(f"{format_exception_line(error)}; {remark}") from error
     except BaseException:  # an interrupt ends the program, and is not ours to replace
         before.restore(module)
         raise
+    if assign:
+        _tie_again(module, before)
+    return keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)
