@@ -156,10 +156,7 @@ class LiveObjects:
         return replace(
             saved,
             states=(state, *others),
-            entries=(
-                *saved.entries,
-                *(PlainEntry(path, text) for path, text in attributes.items()),
-            ),
+            entries=(*saved.entries, *entries),
             contents={**saved.contents, **attributes},
         )
 
