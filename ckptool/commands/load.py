@@ -19,6 +19,7 @@ from ckptool.commands.tensors import guard_source
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.errors import LoadError, PlanError, UsageError
+from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import Checkpoint
@@ -196,7 +197,8 @@ class _LoadJob:
             anonymous_file=self.anonymous_file,
             source_guard=self.source_guard,
         )
-        planned = planner.plan_load()
+        with pause_gc():
+            planned = planner.plan_load()
         require_loadable(planned.diff, strict=self.strict)
         return planned
 
@@ -220,7 +222,9 @@ class _LoadJob:
             state_dict = build_state_dict(planned.draft, reader)
             if assign:
                 place_tensors(state_dict, self.module, placement)
-            keys = load_into_module(self.module, state_dict, strict=self.strict, assign=assign)
+            keys = load_into_module(
+                self.module, state_dict, reader.pages, strict=self.strict, assign=assign
+            )
         finally:
             reader.close()
         if changed := self.source_guard.list_changed():
