@@ -18,6 +18,7 @@ from ckptool.compare.diff_shards import (
     build_shard,
     encode_shard,
 )
+from ckptool.compare.roles import ROLES, parse_role_names
 from ckptool.compare.structural_diff import StructuralDiff, compare_structure
 from ckptool.compare.value_checks import plan_value_checks, run_value_checks
 from ckptool.errors import UsageError
@@ -125,7 +126,17 @@ def diff_files(
         reject_unused_options(elsewhere, "is for files: live objects are in this process alone")
     with open_sources((old, new), replace(limits, contents=True), roles) as (a, b):
         structure = compare_structure(a, b, at)
+        if roles is not None and {*ROLES} - {*parse_role_names(roles)}:
+            structure = _name_left_out(structure, parse_role_names(roles))
         return _compare_values(structure, options, explain, policy, pictures=pictures)
+
+
+def _name_left_out(structure: StructuralDiff, roles: Sequence[str]) -> StructuralDiff:
+    """Return the comparison with what `roles` leaves out among what was not compared."""
+    left_out = f"all that has another role than {' or '.join(roles)}"
+    old_parts, new_parts = structure.remainder.parts
+    parts = ((*old_parts, left_out), (*new_parts, left_out))
+    return replace(structure, remainder=replace(structure.remainder, parts=parts))
 
 
 def _compare_values(

@@ -19,8 +19,8 @@ ROLES: Final[Mapping[str, frozenset[Kind]]] = {
 """Name of a role -> the kinds of tensors that have it."""
 
 
-def parse_roles(roles: Sequence[str] | str) -> frozenset[Kind]:
-    """Return the kinds of the named roles; one role may be given as text.
+def parse_role_names(roles: Sequence[str] | str) -> tuple[str, ...]:
+    """Return the names of roles; one may be given as text.
 
     Raises:
         UsageError: a role does not exist, or none was given.
@@ -30,7 +30,16 @@ def parse_roles(roles: Sequence[str] | str) -> frozenset[Kind]:
     if unknown or not names:
         name = repr(unknown[0]) if unknown else "no role"
         raise UsageError(f"roles=: {name} was given; known are {', '.join(ROLES)}")
-    return frozenset(kind for name in names for kind in ROLES[name])
+    return tuple(names)
+
+
+def parse_roles(roles: Sequence[str] | str) -> frozenset[Kind]:
+    """Return the kinds of tensors that have one of the roles.
+
+    Raises:
+        UsageError: a role does not exist, or none was given.
+    """
+    return frozenset(kind for name in parse_role_names(roles) for kind in ROLES[name])
 
 
 def restrict_to_roles(

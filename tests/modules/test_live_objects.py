@@ -55,7 +55,10 @@ def test_equal_modules_are_identical_and_another_number_is_named():
     assert ckptool.diff(Net(), Net()).verdict == "identical"
     report = ckptool.diff(Net(), Net(scale=2.0))
     assert (report.exit_code, report.changed_entries) == (1, ("scale",))
-    assert ckptool.diff(Net(), Net(scale=2.0), roles=["parameter", "buffer"]).exit_code == 0
+    report = ckptool.diff(Net(), Net(scale=2.0), roles=["parameter", "buffer"])
+    assert (report.exit_code, report.verdict) == (0, "same state")
+    assert "another role than parameter or buffer" in report.skipped[0].reason
+    assert ckptool.diff(Net(), Net(), roles=list(ROLES)).verdict == "identical"
 
 
 @pytest.mark.parametrize("container", ["pth", "safetensors", "dcp"])
