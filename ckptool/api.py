@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
+    from ckptool.commands.run import run
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
 
@@ -34,6 +35,7 @@ __all__ = [
     "migrate",
     "migrate_many",
     "rule",
+    "run",
     "text",
     "textconv",
     "verify",
@@ -55,6 +57,7 @@ _HOMES = {
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
+    "run": "ckptool.commands.run",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
     "verify": "ckptool.commands.verify",

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Explain a rule and how to fix its findings.",
+    "run": "Run a training command, and report what its loads and saves did.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2

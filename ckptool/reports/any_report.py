@@ -35,6 +35,7 @@ from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
+from ckptool.reports.run import RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
 AnyReport = (
@@ -54,6 +55,7 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | RunReport
 )
 
 __all__ = [
@@ -95,6 +97,9 @@ __all__ = [
     "PromiseReport",
     "Report",
     "RuleReport",
+    "RunLoadReport",
+    "RunReport",
+    "RunSaveReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",

@@ -1,0 +1,1 @@
+"""A running command -> TraceRecords: what its loads and saves really did; the parent judges them."""

@@ -1,0 +1,154 @@
+"""Records of all processes -> RunTrace: the same call of several ranks and epochs taken together."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.tracing.records import (
+    AnyRecord,
+    LoadRecord,
+    ProcessRecord,
+    SavedModule,
+    SaveRecord,
+    TrainingObject,
+    UncheckedRecord,
+    UnsavedValue,
+)
+
+T = TypeVar("T")
+
+
+class LoadSite(Struct, frozen=True):
+    """Loads that are the same but for their rank and time."""
+
+    record: LoadRecord
+    count: int
+    ends_process: bool = False
+    """Whether the error of the load ended its process."""
+
+
+class SaveSite(Struct, frozen=True):
+    """Saves by one line of the script of the same modules."""
+
+    record: SaveRecord
+    """The last of them; changes are those of all."""
+    files: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.files)
+
+
+class ObjectSummary(Struct, frozen=True):
+    """What of the training objects is in the files of a run."""
+
+    never_saved: tuple[TrainingObject, ...]
+    saved_kinds: frozenset[str]
+    files: tuple[str, ...]
+
+
+class RunTrace(Struct, frozen=True):
+    """What the loads and saves of a command did."""
+
+    loads: tuple[LoadSite, ...]
+    saves: tuple[SaveSite, ...]
+    objects: ObjectSummary
+    unchecked: tuple[UncheckedRecord, ...]
+    processes: tuple[ProcessRecord, ...]
+
+
+def merge_records(records: Iterable[AnyRecord], exit_code: int = 0) -> RunTrace:
+    """Merge the records of a command.
+
+    Args:
+        records: each process's in its order.
+        exit_code: that of the command; 0 means that no error ended it.
+    """
+    record_list = list(records)
+    saves = [record for record in record_list if isinstance(record, SaveRecord)]
+    unchecked = [record for record in record_list if isinstance(record, UncheckedRecord)]
+    return RunTrace(
+        loads=_merge_loads(record_list, exit_code),
+        saves=_merge_saves(saves),
+        objects=_summarize_objects(saves),
+        unchecked=tuple(_drop_duplicates(unchecked)),
+        processes=tuple(record for record in record_list if isinstance(record, ProcessRecord)),
+    )
+
+
+def _forget_process(record: T) -> T:
+    return replace(record, rank=0, process=0)  # type: ignore[type-var]
+
+
+def _drop_duplicates(records: Iterable[T]) -> list[T]:
+    unique: list[T] = []
+    for record in map(_forget_process, records):
+        if record not in unique:
+            unique.append(record)
+    return unique
+
+
+def _merge_loads(records: Sequence[AnyRecord], exit_code: int) -> tuple[LoadSite, ...]:
+    last_of_process = {record.process: record for record in records}
+    sites: dict[tuple[object, ...], LoadSite] = {}
+    for record in sorted(records, key=lambda record: record.rank):
+        if not isinstance(record, LoadRecord):
+            continue
+        is_last = last_of_process[record.process] is record
+        ends = bool(record.error) and is_last and exit_code != 0
+        key = (
+            *(record.where, record.module, record.file, record.at, record.error, record.is_strict),
+            *(record.missing_keys, record.unexpected_keys, record.mismatches),
+            tuple(unsaved.path for unsaved in record.unsaved),
+        )
+        known = sites.get(key)
+        sites[key] = LoadSite(
+            record if known is None else known.record,
+            1 if known is None else known.count + 1,
+            ends_process=ends or (known is not None and known.ends_process),
+        )
+    return tuple(sites.values())
+
+
+def _merge_saves(saves: Sequence[SaveRecord]) -> tuple[SaveSite, ...]:
+    groups: dict[tuple[object, ...], list[SaveRecord]] = {}
+    for record in saves:
+        key = (
+            *(record.where, record.saver, record.error),
+            tuple((module.module, module.at) for module in record.modules),
+        )
+        groups.setdefault(key, []).append(record)
+    return tuple(_join_saves(group) for group in groups.values())
+
+
+def _join_saves(records: Sequence[SaveRecord]) -> SaveSite:
+    last = records[-1]
+    modules = tuple(
+        _join_modules([record.modules[index] for record in records])
+        for index in range(len(last.modules))
+    )
+    files = dict.fromkeys(record.file for record in records)
+    return SaveSite(replace(last, modules=modules), tuple(files))
+
+
+def _join_modules(modules: Sequence[SavedModule]) -> SavedModule:
+    changed: dict[tuple[str, str], UnsavedValue] = {}
+    for module in modules:
+        changed |= {(unsaved.path, unsaved.kind): unsaved for unsaved in module.changed}
+    return replace(modules[-1], changed=tuple(changed.values()))
+
+
+def _summarize_objects(saves: Sequence[SaveRecord]) -> ObjectSummary:
+    saved = {(save.process, item.number): item for save in saves for item in save.saved_objects}
+    never: dict[tuple[str, str, str], TrainingObject] = {}
+    for save in saves:
+        for item in save.unsaved_objects:
+            if (save.process, item.number) not in saved:
+                never.setdefault((item.kind, item.owner, item.where), item)
+    return ObjectSummary(
+        tuple(never.values()),
+        frozenset(item.kind for item in saved.values()),
+        tuple(dict.fromkeys(save.file for save in saves)),
+    )
