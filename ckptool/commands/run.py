@@ -48,11 +48,18 @@ def judge_records(
     records: Iterable[AnyRecord],
     policy: Policy,
     *,
-    command_exit_code: int = 0,
+    command_exit_code: int | None = None,
     fails_on_findings: bool = True,
 ) -> RunReport:
-    """Judge what the processes of a command recorded."""
-    trace = merge_records(records, command_exit_code)
+    """Judge what the processes of a command recorded.
+
+    Args:
+        records: each process's in its order.
+        policy: reported findings, and the level from which they fail.
+        command_exit_code: that of the command; None if there is no command, as in a test session.
+        fails_on_findings: whether findings that fail make the exit code 1 where the command's is 0.
+    """
+    trace = merge_records(records)
     verdict = judge(sort_findings(_iter_findings(trace)), policy)
     has_failed = fails_on_findings and verdict.exit_code is ExitCode.FAILED
     return build_run_report(
@@ -60,7 +67,7 @@ def judge_records(
         verdict,
         command_exit_code,
         exit_code=command_exit_code or int(has_failed),
-        skipped=() if trace.processes or trace.loads or trace.saves else (_NO_TORCH,),
+        skipped=() if trace.processes or command_exit_code is None else (_NO_TORCH,),
     )
 
 

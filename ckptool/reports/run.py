@@ -56,8 +56,9 @@ class RunSaveReport(Struct, frozen=True, kw_only=True):
 
 class RunReport(Report, frozen=True, kw_only=True):
     verdict: str
-    command_exit_code: int
-    """Exit code of the traced command; 128 and the number of a signal that ended it."""
+    command_exit_code: int | None
+    """Exit code of the traced command; 128 and the number of a signal that ended it. None of a
+    test session."""
     processes: int
     """Processes that imported torch."""
     loads: tuple[RunLoadReport, ...]
@@ -67,7 +68,7 @@ class RunReport(Report, frozen=True, kw_only=True):
 def build_run_report(
     trace: RunTrace,
     verdict: Verdict,
-    command_exit_code: int,
+    command_exit_code: int | None,
     *,
     exit_code: int,
     skipped: Iterable[Skipped] = (),

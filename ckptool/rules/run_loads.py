@@ -11,6 +11,11 @@ from ckptool.tracing.merge import LoadSite
 from ckptool.tracing.records import LoadRecord, UnsavedValue
 
 _MAX_LISTED: Final = 3
+_OUTCOMES: Final = {
+    True: "the process ended",
+    False: "the script went on",
+    None: "it is not known whether the script went on",
+}
 _BUFFER_KINDS: Final = frozenset({str(Kind.NON_PERSISTENT_BUFFER)})
 
 
@@ -109,7 +114,7 @@ def find_failed_loads(site: LoadSite) -> Iterator[RuleHit]:
     yield hit(
         next(iter(keys), ""),
         **_build_load_facts(record),
-        outcome="the run ended" if site.ends_process else "the script went on",
+        outcome=_OUTCOMES[site.ends_process],
         error=summarize_message(record.error),
         remedy=_format_diff_advice(record),
     )

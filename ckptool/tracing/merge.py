@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ckptool.tracing.records import (
     AnyRecord,
+    EndRecord,
     LoadRecord,
     ProcessRecord,
     SavedModule,
@@ -25,8 +26,8 @@ class LoadSite(Struct, frozen=True):
 
     record: LoadRecord
     count: int
-    ends_process: bool = False
-    """Whether the error of the load ended its process."""
+    ends_process: bool | None = False
+    """Whether the error of the load ended its process; None if that is not known."""
 
 
 class SaveSite(Struct, frozen=True):
@@ -59,18 +60,13 @@ class RunTrace(Struct, frozen=True):
     processes: tuple[ProcessRecord, ...]
 
 
-def merge_records(records: Iterable[AnyRecord], exit_code: int = 0) -> RunTrace:
-    """Merge the records of a command.
-
-    Args:
-        records: each process's in its order.
-        exit_code: that of the command; 0 means that no error ended it.
-    """
+def merge_records(records: Iterable[AnyRecord]) -> RunTrace:
+    """Merge the records of a command, each process's in its order."""
     record_list = list(records)
     saves = [record for record in record_list if isinstance(record, SaveRecord)]
     unchecked = [record for record in record_list if isinstance(record, UncheckedRecord)]
     return RunTrace(
-        loads=_merge_loads(record_list, exit_code),
+        loads=_merge_loads(record_list),
         saves=_merge_saves(saves),
         objects=_summarize_objects(saves),
         unchecked=tuple(_drop_duplicates(unchecked)),
@@ -90,26 +86,34 @@ def _drop_duplicates(records: Iterable[T]) -> list[T]:
     return unique
 
 
-def _merge_loads(records: Sequence[AnyRecord], exit_code: int) -> tuple[LoadSite, ...]:
-    last_of_process = {record.process: record for record in records}
+def _merge_loads(records: Sequence[AnyRecord]) -> tuple[LoadSite, ...]:
     sites: dict[tuple[object, ...], LoadSite] = {}
-    for record in sorted(records, key=lambda record: record.rank):
-        if not isinstance(record, LoadRecord):
-            continue
-        is_last = last_of_process[record.process] is record
-        ends = bool(record.error) and is_last and exit_code != 0
+    loads = [record for record in records if isinstance(record, LoadRecord)]
+    for record in sorted(loads, key=lambda load: load.rank):
         key = (
             *(record.where, record.module, record.file, record.at, record.error, record.is_strict),
             *(record.missing_keys, record.unexpected_keys, record.mismatches),
             tuple(unsaved.path for unsaved in record.unsaved),
         )
         known = sites.get(key)
-        sites[key] = LoadSite(
-            record if known is None else known.record,
-            1 if known is None else known.count + 1,
-            ends_process=ends or (known is not None and known.ends_process),
+        sites[key] = (
+            LoadSite(record, 1, _ends_process(record, records))
+            if known is None
+            else replace(known, count=known.count + 1)
         )
     return tuple(sites.values())
+
+
+def _ends_process(record: LoadRecord, records: Sequence[AnyRecord]) -> bool | None:
+    """Return whether the error of a load ended its process, by what the process recorded later."""
+    if not record.error:
+        return False
+    process_records = [other for other in records if other.process == record.process]
+    later = process_records[process_records.index(record) + 1 :]
+    ends = [other for other in later if isinstance(other, EndRecord)]
+    if ends:
+        return any(record.error in error for error in ends[-1].errors)
+    return False if later else None
 
 
 def _merge_saves(saves: Sequence[SaveRecord]) -> tuple[SaveSite, ...]:
@@ -118,6 +122,7 @@ def _merge_saves(saves: Sequence[SaveRecord]) -> tuple[SaveSite, ...]:
         key = (
             *(record.where, record.saver, record.error),
             tuple((module.module, module.at) for module in record.modules),
+            tuple((item.kind, item.owner) for item in record.saved_objects),
         )
         groups.setdefault(key, []).append(record)
     return tuple(_join_saves(group) for group in groups.values())

@@ -66,7 +66,7 @@ class ModuleStates:
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[nn.Module], ModuleState | None]] = {}
-        self._copied: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._copies: dict[int, weakref.ref[nn.Module]] = {}
 
     def record_built(self, module: "nn.Module") -> None:
         """Record the state of a module whose construction has ended; parts of it are covered.
@@ -87,12 +87,13 @@ class ModuleStates:
 
     def record_copied(self, module: "nn.Module") -> None:
         """Record a module that was copied or unpickled: its state counts from its first use."""
-        self._copied.add(module)
+        self._copies[id(module)] = weakref.ref(module)
         self._entries[id(module)] = (weakref.ref(module), None)
 
     def is_copy(self, module: "nn.Module") -> bool:
         """Whether `module` was copied or unpickled."""
-        return module in self._copied
+        reference = self._copies.get(id(module))
+        return reference is not None and reference() is module
 
     def list_modules(self) -> "list[nn.Module]":
         """Return the live modules, each that is no part of another one by construction."""

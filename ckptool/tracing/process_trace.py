@@ -4,6 +4,7 @@ A wrapper calls the original with the arguments that it was given, and returns o
 does. Whatever goes wrong in between is recorded as not checked, and the run goes on.
 """
 
+import atexit
 import functools
 import os
 import sys
@@ -17,13 +18,13 @@ from msgspec.structs import replace
 
 from ckptool.tracing.records import (
     AnyRecord,
-    LoadRecord,
+    EndRecord,
     ProcessRecord,
-    SaveRecord,
     UncheckedRecord,
 )
 
 _MAX_ERROR_CHARS: Final = 2000
+_MAX_CAUSES: Final = 20
 
 
 class RecordSink(Protocol):
@@ -134,13 +135,10 @@ def wrap_functions(name: str) -> None:
 
 
 @contextmanager
-def trace_process() -> "Iterator[list[AnyRecord]]":
-    """Trace this process itself; the list grows with each load and save."""
-    from ckptool.tracing.record_files import RecordList
-
+def trace_process(sink: RecordSink) -> Iterator[None]:
+    """Trace this process itself: each load and save is written to `sink`."""
     import_module("torch")
     import_module("safetensors.torch")
-    sink = RecordList()
     previous, _ACTIVE.trace = _ACTIVE.trace, ProcessTrace(sink)
     from ckptool.tracing.wrapped_functions import HOOKED_MODULES
 
@@ -149,7 +147,7 @@ def trace_process() -> "Iterator[list[AnyRecord]]":
         if name in sys.modules:
             wrap_functions(name)
     try:
-        yield sink.records
+        yield
     finally:
         _ACTIVE.trace = previous
         for name in {*_WRAPPED} - wrapped_before:
@@ -158,6 +156,7 @@ def trace_process() -> "Iterator[list[AnyRecord]]":
 
 
 def _record_process(trace: ProcessTrace) -> None:
+    atexit.register(_record_end, trace)
     version = str(getattr(sys.modules["torch"], "__version__", ""))
     words = getattr(sys, "orig_argv", sys.argv)
     trace.observe(
@@ -167,12 +166,11 @@ def _record_process(trace: ProcessTrace) -> None:
     )
 
 
-__all__ = [
-    "LoadRecord",
-    "ProcessTrace",
-    "SaveRecord",
-    "get_active_trace",
-    "trace_process",
-    "wrap_functions",
-    "wrap_module",
-]
+def _record_end(trace: ProcessTrace) -> None:
+    errors: list[str] = []
+    error: BaseException | None = getattr(sys, "last_value", None)
+    while error is not None and len(errors) < _MAX_CAUSES:
+        errors.append(str(error)[:_MAX_ERROR_CHARS])
+        error = error.__cause__ or error.__context__
+    trace.observe("the end of a process", trace.write_record, EndRecord(errors=tuple(errors)))
+

@@ -141,4 +141,11 @@ class ProcessRecord(TraceRecord, frozen=True, kw_only=True):
     torch_version: str
 
 
-AnyRecord = LoadRecord | SaveRecord | UncheckedRecord | ProcessRecord
+class EndRecord(TraceRecord, frozen=True, kw_only=True):
+    """The end of a process that Python itself ended: not by a signal, nor by os._exit()."""
+
+    errors: tuple[str, ...] = ()
+    """Messages of the exception that nothing caught, and of those that led to it."""
+
+
+AnyRecord = LoadRecord | SaveRecord | UncheckedRecord | ProcessRecord | EndRecord

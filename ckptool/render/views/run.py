@@ -14,8 +14,9 @@ def build_blocks(report: RunReport, options: RenderOptions) -> Iterator[Block]:
     yield VerdictBlock(report.verdict, any(finding.fails for finding in report.findings))
     if options.verbosity < 0:
         return
-    ended = f"the command ended with exit code {report.command_exit_code}"
-    yield LinesBlock((f"{ended}; {_count_processes(report.processes)}",))
+    if report.command_exit_code is not None:
+        ended = f"the command ended with exit code {report.command_exit_code}"
+        yield LinesBlock((f"{ended}; {_count_processes(report.processes)}",))
     if report.loads:
         headers = ("module", "from", Column("outcome", ColumnKind.PROSE), "by")
         rows = [
@@ -46,9 +47,10 @@ def _name_source(load: RunLoadReport) -> str:
 
 
 def _format_outcome(load: RunLoadReport) -> str:
-    if load.error:
-        return f"failed: {summarize_message(load.error)}"
     counts = [f"{load.matched} keys match" if load.matched != 1 else "1 key matches"]
+    if load.error:
+        has_counts = load.missing or load.unexpected or load.mismatched
+        counts = ["failed" if has_counts else f"failed: {summarize_message(load.error)}"]
     counts += [f"{load.missing} missing"] if load.missing else []
     counts += [f"{load.unexpected} unexpected"] if load.unexpected else []
     counts += [pluralize_mismatches(load.mismatched)] if load.mismatched else []
