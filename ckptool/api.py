@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
+    from ckptool.commands.load import load
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
     from ckptool.commands.run import run
+    from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
 
@@ -29,6 +31,7 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "lock",
     "lock_all",
     "merge",
@@ -36,6 +39,7 @@ __all__ = [
     "migrate_many",
     "rule",
     "run",
+    "tensors",
     "text",
     "textconv",
     "verify",
@@ -51,6 +55,7 @@ _HOMES = {
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
+    "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",
@@ -58,6 +63,7 @@ _HOMES = {
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
     "run": "ckptool.commands.run",
+    "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
     "verify": "ckptool.commands.verify",
