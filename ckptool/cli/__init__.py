@@ -149,7 +149,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
-    from ckptool.cli.progress import close_progress
+    from ckptool.cli.outputs.progress import close_progress
 
     close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)

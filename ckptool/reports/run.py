@@ -14,6 +14,7 @@ from ckptool.reports.common import (
     build_skipped_reports,
 )
 from ckptool.tracing.merge import LoadSite, RunTrace, SaveSite
+from ckptool.tracing.resume_check import ResumeComparison
 
 
 class RunLoadReport(Struct, frozen=True, kw_only=True):
@@ -54,6 +55,23 @@ class RunSaveReport(Struct, frozen=True, kw_only=True):
     error: str
 
 
+class ResumeReport(Struct, frozen=True, kw_only=True):
+    """An interrupted and resumed run against an uninterrupted one."""
+
+    checkpoint: str
+    """File that was resumed from, "" if there was none."""
+    file: str
+    """File that both runs saved next, "" if nothing was compared."""
+    compared: int
+    """Tensors and plain values of that file."""
+    differing: tuple[str, ...]
+    """Key paths of those that differ."""
+    random: tuple[str, ...]
+    """Key paths that differ between two uninterrupted runs already."""
+    reason: str
+    """Why nothing was compared, "" if it was."""
+
+
 class RunReport(Report, frozen=True, kw_only=True):
     verdict: str
     command_exit_code: int | None
@@ -63,6 +81,8 @@ class RunReport(Report, frozen=True, kw_only=True):
     """Processes that imported torch."""
     loads: tuple[RunLoadReport, ...]
     saves: tuple[RunSaveReport, ...]
+    resume: ResumeReport | None = None
+    """None without --resume-check."""
 
 
 def build_run_report(
@@ -71,6 +91,7 @@ def build_run_report(
     command_exit_code: int | None,
     *,
     exit_code: int,
+    resume: ResumeReport | None = None,
     skipped: Iterable[Skipped] = (),
 ) -> RunReport:
     """Build the report of a traced command; `exit_code` is what `ckptool run` exits with."""
@@ -86,6 +107,19 @@ def build_run_report(
         processes=len(trace.processes),
         loads=tuple(map(_build_load_report, trace.loads)),
         saves=tuple(map(_build_save_report, trace.saves)),
+        resume=resume,
+    )
+
+
+def build_resume_report(comparison: ResumeComparison) -> ResumeReport:
+    save = comparison.save
+    return ResumeReport(
+        checkpoint=comparison.checkpoint,
+        file=save.file if save is not None else "",
+        compared=save.saved_count if save is not None else 0,
+        differing=save.saved_differences if save is not None else (),
+        random=save.random_names if save is not None else (),
+        reason=comparison.reason,
     )
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from ckptool.tracing.records import (
     AnyRecord,
-    EndRecord,
+    ProcessEndRecord,
     LoadRecord,
     ProcessRecord,
     SavedModule,
@@ -95,11 +95,11 @@ def _merge_loads(records: Sequence[AnyRecord]) -> tuple[LoadSite, ...]:
             *(record.missing_keys, record.unexpected_keys, record.mismatches),
             tuple(unsaved.path for unsaved in record.unsaved),
         )
-        known = sites.get(key)
+        site = sites.get(key)
         sites[key] = (
             LoadSite(record, 1, _ends_process(record, records))
-            if known is None
-            else replace(known, count=known.count + 1)
+            if site is None
+            else replace(site, count=site.count + 1)
         )
     return tuple(sites.values())
 
@@ -110,7 +110,7 @@ def _ends_process(record: LoadRecord, records: Sequence[AnyRecord]) -> bool | No
         return False
     process_records = [other for other in records if other.process == record.process]
     later = process_records[process_records.index(record) + 1 :]
-    ends = [other for other in later if isinstance(other, EndRecord)]
+    ends = [other for other in later if isinstance(other, ProcessEndRecord)]
     if ends:
         return any(record.error in error for error in ends[-1].errors)
     return False if later else None

@@ -131,6 +131,10 @@ class ModuleStates:
             texts = {**baseline.texts, **{path: after.texts[path] for path in changed}}
             self._entries[id(module)] = (weakref.ref(module), ModuleState(snapshot, texts))
 
+    def keeps_value(self, path: str, value: PythonValue) -> bool:
+        """Whether a plain value is of a user's class, and no setting of a framework."""
+        return not _is_of_library(value.owner) and not _SETTING_NAMES & {*path.split(".")}
+
     def take_state(self, module: "nn.Module") -> ModuleState:
         with torch_unobserved():
             return _take_state(module, list_unsaved_tensors(module))
@@ -403,8 +407,8 @@ def locate_assignment(cls: type, attribute: str) -> tuple[str, str]:
         except (OSError, TypeError):
             continue
         for offset, line in enumerate(lines):
-            target, _, rest = line.strip().partition("=")
+            target, _, assigned_text = line.strip().partition("=")
             name = target.partition(":")[0].strip()
-            if name == f"self.{attribute}" and rest[:1] != "=":
+            if name == f"self.{attribute}" and assigned_text[:1] != "=":
                 return format_location(file, first + offset), name
     return "", ""

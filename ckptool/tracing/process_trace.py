@@ -12,16 +12,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec.structs import replace
 
 from ckptool.tracing.records import (
     AnyRecord,
-    EndRecord,
+    ProcessEndRecord,
     ProcessRecord,
     UncheckedRecord,
 )
+
+if TYPE_CHECKING:
+    from ckptool.tracing.resume_states import ResumeStates
 
 _MAX_ERROR_CHARS: Final = 2000
 _MAX_CAUSES: Final = 20
@@ -45,6 +48,7 @@ class ProcessTrace:
         self.states = ModuleStates()
         self.origins = TensorOrigins()
         self.objects = TrainingObjects()
+        self.resume_states: ResumeStates | None = None
         self._local = threading.local()
         self._reported: set[str] = set()
 
@@ -109,6 +113,7 @@ def wrap_module(name: str) -> None:
 
         _ACTIVE.trace = ProcessTrace(RecordWriter(os.environ["CKPTOOL_TRACE"]))
         _record_process(_ACTIVE.trace)
+        _ACTIVE.trace.observe("the states of --resume-check", _begin_resume_states, _ACTIVE.trace)
     wrap_functions(name)
 
 
@@ -166,11 +171,19 @@ def _record_process(trace: ProcessTrace) -> None:
     )
 
 
+def _begin_resume_states(trace: ProcessTrace) -> None:
+    mode = os.environ.get("CKPTOOL_TRACE_STATES")
+    if mode:
+        from ckptool.tracing.resume_states import ResumeStates
+
+        trace.resume_states = ResumeStates(stops=mode == "stop")
+
+
 def _record_end(trace: ProcessTrace) -> None:
     errors: list[str] = []
     error: BaseException | None = getattr(sys, "last_value", None)
     while error is not None and len(errors) < _MAX_CAUSES:
         errors.append(str(error)[:_MAX_ERROR_CHARS])
         error = error.__cause__ or error.__context__
-    trace.observe("the end of a process", trace.write_record, EndRecord(errors=tuple(errors)))
+    trace.observe("the end of a process", trace.write_record, ProcessEndRecord(errors=tuple(errors)))
 

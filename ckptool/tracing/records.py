@@ -141,11 +141,32 @@ class ProcessRecord(TraceRecord, frozen=True, kw_only=True):
     torch_version: str
 
 
-class EndRecord(TraceRecord, frozen=True, kw_only=True):
+class ProcessEndRecord(TraceRecord, frozen=True, kw_only=True):
     """The end of a process that Python itself ended: not by a signal, nor by os._exit()."""
 
     errors: tuple[str, ...] = ()
     """Messages of the exception that nothing caught, and of those that led to it."""
 
 
-AnyRecord = LoadRecord | SaveRecord | UncheckedRecord | ProcessRecord | EndRecord
+class SavedStateRecord(TraceRecord, frozen=True, kw_only=True):
+    """What a saved object and the live objects were at a save, as digests: for --resume-check."""
+
+    file: str
+    step_count: int
+    """Optimizer steps of the process so far."""
+    has_model: bool
+    """Whether the object has the state of a live module."""
+    saved: dict[str, str]
+    """Key path of a leaf of the saved object -> digest of its content."""
+    live: dict[str, str]
+    """State that no state_dict holds, and random states -> digest or value."""
+
+
+AnyRecord = (
+    LoadRecord
+    | SaveRecord
+    | UncheckedRecord
+    | ProcessRecord
+    | ProcessEndRecord
+    | SavedStateRecord
+)

@@ -17,6 +17,7 @@ from ckptool.tracing.record_files import read_records
 from ckptool.tracing.records import AnyRecord
 
 STARTUP_FOLDER: Final = Path(__file__).parent / "startup"
+_NOTHING: Final = subprocess.DEVNULL
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 _OWN_PACKAGES: Final = ("ckptool", "msgspec", "blake3")
 
@@ -27,10 +28,16 @@ class TracedRun(Struct, frozen=True):
     exit_code: int
     """As a shell gives it: 128 and the number of the signal that ended it."""
     records: tuple[AnyRecord, ...]
+    error_text: str = ""
+    """What it wrote to standard error, if its streams were not passed through."""
 
 
 def run_traced(
-    words: Sequence[str], *, folder: Path | None = None, settings: Mapping[str, str] = {}
+    words: Sequence[str],
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, str] = {},
+    is_shown: bool = True,
 ) -> TracedRun:
     """Run a command with its own standard streams, and return what its processes recorded.
 
@@ -40,20 +47,36 @@ def run_traced(
         words: the command.
         folder: where it is run; None is the current folder.
         settings: further environment variables.
+        is_shown: whether its streams are those of this process; otherwise it has no input, and
+            what it prints is dropped, but for the errors.
 
     Raises:
         UsageError: it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="ckptool-run-") as trace_folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="ckptool-run-") as trace_folder,
+        tempfile.TemporaryFile() as error_file,
+    ):
         environment = {**build_environment(trace_folder), **settings}
         sys.stdout.flush()
+        streams = (None, None, None) if is_shown else (_NOTHING, _NOTHING, error_file)
         try:
-            process = subprocess.Popen(words, env=environment, cwd=folder)  # noqa: S603 (the user's)
+            process = subprocess.Popen(  # noqa: S603 (the user's own command)
+                words,
+                env=environment,
+                cwd=folder,
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+            )
         except OSError as error:
             raise UsageError(f"{words[0]}: {error.strerror or error}") from error
         return_code = _wait_for(process)
         records = tuple(read_records(Path(trace_folder)))
-    return TracedRun(128 - return_code if return_code < 0 else return_code, records)
+        error_file.seek(0)
+        error_text = error_file.read().decode(errors="replace")
+    exit_code = 128 - return_code if return_code < 0 else return_code
+    return TracedRun(exit_code, records, error_text)
 
 
 def build_environment(trace_folder: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.tracing.construction import call_after_construction
 from ckptool.tracing.load_facts import (
@@ -373,7 +374,7 @@ def _save_observed(
         raise
     finally:
         if record is not None:
-            trace.observe("a save", _end_save, trace, record, error)
+            trace.observe("a save", _end_save, trace, record, error, content)
 
 
 def _name_function(function: Function) -> str:
@@ -404,7 +405,9 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
     )
 
 
-def _end_save(trace: ProcessTrace, record: SaveRecord, error: str) -> None:
-    from msgspec.structs import replace
-
+def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any) -> None:
     trace.write_record(replace(record, error=error))
+    if trace.resume_states is not None and not error:
+        trace.write_record(
+            trace.resume_states.describe_save(record.file, content, trace, bool(record.modules))
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 from ckptool.phrases import pluralize, pluralize_mismatches, summarize_message
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import Block, Column, ColumnKind, LinesBlock, VerdictBlock, build_table
-from ckptool.reports.run import RunLoadReport, RunReport, RunSaveReport
+from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 
 
 def build_blocks(report: RunReport, options: RenderOptions) -> Iterator[Block]:
@@ -17,6 +17,8 @@ def build_blocks(report: RunReport, options: RenderOptions) -> Iterator[Block]:
     if report.command_exit_code is not None:
         ended = f"the command ended with exit code {report.command_exit_code}"
         yield LinesBlock((f"{ended}; {_count_processes(report.processes)}",))
+    if report.resume is not None and not report.resume.reason:
+        yield LinesBlock((_format_resume(report.resume),))
     if report.loads:
         headers = ("module", "from", Column("outcome", ColumnKind.PROSE), "by")
         rows = [
@@ -28,6 +30,12 @@ def build_blocks(report: RunReport, options: RenderOptions) -> Iterator[Block]:
         headers = ("file", Column("contains", ColumnKind.PROSE), "by")
         rows = [(_name_files(save), _format_content(save), save.where) for save in report.saves]
         yield build_table("Saves", headers, rows, options)
+
+
+def _format_resume(resume: ResumeReport) -> str:
+    same_count = resume.compared - len(resume.differing) - len(resume.random)
+    outcome = f"{same_count:,} of {pluralize(resume.compared, 'value')} are the same"
+    return f"resumed from {resume.checkpoint}, and compared at {resume.file}: {outcome}"
 
 
 def _count_processes(count: int) -> str:

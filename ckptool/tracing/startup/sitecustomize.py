@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib is slow here)
+_STARTUP_FOLDER = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib is slow here)
 _OWN_PACKAGES = frozenset({"ckptool", "msgspec", "blake3"})
 _HOOKED_MODULES = frozenset(
     {
@@ -115,5 +115,5 @@ def _import_next() -> None:
 if os.environ.get("CKPTOOL_TRACE"):
     sys.meta_path.insert(0, TorchHook())  # type: ignore[arg-type]
     sys.meta_path.append(OwnPackageFinder())  # type: ignore[arg-type]
-sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _STARTUP_FOLDER]  # noqa: PTH100
 _import_next()

@@ -6,7 +6,7 @@ from typing import Final
 from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.rules.run_loads import describe_kind
+from ckptool.rules.runs.loads import describe_kind
 from ckptool.tracing.merge import ObjectSummary, SaveSite
 from ckptool.tracing.records import SavedModule, UnsavedValue
 
@@ -21,7 +21,7 @@ _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"
         name="changed-state-not-saved",
         level=Level.ERROR,
         summary="`{key}` of {owner} changed since it was built, and is not in {target}",
-        detail="it is {what}{change}; {saver} wrote the state_dict{at}",
+        detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
         why=(
             "A new process builds the module with the value of the constructor, and the "
             "state_dict does not change it: the model that is loaded is not the one that was "
@@ -54,7 +54,7 @@ def find_changed_tensors_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         name="changed-value-not-saved",
         level=Level.WARNING,
         summary="`{key}` of {owner} changed since it was built, and is not in {target}",
-        detail="it is {what}{change}; {saver} wrote the state_dict{at}",
+        detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
         why=(
             "Counters and flags that are plain Python values are what the constructor makes them "
             "in a new process: a warm-up runs again, data-dependent set-up runs over the loaded "
@@ -154,9 +154,9 @@ def _iter_changed(site: SaveSite) -> Iterator[tuple[SavedModule, UnsavedValue]]:
 
 
 def _build_change_hit(site: SaveSite, unsaved: UnsavedValue) -> RuleHit:
-    change = f", {unsaved.text}"
+    change = unsaved.text
     if unsaved.old_text:
-        change = f": {unsaved.old_text} when it was built, {unsaved.text} when it was saved"
+        change = f"{unsaved.old_text} when it was built, {unsaved.text} when it was saved"
     return hit(
         unsaved.path,
         Level.ERROR if unsaved.is_flag else None,

@@ -26,7 +26,7 @@ _BUFFER_KINDS: Final = frozenset({str(Kind.NON_PERSISTENT_BUFFER)})
         name="load-left-keys-out",
         level=Level.WARNING,
         summary="{module} was loaded without {count}: {keys}",
-        detail="they are not in {source}, and {loader}{how} went on{at}",
+        detail="they are not in {source}, and {loader} went on{at}",
         why=(
             "strict=False turns a missing key into a return value that few scripts read. The "
             "module trains or predicts with the initial values of these tensors."
@@ -61,7 +61,7 @@ def find_keys_left_out(site: LoadSite) -> Iterator[RuleHit]:
         name="load-ignored-keys",
         level=Level.WARNING,
         summary="{count} of {source} went nowhere when {module} was loaded: {keys}",
-        detail="the module has no such tensors, and {loader}{how} went on{at}",
+        detail="the module has no such tensors, and {loader} went on{at}",
         why=(
             "strict=False drops what the module does not know. Where a key was renamed, its "
             "weights are in the file and not in the module."
@@ -204,7 +204,7 @@ def find_state_on_other_device(site: LoadSite) -> Iterator[RuleHit]:
         name="load-untied-weights",
         level=Level.WARNING,
         summary="`{key}` of {module} was tied to {others} before the load, and is not any more",
-        detail="{loader}{how} gave each name a tensor of its own{at}",
+        detail="{loader} gave each name a tensor of its own{at}",
         why=(
             "Tied weights that are loaded with assign=True become two parameters: they take twice "
             "the memory, and training moves them apart."
@@ -244,12 +244,18 @@ def describe_kind(unsaved: UnsavedValue) -> str:
 def _build_load_facts(record: LoadRecord) -> dict[str, object]:
     return {
         "module": record.module,
-        "loader": record.loader,
-        "how": "" if record.is_strict or record.loader == "from_pretrained()" else " strict=False",
+        "loader": _name_loader(record),
         "source": name_command_file(record.file) or "the mapping",
         "at": f" at {record.where}" if record.where else "",
         "where": record.where,
     }
+
+
+def _name_loader(record: LoadRecord) -> str:
+    """Return the call: "load_state_dict(strict=False)"."""
+    if record.is_strict or record.loader == "from_pretrained()":
+        return record.loader
+    return record.loader.replace("()", "(strict=False)")
 
 
 def _join_keys(keys: tuple[str, ...], count: int) -> str:
