@@ -49,7 +49,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     training_state,
     values,
 )
-from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
+from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 
 __all__ = ["RULES", "Finding", "Level", "Rule", "run_rules"]

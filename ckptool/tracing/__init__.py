@@ -1,1 +1,1 @@
-"""A running command -> TraceRecords: what its loads and saves really did; the parent judges them."""
+"""A running command -> TraceRecords: what its loads and saves did; the parent judges them."""

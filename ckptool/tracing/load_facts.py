@@ -71,9 +71,7 @@ def compare_keys(
         return LoadKeys(
             tuple(incompatible.missing_keys), tuple(incompatible.unexpected_keys), mismatches
         )
-    extra_keys = {
-        key for key in mapping if isinstance(key, str) and key.endswith("_extra_state")
-    }
+    extra_keys = {key for key in mapping if key.endswith("_extra_state")}
     return LoadKeys(
         tuple(key for key in saved_tensors if key not in mapping),
         tuple(key for key in mapping if key not in saved_tensors and key not in extra_keys),

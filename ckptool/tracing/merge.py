@@ -1,4 +1,4 @@
-"""Records of all processes -> RunTrace: the same call of several ranks and epochs taken together."""
+"""Records of all processes -> RunTrace: the same call of several ranks and epochs together."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from ckptool.tracing.records import (
     AnyRecord,
-    ProcessEndRecord,
     LoadRecord,
+    ProcessEndRecord,
     ProcessRecord,
     SavedModule,
     SaveRecord,

@@ -159,9 +159,7 @@ class ModuleStates:
             if not _is_of_library(get_qualified_name(type(found_tensor.owner)))
         )
 
-    def find_changed(
-        self, module: "nn.Module"
-    ) -> tuple[list[tuple[UnsavedValue, Any]], bool]:
+    def find_changed(self, module: "nn.Module") -> tuple[list[tuple[UnsavedValue, Any]], bool]:
         """Return what changed since `module` was built, each with its value now.
 
         Returns:
@@ -206,8 +204,7 @@ class ModuleStates:
         return changes, True
 
     def _find_baseline(self, module: "nn.Module") -> ModuleState | None:
-        """Return the recorded state of `module`, also where it was recorded as a part or a whole.
-        """
+        """Return the recorded state of `module`, also of a part or a whole that was recorded."""
         entry = self._entries.get(id(module))
         if entry is not None and entry[0]() is module and entry[1] is not None:
             return entry[1]

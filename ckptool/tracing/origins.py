@@ -57,6 +57,7 @@ class TensorOrigins:
         import torch
         from torch.multiprocessing.reductions import StorageWeakRef
 
+        make_reference: Any = StorageWeakRef
         self._drop_freed()
         for place, value in iter_places(content):
             if not isinstance(value, torch.Tensor):
@@ -66,8 +67,8 @@ class TensorOrigins:
                 continue
             entry = self._entries.get(address)
             if entry is None or entry[0].expired():
-                entry = self._entries[address] = (StorageWeakRef(value.untyped_storage()), [])
-            entry[1].append((value.storage_offset(), TensorOrigin(file, place)))
+                entry = self._entries[address] = (make_reference(value.untyped_storage()), [])
+            entry[1].append((int(value.storage_offset()), TensorOrigin(file, place)))
 
     def find_origin(self, tensor: "Tensor", name: str) -> TensorOrigin | None:
         """Return where a tensor was read from, None if it was not.

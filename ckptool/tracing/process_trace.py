@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -83,10 +83,8 @@ class ProcessTrace:
             return None
 
     def _try_to_write(self, record: AnyRecord) -> None:
-        try:
+        with suppress(Exception):  # a full disk: there is nothing left to tell it to
             self.write_record(record)
-        except Exception:  # noqa: BLE001, S110 (a full disk: there is nothing left to tell it to)
-            pass
 
 
 class _ActiveTrace:
@@ -128,7 +126,7 @@ def wrap_functions(name: str) -> None:
         original = vars(owner).get(attribute)
         if isinstance(original, staticmethod):
             function = original.__func__
-            wrapper = staticmethod(functools.wraps(function)(make_wrapper(function)))
+            wrapper: Any = staticmethod(functools.wraps(function)(make_wrapper(function)))
         elif callable(original):
             # The same function under two names stays one function.
             wrapper = wrappers.get(original) or functools.wraps(original)(make_wrapper(original))
@@ -185,5 +183,6 @@ def _record_end(trace: ProcessTrace) -> None:
     while error is not None and len(errors) < _MAX_CAUSES:
         errors.append(str(error)[:_MAX_ERROR_CHARS])
         error = error.__cause__ or error.__context__
-    trace.observe("the end of a process", trace.write_record, ProcessEndRecord(errors=tuple(errors)))
-
+    trace.observe(
+        "the end of a process", trace.write_record, ProcessEndRecord(errors=tuple(errors))
+    )

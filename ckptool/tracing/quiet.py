@@ -1,11 +1,9 @@
 """Contexts in which the tracer looks at live objects without a trace in the user's run."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from types import FrameType
 
 _TRACER_PACKAGES = ("ckptool.tracing", "ckptool.modules")
 _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
@@ -25,28 +23,19 @@ def locate_caller() -> str:
     """Return "file:line" of the innermost frame of the user's own code, "" if there is none."""
     from ckptool.modules.assignment_locations import format_location
 
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
     while frame is not None:
         file = frame.f_code.co_filename
         if is_own_code(file) and not str(frame.f_globals.get("__name__")).startswith(
             _TRACER_PACKAGES
         ):
             return format_location(file, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 
 def is_own_code(file: str) -> bool:
-    """Whether a file is the user's: not Python's, not ckptool's, and not of an installed package.
-    """
+    """Whether a file is the user's: not Python's, ckptool's or of an installed package."""
     from ckptool.modules.assignment_locations import is_user_file
 
     return is_user_file(file) and not any(folder in file for folder in _LIBRARY_FOLDERS)
-
-
-def call_safely(function: Callable[..., T], *args: Any) -> T | Exception:
-    """Return the result of `function`, or the exception that it raised."""
-    try:
-        return function(*args)
-    except Exception as error:  # noqa: BLE001 (an error of ours never ends the user's run)
-        return error

@@ -163,10 +163,5 @@ class SavedStateRecord(TraceRecord, frozen=True, kw_only=True):
 
 
 AnyRecord = (
-    LoadRecord
-    | SaveRecord
-    | UncheckedRecord
-    | ProcessRecord
-    | ProcessEndRecord
-    | SavedStateRecord
+    LoadRecord | SaveRecord | UncheckedRecord | ProcessRecord | ProcessEndRecord | SavedStateRecord
 )

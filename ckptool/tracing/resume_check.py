@@ -123,7 +123,8 @@ def _compare_runs(
     return _compare_saves(
         checkpoint,
         saves,
-        *(_list_saves(run, folder) for run, folder in zip((first, second), folders, strict=False)),
+        _list_saves(first, folders[0]),
+        _list_saves(second, folders[1]),
         _list_saves(resumed, folders[2]),
     )
 

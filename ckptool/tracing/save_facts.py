@@ -84,9 +84,7 @@ def _describe_saved_module(
 ) -> SavedModule:
     changes, has_baseline = states.find_changed(owner.module)
     changed = tuple(
-        unsaved
-        for unsaved, value in changes
-        if not _is_in_content(unsaved, value, content)
+        unsaved for unsaved, value in changes if not _is_in_content(unsaved, value, content)
     )
     keys = [name for name, _ in iter_saved_tensors(owner.module)]
     left_out = [key for key in keys if key not in owner.mapping]

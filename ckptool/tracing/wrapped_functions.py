@@ -77,13 +77,13 @@ def _list_torch_wrappers(torch: Any) -> Iterator[WrapperEntry]:
 
 
 def _make_module_init(original: Function) -> Function:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         trace = get_active_trace()
         if trace is not None:
             call_after_construction(self, _record_built)
 
-    return __init__
+    return initialize
 
 
 def _record_built(module: Any) -> None:
@@ -93,24 +93,24 @@ def _record_built(module: Any) -> None:
 
 
 def _make_module_setstate(original: Function) -> Function:
-    def __setstate__(self: Any, state: Any) -> None:
+    def set_state(self: Any, state: Any) -> None:
         original(self, state)
         trace = get_active_trace()
         if trace is not None:
             trace.observe("a copied module", trace.states.record_copied, self)
 
-    return __setstate__
+    return set_state
 
 
 def _make_object_init(kind: str) -> Callable[[Function], Function]:
     def make_init(original: Function) -> Function:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
             trace = get_active_trace()
             if trace is not None:
                 trace.observe(f"an {kind}", _record_object, trace, self, kind)
             original(self, *args, **kwargs)
 
-        return __init__
+        return initialize
 
     return make_init
 

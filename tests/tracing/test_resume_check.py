@@ -11,6 +11,12 @@ pytestmark = pytest.mark.process
 
 RESUME = ("--resume-check", "--resume-args", "--resume {checkpoint}")
 
+SAVED = '"rng": torch.get_rng_state(), "scheduler": scheduler.state_dict()'
+RESTORED = """
+    scheduler.load_state_dict(checkpoint["scheduler"])
+    torch.set_rng_state(checkpoint["rng"])
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -37,7 +43,11 @@ def test_what_differs_is_named_and_the_attribute_that_is_not_saved(folder):
     (difference,) = run.findings("CK334")
     assert "`mean` of __main__.Net" in difference["fix"]
     resume = run.report["resume"]
-    assert (resume["checkpoint"], resume["file"], resume["reason"]) == ("epoch0.pt", "epoch1.pt", "")
+    assert (resume["checkpoint"], resume["file"], resume["reason"]) == (
+        "epoch0.pt",
+        "epoch1.pt",
+        "",
+    )
     assert resume["random"] == []
     names = {finding["key"] for finding in run.findings("CK335")}
     assert "`mean` of __main__.Net" in names
@@ -64,18 +74,17 @@ def test_a_script_that_restores_all_is_the_same(folder):
         folder,
         ("self.mean = torch.zeros(4)", 'self.register_buffer("mean", torch.zeros(4))'),
         ("self.steps = 0", 'self.register_buffer("steps", torch.tensor(0))'),
-        ('"epoch": epoch}', '"epoch": epoch, "rng": torch.get_rng_state(),\n'
-                            '         "scheduler": scheduler.state_dict()}'),
-        ('first = checkpoint["epoch"] + 1', 'first = checkpoint["epoch"] + 1\n'
-         '    scheduler.load_state_dict(checkpoint["scheduler"])\n'
-         '    torch.set_rng_state(checkpoint["rng"])'),
-    )  # fmt: skip
+        ('"epoch": epoch}', f'"epoch": epoch, {SAVED}}}'),
+        ('first = checkpoint["epoch"] + 1', f'first = checkpoint["epoch"] + 1\n{RESTORED}'),
+    )
     assert run.report["resume"]["differing"] == []
     assert run.codes == []
 
 
 def test_nondeterminism_is_told_from_loss(folder):
-    run = check_script(folder, ('"epoch": epoch}', '"epoch": epoch, "time": __import__("time").time()}'))
+    run = check_script(
+        folder, ('"epoch": epoch}', '"epoch": epoch, "time": __import__("time").time()}')
+    )
     assert run.report["resume"]["random"] == ["time"]
     (skipped,) = run.report["skipped"]
     assert skipped["what"] == "`time`"
@@ -92,8 +101,9 @@ def test_a_run_with_one_checkpoint_is_not_checked(folder):
 def test_resume_arguments_that_the_script_refuses(folder):
     run = check_script(folder, options=("--resume-check", "--resume-args", "--from {checkpoint}"))
     (skipped,) = run.report["skipped"]
-    assert "ended with exit code 2: train.py: error: unrecognized arguments: --from epoch0.pt" in (
-        skipped["reason"]
+    assert (
+        "ended with exit code 2: train.py: error: unrecognized arguments: --from epoch0.pt"
+        in (skipped["reason"])
     )
 
 

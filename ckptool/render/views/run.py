@@ -27,9 +27,11 @@ def build_blocks(report: RunReport, options: RenderOptions) -> Iterator[Block]:
         ]
         yield build_table("Loads", headers, rows, options)
     if report.saves:
-        headers = ("file", Column("contains", ColumnKind.PROSE), "by")
-        rows = [(_name_files(save), _format_content(save), save.where) for save in report.saves]
-        yield build_table("Saves", headers, rows, options)
+        save_headers = ("file", Column("contains", ColumnKind.PROSE), "by")
+        save_rows = [
+            (_name_files(save), _format_content(save), save.where) for save in report.saves
+        ]
+        yield build_table("Saves", save_headers, save_rows, options)
 
 
 def _format_resume(resume: ResumeReport) -> str:

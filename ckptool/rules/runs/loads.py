@@ -11,6 +11,14 @@ from ckptool.tracing.merge import LoadSite
 from ckptool.tracing.records import LoadRecord, UnsavedValue
 
 _MAX_LISTED: Final = 3
+_KIND_TEXTS: Final = {
+    str(Kind.NON_PERSISTENT_BUFFER): "a buffer with persistent=False",
+    str(Kind.CONTAINER): "in a plain container",
+    str(Kind.ARRAY): "a NumPy array",
+    str(Kind.MODULE): "in a module that is not registered",
+    str(Kind.CLASS_ATTRIBUTE): "an attribute of the class",
+    "value": "a plain Python value",
+}
 _OUTCOMES: Final = {
     True: "the process ended",
     False: "the script went on",
@@ -224,21 +232,7 @@ def find_ties_broken_by_load(site: LoadSite) -> Iterator[RuleHit]:
 
 def describe_kind(unsaved: UnsavedValue) -> str:
     """Return what holds unsaved state: "a plain attribute"."""
-    match unsaved.kind:
-        case Kind.NON_PERSISTENT_BUFFER:
-            return "a buffer with persistent=False"
-        case Kind.CONTAINER:
-            return "in a plain container"
-        case Kind.ARRAY:
-            return "a NumPy array"
-        case Kind.MODULE:
-            return "in a module that is not registered"
-        case Kind.CLASS_ATTRIBUTE:
-            return "an attribute of the class"
-        case "value":
-            return "a plain Python value"
-        case _:
-            return "a plain attribute"
+    return _KIND_TEXTS.get(unsaved.kind, "a plain attribute")
 
 
 def _build_load_facts(record: LoadRecord) -> dict[str, object]:

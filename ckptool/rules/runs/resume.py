@@ -17,8 +17,8 @@ _MAX_VALUE_CHARS: Final = 24
         code="CK334",
         name="resumed-run-differs",
         level=Level.ERROR,
-        summary="resumed from {checkpoint}, the run saves other values to {file}: {count} of {total}"
-        " differ",
+        summary="resumed from {checkpoint}, the run saves other values to {file}: {count} of "
+        "{total} differ",
         detail="{keys}; two runs without an interruption save the same there",
         why=(
             "What training needs to go on is not all in the checkpoint, or is not restored from "
@@ -63,10 +63,7 @@ def find_resumed_differences(comparison: ResumeComparison) -> Iterator[RuleHit]:
             "resume: it is state of the training that the checkpoint does not bring back."
         ),
         fix="Save it in the checkpoint, and set it when the run is resumed.",
-        example=(
-            "model.steps += 1  # in each training step\n"
-            "torch.save(model.state_dict(), path)"
-        ),
+        example=("model.steps += 1  # in each training step\ntorch.save(model.state_dict(), path)"),
     ),
 )
 def find_state_not_resumed(comparison: ResumeComparison) -> Iterator[RuleHit]:

@@ -62,10 +62,7 @@ def find_changed_tensors_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         ),
         fix="{remedy}",
         general_advice='torch.save({"model": model.state_dict(), "steps": model.steps}, path)',
-        example=(
-            "model.steps += 1  # in each training step\n"
-            "torch.save(model.state_dict(), path)"
-        ),
+        example=("model.steps += 1  # in each training step\ntorch.save(model.state_dict(), path)"),
     ),
 )
 def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:

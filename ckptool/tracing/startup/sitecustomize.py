@@ -7,6 +7,7 @@ it. Nothing of ckptool is imported before torch is.
 
 import os
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -103,7 +104,7 @@ def _import_next() -> None:
     """Import the sitecustomize that Python would have found without this one."""
     own_module = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        import_module("sitecustomize")
     except ImportError as error:
         if error.name != "sitecustomize":
             raise
@@ -113,7 +114,7 @@ def _import_next() -> None:
 
 
 if os.environ.get("CKPTOOL_TRACE"):
-    sys.meta_path.insert(0, TorchHook())  # type: ignore[arg-type]
-    sys.meta_path.append(OwnPackageFinder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, TorchHook())
+    sys.meta_path.append(OwnPackageFinder())
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _STARTUP_FOLDER]  # noqa: PTH100
 _import_next()

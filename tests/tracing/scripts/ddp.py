@@ -37,7 +37,9 @@ if rank == 0:
 dist.barrier()
 state = torch.load("ddp.pt")
 other = Net(2)
-result = other.load_state_dict({f"module.{key}": value for key, value in state.items()}, strict=False)
+result = other.load_state_dict(
+    {f"module.{key}": value for key, value in state.items()}, strict=False
+)
 total = other(torch.ones(1, 4)).sum().item()
 if rank == 0:
     print(len(result.missing_keys), os.environ["WORLD_SIZE"], total)

@@ -5,8 +5,8 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -23,8 +23,16 @@ BertModel(config).save_pretrained("base")
 model = BertForSequenceClassification.from_pretrained("base")
 data = [{"input_ids": [1, 2, 3], "labels": index % 2} for index in range(8)]
 arguments = TrainingArguments(
-    "out", max_steps=4, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, seed=0,
-    logging_steps=4, per_device_train_batch_size=2, save_total_limit=None,
+    "out",
+    max_steps=4,
+    save_steps=2,
+    report_to=[],
+    use_cpu=True,
+    disable_tqdm=True,
+    seed=0,
+    logging_steps=4,
+    per_device_train_batch_size=2,
+    save_total_limit=None,
 )
 trainer = Trainer(model, arguments, train_dataset=data)
 result = trainer.train()
