@@ -98,7 +98,7 @@ def _list_skipped(
     trace: RunTrace, command_exit_code: int | None, comparison: ResumeComparison | None
 ) -> tuple[Skipped, ...]:
     has_processes = trace.processes or command_exit_code is None
-    skipped = () if has_processes else (_NO_TORCH,)
+    skipped = (*_iter_unknown_modules(trace), *(() if has_processes else (_NO_TORCH,)))
     if comparison is None:
         return skipped
     if comparison.save is None:
@@ -108,6 +108,19 @@ def _list_skipped(
         return skipped
     reason = "it differs between two uninterrupted runs, so nothing follows from a difference"
     return (*skipped, Skipped(join_limited(names, _MAX_LISTED, quote_code), reason))
+
+
+def _iter_unknown_modules(trace: RunTrace) -> Iterator[Skipped]:
+    """Yield the saved modules of which it is not known what they were when they were built."""
+    names = (
+        module.module
+        for save in trace.saves
+        for module in save.record.modules
+        if not module.has_baseline
+    )
+    for name in dict.fromkeys(names):
+        reason = "its construction was not seen: it was copied, unpickled or built under a debugger"
+        yield Skipped(f"changes of {name} before its first save", reason)
 
 
 def _iter_findings(trace: RunTrace) -> Iterator[Finding]:

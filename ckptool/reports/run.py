@@ -164,7 +164,7 @@ def _build_save_report(site: SaveSite) -> RunSaveReport:
         files=site.files,
         where=record.where,
         modules=tuple(module.module for module in record.modules),
-        objects=tuple(item.owner for item in record.saved_objects if item.kind != "module"),
+        objects=tuple(item.owner for item in record.saved_objects if "module" not in item.kind),
         tensors=record.tensor_count,
         error=record.error,
     )

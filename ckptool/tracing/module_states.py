@@ -154,6 +154,7 @@ class ModuleStates:
                 state.texts[found_tensor.path],
                 baseline.texts.get(found_tensor.path, "") if baseline is not None else "",
                 is_changed=found_tensor.path in changed,
+                is_built_known=baseline is not None,
             )
             for found_tensor in tensors
             if not _is_of_library(get_qualified_name(type(found_tensor.owner)))
@@ -324,7 +325,12 @@ def _list_distinct(value: Any) -> list[str]:
 
 
 def _describe_tensor(
-    found_tensor: FoundTensor, text: str, old_text: str, *, is_changed: bool
+    found_tensor: FoundTensor,
+    text: str,
+    old_text: str,
+    *,
+    is_changed: bool,
+    is_built_known: bool = True,
 ) -> UnsavedValue:
     value = found_tensor.value
     location, target = locate_assignment(type(found_tensor.owner), found_tensor.attribute)
@@ -338,6 +344,7 @@ def _describe_tensor(
         assigned_to=target,
         device=str(getattr(value, "device", "cpu")),
         is_changed=is_changed,
+        is_built_known=is_built_known,
     )
 
 

@@ -45,6 +45,8 @@ class UnsavedValue(Struct, frozen=True):
     """Device of a tensor."""
     is_changed: bool = False
     """Whether it changed since the module was built, other than by a load."""
+    is_built_known: bool = True
+    """Whether the value at the construction is known; not of a copied or unpickled module."""
 
 
 class LoadRecord(TraceRecord, frozen=True, kw_only=True):
@@ -103,7 +105,7 @@ class TrainingObject(Struct, frozen=True):
     number: int
     """Number within the process, in the order of construction."""
     kind: str
-    """"optimizer", "LR scheduler", "gradient scaler", "module" or "object"."""
+    """"optimizer", "LR scheduler", "gradient scaler", "module", "module copy" or "object"."""
     owner: str
     """Qualified name of its class."""
     where: str = ""

@@ -152,8 +152,8 @@ def _compare_saves(
             [other for other in saves if other.file == save.file] for saves in (first, second)
         ]
         if save.has_model and all(len(saves) > turn for saves in counterparts):
-            whole, again = (saves[turn] for saves in counterparts)
-            return ResumeComparison("", checkpoint, _compare_states(whole, again, save))
+            whole, repeated = (saves[turn] for saves in counterparts)
+            return ResumeComparison("", checkpoint, _compare_states(whole, repeated, save))
     return ResumeComparison(
         "the resumed run saved nothing that the uninterrupted run saved after the checkpoint: "
         "their files have other names",
@@ -162,9 +162,9 @@ def _compare_saves(
 
 
 def _compare_states(
-    whole: SavedStateRecord, again: SavedStateRecord, resumed: SavedStateRecord
+    whole: SavedStateRecord, repeated: SavedStateRecord, resumed: SavedStateRecord
 ) -> ResumedSave:
-    random_names = {name for name in whole.saved if again.saved.get(name) != whole.saved[name]}
+    random_names = {name for name in whole.saved if repeated.saved.get(name) != whole.saved[name]}
     return ResumedSave(
         whole.file,
         tuple(
@@ -175,7 +175,7 @@ def _compare_states(
         tuple(
             (name, value, resumed.live[name])
             for name, value in whole.live.items()
-            if again.live.get(name) == value and resumed.live.get(name, value) != value
+            if repeated.live.get(name) == value and resumed.live.get(name, value) != value
         ),
         len(whole.saved),
         tuple(sorted(random_names)),

@@ -1,7 +1,7 @@
 """A saved object -> SavedModules: the live modules in it, and what they hold besides."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -9,10 +9,14 @@ from ckptool.modules.walk import get_qualified_name
 from ckptool.tracing.module_states import ModuleStates, iter_saved_tensors
 from ckptool.tracing.origins import identify_storage
 from ckptool.tracing.records import MAX_KEYS, SavedModule, UnsavedValue
-from ckptool.tracing.training_objects import SavedContent, TrainingObjects
+from ckptool.tracing.training_objects import SavedContent, TrainingObjects, has_equal_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_MAX_PARTS: Final = 64
+"""Maximum sub-modules of one module that a saved mapping is compared with."""
 
 
 class StateOwner(Struct, frozen=True):
@@ -23,8 +27,8 @@ class StateOwner(Struct, frozen=True):
     mapping: Mapping[Any, Any]
 
 
-def find_owners(content: SavedContent, modules: "Iterable[nn.Module]") -> list[StateOwner]:
-    """Return the live module of each mapping of tensors: by identity, else by names and shapes."""
+def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]:
+    """Return the live module of each mapping of tensors: by identity, else by names and values."""
     from torch import Tensor
 
     mappings = [
@@ -32,12 +36,15 @@ def find_owners(content: SavedContent, modules: "Iterable[nn.Module]") -> list[S
         for place, mapping in content.mappings
         if any(isinstance(value, Tensor) for value in mapping.values())
     ]
-    candidates = [(module, dict(iter_saved_tensors(module))) for module in modules]
+    candidates = [
+        (module, dict(iter_saved_tensors(module)), not states.is_copy(module))
+        for module in _list_candidates(states)
+    ]
     owners: list[StateOwner] = []
     for place, mapping in mappings:
         ranked = [
-            (rank, index)
-            for index, (_, tensors) in enumerate(candidates)
+            ((*rank, is_original, -len(tensors)), index)
+            for index, (_, tensors, is_original) in enumerate(candidates)
             if (rank := _rank_owner(mapping, tensors)) is not None
         ]
         if ranked:
@@ -48,8 +55,8 @@ def find_owners(content: SavedContent, modules: "Iterable[nn.Module]") -> list[S
 
 def _rank_owner(
     mapping: Mapping[Any, Any], tensors: "Mapping[str, Tensor]"
-) -> tuple[int, int, int] | None:
-    """Return how well a mapping fits a module: tensors shared, names equal, few others.
+) -> tuple[int, int, bool] | None:
+    """Return how well a mapping fits a module: tensors shared, names equal, a value equal.
 
     None if it does not: no tensor is the same, and names or shapes differ.
     """
@@ -63,20 +70,27 @@ def _rank_owner(
     )
     if not tensors or (not shared and named < max(len(tensors), len(values))):
         return None
-    return shared, named, -len(tensors)
+    return shared, named, has_equal_tensor(mapping, tensors)
 
 
 def describe_saved_modules(content: SavedContent, states: ModuleStates) -> tuple[SavedModule, ...]:
     """Describe each live module in a saved object, with what changed and is not in the object."""
-    owners = find_owners(content, _list_candidates(states))
+    owners = find_owners(content, states)
     return tuple(_describe_saved_module(owner, content, states) for owner in owners)
 
 
 def _list_candidates(states: ModuleStates) -> "list[nn.Module]":
-    """Return the recorded modules and the modules that torch's wrappers hold as `module`."""
-    modules = states.list_modules()
-    inner = [module._modules.get("module") for module in modules]  # noqa: SLF001
-    return [*modules, *(module for module in inner if module is not None)]
+    """Return the recorded modules, and of each the sub-modules of the first two levels."""
+    from torch import nn
+
+    candidates: dict[int, nn.Module] = {}
+    for module in states.list_modules():
+        candidates[id(module)] = module
+        children = list(nn.Module.children(module))
+        grandchildren = [part for child in children for part in nn.Module.children(child)]
+        for part in (*children, *grandchildren)[:_MAX_PARTS]:
+            candidates.setdefault(id(part), part)
+    return list(candidates.values())
 
 
 def _describe_saved_module(
@@ -112,15 +126,24 @@ def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> No
     That are those with a parameter of a live optimizer, and copies that were changed in place
     since (an average of the weights).
     """
+    from torch import nn
+
     trained_ids = {
         id(parameter)
         for optimizer in objects.list_objects("optimizer")
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    for module in states.list_modules():
+    modules = states.list_modules()
+    part_ids = {
+        id(part) for module in modules for part in nn.Module.modules(module) if part is not module
+    }
+    for module in modules:
+        if id(module) in part_ids:
+            continue
         tensors = [tensor for _, tensor in iter_saved_tensors(module)]
         if any(id(tensor) in trained_ids for tensor in tensors) or (
             states.is_copy(module) and any(tensor._version for tensor in tensors)  # noqa: SLF001
         ):
-            objects.record_object(module, "module", "")
+            kind = "module copy" if states.is_copy(module) else "module"
+            objects.record_object(module, kind, "")

@@ -48,7 +48,9 @@ class SavedContent:
                 self.values.append((place[-1] if place else "", value))
             elif hasattr(value, "_parameters") and hasattr(value, "_modules"):
                 self.modules.append((place, value))
-        self._storages = {identify_storage(tensor) for _, tensor in self.tensors} - {None}
+        pickled = (t for _, module in self.modules for _, t in iter_saved_tensors(module))
+        tensors = (*(tensor for _, tensor in self.tensors), *pickled)
+        self._storages = {identify_storage(tensor) for tensor in tensors} - {None}
 
     def has_storage(self, tensors: Iterable[Any]) -> bool:
         """Whether any of `tensors` shares memory with one in it."""
@@ -120,7 +122,8 @@ class TrainingObjects:
             if value is None:
                 del self._entries[key]
             elif _has_state(value, entry.description.kind):
-                is_saved = _is_saved(value, entry.description.kind, content)
+                modules = [*self.list_objects("module"), *self.list_objects("module copy")]
+                is_saved = _is_saved(value, entry.description.kind, content, modules)
                 (saved if is_saved else unsaved).append(entry.description)
         return tuple(saved), tuple(unsaved)
 
@@ -167,7 +170,7 @@ def _has_state(value: Any, kind: str) -> bool:
     return True
 
 
-def _is_saved(value: Any, kind: str, content: SavedContent) -> bool:
+def _is_saved(value: Any, kind: str, content: SavedContent, modules: Iterable[Any]) -> bool:
     if id(value) in content.objects:
         return True
     if kind == "optimizer":
@@ -176,19 +179,46 @@ def _is_saved(value: Any, kind: str, content: SavedContent) -> bool:
         return any(mapping.keys() >= _SCALER_KEYS for _, mapping in content.mappings)
     if kind == "LR scheduler":
         return any(_is_scheduler_state(value, mapping) for _, mapping in content.mappings)
-    if kind == "module":
-        return _is_module_saved(value, content)
+    if kind in {"module", "module copy"}:
+        return _is_module_saved(value, content, modules)
     return _is_object_saved(value, content)
 
 
-def _is_module_saved(module: Any, content: SavedContent) -> bool:
-    """Whether `content` has a tensor of the module, or all its names with equal shapes."""
+def _is_module_saved(module: Any, content: SavedContent, others: Iterable[Any]) -> bool:
+    """Whether `content` has a tensor of the module, or all its names with equal shapes.
+
+    Names alone tell only where none of `others` has the same: else a value has to be equal.
+    """
     tensors = dict(iter_saved_tensors(module))
-    return content.has_storage(tensors.values()) or any(
-        all(getattr(mapping.get(name), "shape", None) == t.shape for name, t in tensors.items())
-        for _, mapping in content.mappings
-        if tensors
+    if content.has_storage(tensors.values()):
+        return True
+    mappings = [mapping for _, mapping in content.mappings if _has_shapes(mapping, tensors)]
+    has_twin = any(
+        other is not module and _has_shapes(dict(iter_saved_tensors(other)), tensors)
+        for other in others
     )
+    return any(not has_twin or has_equal_tensor(mapping, tensors) for mapping in mappings)
+
+
+def _has_shapes(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> bool:
+    return bool(tensors) and all(
+        getattr(mapping.get(name), "shape", None) == tensor.shape
+        for name, tensor in tensors.items()
+    )
+
+
+def has_equal_tensor(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> bool:
+    """Whether the first tensor of more than one element has the same elements in `mapping`."""
+    import torch
+
+    for name, tensor in tensors.items():
+        value = mapping.get(name)
+        if not isinstance(value, torch.Tensor) or tensor.numel() < 2:
+            continue
+        if value.is_meta or tensor.is_meta or value.shape != tensor.shape:
+            return False
+        return bool(torch.equal(value.detach().cpu(), tensor.detach().cpu().to(value.dtype)))
+    return False
 
 
 def _is_optimizer_state(optimizer: Any, mapping: Mapping[Any, Any]) -> bool:

@@ -175,6 +175,7 @@ def _end_load(
     keys = start.keys
     if hasattr(result, "missing_keys"):
         keys = LoadKeys(tuple(result.missing_keys), tuple(result.unexpected_keys), keys.mismatches)
+    unsaved = trace.states.describe_unsaved(module)
     if not error:
         trace.states.record_load(module, start.state)
     record = build_load_record(
@@ -186,7 +187,7 @@ def _end_load(
         is_strict=is_strict,
         error=error,
         key_count=start.key_count,
-        unsaved=trace.states.describe_unsaved(module),
+        unsaved=unsaved,
         old_ties=start.ties,
     )
     trace.write_record(record)

@@ -8,6 +8,7 @@ from ckptool.commands.run import judge_records
 from ckptool.policy import Policy
 from ckptool.tracing.process_trace import trace_process
 from ckptool.tracing.record_files import RecordList
+from ckptool.tracing.resume_check import ResumeComparison, ResumedSave
 
 
 class Masked(nn.Module):
@@ -222,3 +223,29 @@ def all_keys_renamed(tmp):
         torch.save({f"model.{key}": value for key, value in state.items()}, tmp / "m")
 
     return report_run(save_renamed)
+
+
+def report_resume(**differences):
+    facts = {"saved_differences": (), "live_differences": (), "random_names": ()} | differences
+    save = ResumedSave(file="epoch1.pt", saved_count=4, **facts)
+    return judge_records((), Policy(), comparison=ResumeComparison("", "epoch0.pt", save))
+
+
+@fires("CK334")
+def weights_that_differ_after_a_resume(tmp):
+    return report_resume(saved_differences=("model.weight",))
+
+
+@near("CK334")
+def a_time_that_differs_between_any_two_runs(tmp):
+    return report_resume(random_names=("time",))
+
+
+@fires("CK335")
+def a_counter_that_begins_again(tmp):
+    return report_resume(live_differences=(("`steps` of net.Net", "8", "4"),))
+
+
+@near("CK335")
+def a_resumed_run_that_is_the_same(tmp):
+    return report_resume()

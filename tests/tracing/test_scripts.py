@@ -57,3 +57,63 @@ def test_a_caught_error_is_told_from_one_that_ends_the_run(project, tmp_path):
     (finding,) = traced.findings("CK232")
     assert "the process ended" in finding["message"]
     assert finding["where"].endswith("script.py:4")
+
+
+def test_state_of_many_kinds_and_modules_that_no_file_has(project, tmp_path):
+    """A list, an array, a dict, flags; a copy that averages and a discriminator in no file."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.history = []
+        self.array = np.zeros(3)
+        self.tables = {"k": torch.zeros(2)}
+        self.temperature = 1.0
+        self.ready = False
+        self.constant = torch.ones(2)
+        self.cache = None
+
+
+class Discriminator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+
+generator, discriminator = Generator(), Discriminator()
+average = copy.deepcopy(generator)
+optimizers = [torch.optim.Adam(m.parameters()) for m in (generator, discriminator)]
+for _ in range(2):
+    discriminator.linear(generator.linear(torch.randn(4, 2))).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    with torch.no_grad():
+        for mean, parameter in zip(average.parameters(), generator.parameters()):
+            mean.mul_(0.9).add_(parameter, alpha=0.1)
+    generator.history.append(torch.tensor(1.0))
+    generator.array += 1
+    generator.tables["k"] += 1
+    generator.temperature /= 2
+    generator.ready = True
+    generator.cache = 3
+best = copy.deepcopy(generator.state_dict())
+content = {"model": best, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+torch.save(content, "best.pt")
+"""
+    )
+    plain, traced = project(sys.executable, script)
+    assert (traced.code, traced.err) == (plain.code, plain.err) == (0, "")
+    assert traced.codes == [
+        *("CK330 array", "CK330 history[0]", "CK330 history[1]", "CK330 tables['k']"),
+        *("CK331 ready", "CK331 temperature", "CK332 Discriminator", "CK332 Generator"),
+    ]

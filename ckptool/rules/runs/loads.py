@@ -162,12 +162,11 @@ def find_state_not_loaded(site: LoadSite) -> Iterator[RuleHit]:
             continue  # persistent=False says that the constructor makes it
         yield hit(
             unsaved.path,
+            None if record.file else Level.NOTE,  # a copy of a live module, made by the script
             **_build_load_facts(record),
             owner=unsaved.owner,
             text=unsaved.text,
-            origin="the script changed it since it was built"
-            if unsaved.is_changed
-            else "it has the constructor's value",
+            origin=_describe_value_origin(unsaved),
             what=describe_kind(unsaved),
             remedy=format_attribute_fix(unsaved),
             defined_at=unsaved.assigned_at,
@@ -228,6 +227,14 @@ def find_ties_broken_by_load(site: LoadSite) -> Iterator[RuleHit]:
             **_build_load_facts(site.record),
             others=join_limited(other_names, _MAX_LISTED, quote_code),
         )
+
+
+def _describe_value_origin(unsaved: UnsavedValue) -> str:
+    if not unsaved.is_built_known:
+        return "it has the value that it was copied or unpickled with"
+    if unsaved.is_changed:
+        return "it has another value than when it was built"
+    return "it has the constructor's value"
 
 
 def describe_kind(unsaved: UnsavedValue) -> str:

@@ -13,6 +13,12 @@ from ckptool.tracing.records import SavedModule, UnsavedValue
 _MAX_LISTED: Final = 3
 _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
 
+_OBJECT_TEXTS: Final = {
+    "module": "the trained module",
+    "module copy": "the copy, changed since, of the module",
+    "object": "the object",
+}
+
 
 @check(
     SaveSite,
@@ -94,13 +100,11 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
 def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]:
     is_resumable = bool(summary.saved_kinds & _RESUME_KINDS)
     for item in summary.never_saved:
-        is_model = item.kind in {"module", "object"}
+        is_model = item.kind not in _RESUME_KINDS
         yield hit(
             item.owner.rpartition(".")[2],
             None if is_resumable or is_model else Level.NOTE,
-            what={"module": "the trained module", "object": "the object"}.get(
-                item.kind, f"the {item.kind}"
-            ),
+            what=_OBJECT_TEXTS.get(item.kind, f"the {item.kind}"),
             owner=item.owner,
             at=f" (made at {item.where})" if item.where else "",
             where=item.where,
