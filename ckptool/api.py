@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
+    from ckptool.commands.run import run
     from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
@@ -37,6 +38,7 @@ __all__ = [
     "migrate",
     "migrate_many",
     "rule",
+    "run",
     "tensors",
     "text",
     "textconv",
@@ -60,6 +62,7 @@ _HOMES = {
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
+    "run": "ckptool.commands.run",
     "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Explain a rule and how to fix its findings.",
+    "run": "Run a training command, and report what its loads and saves did.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2
@@ -148,7 +149,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
-    from ckptool.cli.progress import close_progress
+    from ckptool.cli.outputs.progress import close_progress
 
     close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)

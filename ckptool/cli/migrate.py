@@ -20,8 +20,8 @@ from ckptool.cli.options import (
 )
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.output_targets import find_format
+from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.cli.progress import report_interrupt
 from ckptool.commands.sources.batch import is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits

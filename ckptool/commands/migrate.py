@@ -136,8 +136,8 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    from ckptool.commands.merge_adapter import MergeRequest
-    from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
+    from ckptool.commands.sources.merge_adapter import MergeRequest
+    from ckptool.commands.sources.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.request import MigrationRequest

@@ -36,6 +36,7 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
+from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
 AnyReport = (
@@ -56,6 +57,7 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | RunReport
 )
 
 __all__ = [
@@ -97,7 +99,11 @@ __all__ = [
     "ProjectLockReport",
     "PromiseReport",
     "Report",
+    "ResumeReport",
     "RuleReport",
+    "RunLoadReport",
+    "RunReport",
+    "RunSaveReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
