@@ -154,6 +154,9 @@ def _iter_comparison_tasks(
     if spans is None:
         yield a.nbytes, (position, a, b)
         return
+    if spans[0].nbytes <= TASK_NBYTES:
+        yield spans[0].nbytes, (position, *spans)
+        return
     for first, second in zip(
         split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True
     ):

@@ -1,5 +1,6 @@
 """Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,9 +15,13 @@ from ckptool.phrases import join_limited, quote_code
 def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
     """Return the items to write, and a mapping from each omitted tied key to the stored key."""
     items = draft.items
+    # Nearly all storages have one tensor; hashing a storage's key is much faster than an identity.
+    storage_keys = {key: _get_storage_key(item) for key, item in items.items()}
+    counts = Counter(storage_keys.values())
     keys_by_identity: dict[object, list[str]] = {}
-    for key, item in items.items():
-        keys_by_identity.setdefault(item.tie_identity, []).append(key)
+    for key, storage_key in storage_keys.items():
+        if counts[storage_key] > 1:
+            keys_by_identity.setdefault(items[key].tie_identity, []).append(key)
 
     def rank_key(key: str) -> tuple[bool, tuple[object, ...]]:
         """Prefer the key that the source stores, so that fewer shards change."""
@@ -27,6 +32,11 @@ def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
     kept_keys = {key: group[0] for group in sorted_groups for key in group[1:]}
     ties = {key: kept_keys[key] for key in sorted(kept_keys, key=rank_key)}
     return {key: item for key, item in items.items() if key not in ties}, ties
+
+
+def _get_storage_key(item: PlannedTensor) -> object:
+    storage = item.tensor.storage
+    return storage.key if storage else id(item)
 
 
 def describe_left_out_names(draft: Draft) -> tuple[str, ...]:
