@@ -124,8 +124,8 @@ def _iter_growing_chunks(span: Span) -> Iterator[Span]:
     """Yield a span in chunks, a short one first: values that differ mostly differ at once."""
     head_nbytes = min(span.nbytes, _HEAD_NBYTES)
     yield Span(span.path, span.offset, head_nbytes)
-    rest = Span(span.path, span.offset + head_nbytes, span.nbytes - head_nbytes)
-    yield from split_span(rest, elements.CHUNK)
+    tail = Span(span.path, span.offset + head_nbytes, span.nbytes - head_nbytes)
+    yield from split_span(tail, elements.CHUNK)
 
 
 def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
