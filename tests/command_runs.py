@@ -178,7 +178,7 @@ def _is_of_a_test(module: object) -> bool:
 
 
 def run_and_list_heavy_imports(*words: object, cwd: Path = ROOT) -> str:
-    """Return the exit code of a process that runs the command, and what it imported that is slow."""
+    """Return the exit code of a process that runs the command, and its slow imports."""
     done = subprocess.run(
         [sys.executable, "-c", _HEAVY_IMPORTS, *map(str, words)],
         cwd=cwd,

@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ckptool.locations import Location
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.commands.target import ModuleTarget

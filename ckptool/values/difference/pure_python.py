@@ -8,15 +8,15 @@ from operator import mul
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
-from ckptool.tensors.difference.sums import (
+from ckptool.values.difference.sums import (
     DECADE_COUNT,
     DECADE_EDGES,
     DifferenceSums,
     Tolerances,
     sum_equal_elements,
 )
-from ckptool.tensors.numbers import decode_numbers
-from ckptool.tensors.strides import WORD_CODES
+from ckptool.values.numbers import decode_numbers
+from ckptool.values.strides import WORD_CODES
 
 BLOCK_ELEMENTS: Final = 1 << 12
 """Elements of each side in memory at once; blocks with equal bytes take a faster path."""

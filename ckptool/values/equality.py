@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
-from ckptool.tensors import elements
-from ckptool.tensors.batch_runner import JOBS, BatchRunner
-from ckptool.tensors.elements import (
+from ckptool.values import elements
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.elements import (
     OpenFiles,
     has_component_tensors,
     iter_elements_from,
     split_span,
     unreadable_reason,
 )
-from ckptool.tensors.work_batches import (
+from ckptool.values.work_batches import (
     TASK_NBYTES,
     find_digestible_span,
     find_matching_spans,

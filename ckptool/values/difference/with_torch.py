@@ -6,7 +6,7 @@ from math import isfinite
 from operator import sub
 from typing import TYPE_CHECKING, Final
 
-from ckptool.tensors.difference.sums import (
+from ckptool.values.difference.sums import (
     DECADE_EDGES,
     DifferenceSums,
     Tolerances,
