@@ -21,7 +21,6 @@ from ckptool.commands.sources.file_arguments import (
     normalize_kwargs,
     read_file_arguments,
 )
-from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream
@@ -33,7 +32,6 @@ from ckptool.loaders.model_folder import (
     list_components,
     require_model_folder,
 )
-from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ckptool.compare.module_diff import ModuleDiff
     from ckptool.modules import ModuleSpec
     from ckptool.verification.result import ForwardEffects
     from ckptool.verification.target import VerificationTarget
@@ -101,6 +100,7 @@ class ModuleTarget(Struct, frozen=True):
         Raises:
             UsageError: `kwargs` name a place of a checkpoint, and there is none.
         """
+        from ckptool.loaders.own_classes import find_folder_arguments
         from ckptool.modules import ModuleSpec
 
         is_named = isinstance(self.module, str)
@@ -515,7 +515,7 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     return ""
 
 
-def describe_choices(module_diff: ModuleDiff, module_target: ModuleTarget) -> tuple[str, ...]:
+def describe_choices(module_diff: "ModuleDiff", module_target: ModuleTarget) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)

@@ -267,12 +267,14 @@ _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
 )
 def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    if any(prod(tensor.shape) for tensor in tensors):
+        return
     is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
         map(list_placeholders, checkpoint.states)
     )
     is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
     is_unread = checkpoint.damage or checkpoint.faults
-    if is_known or is_code or is_unread or any(prod(tensor.shape) for tensor in tensors):
+    if is_known or is_code or is_unread:
         return
     yield hit(
         "",
