@@ -8,9 +8,11 @@ if TYPE_CHECKING:
         convert,
         diff,
         digest,
+        explain,
         gate,
         init,
         inspect,
+        install,
         load,
         lock,
         merge,
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
         rule,
         tensors,
         text,
+        uninstall,
         verify,
         watch,
     )
-    from ckptool.errors import CkptoolError, LoadError
+    from ckptool.errors import CkptoolError, LoadError, LoadWarning
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
@@ -30,14 +33,17 @@ __all__ = [
     "CkptoolError",
     "Level",
     "LoadError",
+    "LoadWarning",
     "Policy",
     "audit",
     "convert",
     "diff",
     "digest",
+    "explain",
     "gate",
     "init",
     "inspect",
+    "install",
     "load",
     "lock",
     "merge",
@@ -46,6 +52,7 @@ __all__ = [
     "rule",
     "tensors",
     "text",
+    "uninstall",
     "verify",
     "watch",
 ]
@@ -54,6 +61,7 @@ _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
     "LoadError": "ckptool.errors",
+    "LoadWarning": "ckptool.errors",
     "Policy": "ckptool.policy",
     "open_checkpoint": "ckptool.formats",
 }

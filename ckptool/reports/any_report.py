@@ -23,6 +23,7 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -56,10 +57,12 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | ExplainReport
 )
 
 __all__ = [
     "SCHEMA",
+    "AdviceReport",
     "AnyReport",
     "AuditReport",
     "ChangeReport",
@@ -77,6 +80,8 @@ __all__ = [
     "DigestReport",
     "DrawingReport",
     "EntryReport",
+    "ExplainReport",
+    "ExplanationReport",
     "FactReport",
     "FindingReport",
     "GateReport",
