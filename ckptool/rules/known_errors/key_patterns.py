@@ -139,7 +139,13 @@ def _describe_keys(keys: Collection[str]) -> dict[str, TensorInfo]:
 def _match_rewrite(
     difference: KeyDifference, rewrite: PrefixRewrite, facts: Mapping[str, str]
 ) -> PatternMatch:
-    keys = {*rewrite.key_map, *rewrite.key_map.values()}
+    # torch does not report a missing counter of BatchNorm where the versions are not known.
+    counters = {
+        key
+        for key in difference.unexpected
+        if key.endswith(".num_batches_tracked") and rewrite.rewrite_key(key) != key
+    }
+    keys = {*rewrite.key_map, *rewrite.key_map.values(), *counters}
     is_whole = len(keys) == len(difference.missing) + len(difference.unexpected)
     return PatternMatch(keys, facts, Certainty.CERTAIN if is_whole else None)
 
@@ -354,7 +360,7 @@ def _find_running_statistics(difference: KeyDifference) -> PatternMatch | None:
 _DERIVED_BUFFERS: Final = re.compile(
     r"\.(?:position_ids|token_type_ids|masked_bias|inv_freq|attn\.bias|attention\.bias"
     r"|relative_position_index|attn_mask|causal_mask|mask|tril|pe|freqs_cis|cos_cached|sin_cached"
-    r"|rope\.freqs|embed_positions\._float_tensor|num_batches_tracked)$"
+    r"|rope\.freqs|embed_positions\._float_tensor)$"
 )
 """Buffers that constructors compute; libraries have stopped saving many of them."""
 
@@ -402,7 +408,7 @@ def _find_renamed_subtrees(difference: KeyDifference) -> PatternMatch | None:
     shown = dict([*renames.items()][:_MAX_RENAMES])
     names = ", ".join(f"`{old}.*` -> `{new}.*`" for old, new in shown.items())
     words = (quote_shell(f"{old}.*={new}.*") for old, new in shown.items())
-    items = ", ".join(f"{quote_python(o + '.')}: {quote_python(n + '.')}" for o, n in shown.items())
+    items = ", ".join(f'{quote_python(f"{o}.")}: {quote_python(f"{n}.")}' for o, n in renames.items())
     return PatternMatch(
         keys,
         {
@@ -516,7 +522,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "pass that entry",
-                code="model.load_state_dict(torch.load({file:py}, weights_only=True)[{place:py}])",
+                code="model.load_state_dict(state_dict[{place:py}])",
             ),
             INSPECT,
             Advice(
@@ -567,7 +573,10 @@ KEY_PATTERNS: Final = (
                 "write a checkpoint with the tensors in the form of the module",
                 command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
             ),
-            DIFF,
+            Advice(
+                "or apply to the module, before loading, what the checkpoint has ({file_form}), and "
+                "change it after loading"
+            ),
         ),
     ),
     KeyPattern(
@@ -711,6 +720,14 @@ KEY_PATTERNS: Final = (
             Advice(
                 "write a checkpoint with the new names",
                 command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh} {options}",
+            ),
+            Advice(
+                "or rename them while loading",
+                code=(
+                    "names = {mapping}; model.load_state_dict({{next((new + key[len(old):] for old, "
+                    "new in names.items() if key.startswith(old)), key): value for key, value in "
+                    "state_dict.items()}})"
+                ),
             ),
             DIFF,
         ),

@@ -190,8 +190,9 @@ SHAPE_PATTERNS: Final = (
             Advice(
                 "strict=False does not help with shapes; to train a new head",
                 code=(
-                    "model.load_state_dict({{key: value for key, value in state_dict.items() if "
-                    "value.shape == model.state_dict()[key].shape}}, strict=False)"
+                    "own = model.state_dict(); model.load_state_dict({{key: value for key, value in "
+                    "state_dict.items() if key in own and value.shape == own[key].shape}}, "
+                    "strict=False)"
                 ),
             ),
             DIFF,
