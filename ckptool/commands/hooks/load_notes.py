@@ -154,7 +154,9 @@ def _format_note(explanations: list[Explanation]) -> str:
     for explanation in explanations[:_MAX_CAUSES]:
         lines.append(f"ckptool: {explanation.cause} ({explanation.certainty})")
         usable = [advice for advice in explanation.advice if _is_usable(advice)]
-        lines += [f"  next: {_format_advice(advice)}" for advice in usable[:2]]
+        steps = [_format_advice(advice) for advice in usable[:2]]
+        lines += [f"  next: {step}" for step in (s.removeprefix("or ") for s in steps[:1])]
+        lines += [f"  next: {step}" for step in steps[1:]]
     if len(explanations) > _MAX_CAUSES:
         lines.append(f"ckptool: and {len(explanations) - _MAX_CAUSES} more causes")
     return "\n".join(lines)

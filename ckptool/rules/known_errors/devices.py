@@ -36,8 +36,8 @@ DEVICE_ERRORS: Final = (
         name="input-on-other-device",
         marker="should be the same",
         pattern=(
-            r"Input type \((?P<first>torch\.[\w.]{1,40})\) and weight type"
-            r" \((?P<second>torch\.[\w.]{1,40})\) should be the same"
+            r"Input type \((?P<first>[\w.:]{1,60})\) and (?:weight|bias) type"
+            r" \((?P<second>[\w.:]{1,60})\) should be the same"
         ),
         cause="the input is a {first}, the weights are {second}: one of the two was not moved or cast",
         certainty=Certainty.CERTAIN,

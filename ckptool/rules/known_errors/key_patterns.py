@@ -262,11 +262,13 @@ _NORM_FORMS: Final = (
 
 
 def _find_norm_forms(difference: KeyDifference) -> PatternMatch | None:
-    missing, unexpected = {*difference.missing}, {*difference.unexpected}
+    # Each key with a dot in front, as keys of the module itself have none.
+    missing = {f".{key}": None for key in difference.missing}
+    unexpected = {f".{key}" for key in difference.unexpected}
     for module_suffixes, file_suffixes, module_form, file_form in _NORM_FORMS:
         stems = [
             key.removesuffix(module_suffixes[0])
-            for key in difference.missing
+            for key in missing
             if key.endswith(module_suffixes[0])
         ]
         stems = [
@@ -278,8 +280,9 @@ def _find_norm_forms(difference: KeyDifference) -> PatternMatch | None:
         if stems:
             extra = (".weight_v",) if "spectral norm" in {module_form, file_form} else ()
             suffixes = (*module_suffixes, *file_suffixes, *extra)
-            keys = {stem + suffix for stem in stems for suffix in suffixes}
-            facts = {"module_form": module_form, "file_form": file_form, "layer": stems[0]}
+            keys = {(stem + suffix)[1:] for stem in stems for suffix in suffixes}
+            layer = (stems[0] + file_suffixes[0])[1:]
+            facts = {"module_form": module_form, "file_form": file_form, "layer": layer}
             return PatternMatch(keys, facts)
     return None
 
@@ -291,10 +294,7 @@ def _find_adapter_file(difference: KeyDifference) -> PatternMatch | None:
     keys = [key for key in difference.unexpected if _LORA.search(f".{key}")]
     if not keys:
         return None
-    is_adapter = len(keys) == len(difference.unexpected)
-    return PatternMatch(
-        {*difference.unexpected, *difference.missing} if is_adapter else {*keys}, {"key": keys[0]}
-    )
+    return PatternMatch({*difference.unexpected, *difference.missing}, {"key": keys[0]})
 
 
 def _find_adapter_module(difference: KeyDifference) -> PatternMatch | None:
@@ -341,19 +341,29 @@ def _match_suffix(keys: Collection[str], suffix: str) -> frozenset[str]:
 
 
 def _find_batch_counters(difference: KeyDifference) -> PatternMatch | None:
-    keys = _match_suffix(difference.missing, ".num_batches_tracked")
+    keys = _leave_out_lost_layers(
+        _match_suffix(difference.missing, ".num_batches_tracked"), difference.missing
+    )
     return PatternMatch(keys, {"count": pluralize(len(keys), "counter")}) if keys else None
 
 
+def _leave_out_lost_layers(keys: Collection[str], side: Collection[str]) -> frozenset[str]:
+    """Return the keys of layers whose weight is not on the same side."""
+    lost = {key.removesuffix("weight") for key in side if key.endswith("weight")}
+    return frozenset(key for key in keys if key.rpartition(".")[0] + "." not in lost)
+
+
 def _find_running_statistics(difference: KeyDifference) -> PatternMatch | None:
-    for side, other in (("missing", "file"), ("unexpected", "module")):
-        keys = {
+    for side, other in (("missing", "checkpoint"), ("unexpected", "module")):
+        all_keys = getattr(difference, side)
+        statistics = {
             key
             for suffix in (".running_mean", ".running_var", ".num_batches_tracked")
-            for key in _match_suffix(getattr(difference, side), suffix)
+            for key in _match_suffix(all_keys, suffix)
         }
+        keys = _leave_out_lost_layers(statistics, all_keys)
         if any(key.endswith("running_mean") for key in keys):
-            return PatternMatch(keys, {"side": other, "key": sorted(keys)[0]})
+            return PatternMatch(keys, {"side": other, "key": min(keys)})
     return None
 
 
@@ -664,9 +674,9 @@ KEY_PATTERNS: Final = (
         name="running-statistics",
         find=_find_running_statistics,
         cause=(
-            "only one side has running statistics (`{key}`), and it is not the {side}: BatchNorm or "
-            "InstanceNorm with another track_running_stats, another norm layer, or a converter "
-            "that keeps parameters only"
+            "the {side} has no running statistics (`{key}`): BatchNorm or InstanceNorm with "
+            "another track_running_stats, another norm layer, or a converter that keeps parameters "
+            "only"
         ),
         certainty=Certainty.PROBABLE,
         advice=(

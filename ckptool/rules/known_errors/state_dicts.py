@@ -142,7 +142,7 @@ STATE_DICT_ERRORS: Final = (
     KnownError(
         name="transformers-ignored-mismatch",
         marker="You should probably TRAIN this model on a down-stream task",
-        pattern=r"(?!.{0,3000}Some weights of)You should probably TRAIN this model",
+        other_contexts=("were not initialized from the model checkpoint at", "LOAD REPORT"),
         cause="weights of the model are not in the checkpoint and are randomly initialised",
         certainty=Certainty.CERTAIN,
         advice=(Advice("to see which", command="ckptool diff MODEL_FOLDER"),),
