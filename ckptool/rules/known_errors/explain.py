@@ -17,9 +17,8 @@ from ckptool.rules.known_errors.known_error import (
 )
 from ckptool.rules.known_errors.log_text import LogText, clean_log, squeeze_spaces
 
-_MAX_MESSAGE_CHARS: Final = 6000
-_MAX_KEYS_CHARS: Final = 2_000_000
-"""Characters of a list of keys."""
+_MAX_CONTEXT_CHARS: Final = 6000
+"""Characters of a message in which words of its context are looked for."""
 _MAX_OCCURRENCES: Final = 40
 """Messages of one kind that are looked at; more are counted."""
 _LOADED_PATH: Final = re.compile(
@@ -56,35 +55,43 @@ def explain_clean_log(log: LogText, facts: ErrorFacts | None = None) -> tuple[Ex
     explained: dict[Explanation, ExplainedError] = {}
     for known_error in KNOWN_ERRORS:
         indices = [*islice(log.find_words(known_error.marker), _MAX_OCCURRENCES)]
+        known_messages: dict[tuple[str, ...], tuple[Explanation, ...]] = {}
         for index, end in pairwise((*indices, len(log.lines))):
-            for explanation in _explain_message(log, range(index, end), known_error, facts):
-                found = explained.get(explanation)
+            message = _read_message(log, index, end, known_error)
+            if message not in known_messages:  # each rank, and each retry, has the same
+                known_messages[message] = _explain_message(known_error, message, facts)
+            for explanation in known_messages[message]:
                 line = log.lines[index].strip()
-                explained[explanation] = (
-                    replace(found, count=found.count + 1)
-                    if found is not None
-                    else ExplainedError(explanation, line, log.numbers[index])
-                )
+                new_error = ExplainedError(explanation, line, log.numbers[index], 0)
+                error = explained.get(explanation, new_error)
+                explained[explanation] = replace(error, count=error.count + 1)
     return tuple(sorted(explained.values(), key=lambda error: error.line))
 
 
-def _explain_message(
-    log: LogText, lines: range, known_error: KnownError, facts: ErrorFacts | None
-) -> tuple[Explanation, ...]:
-    """Return the explanations of the message that begins in the first of `lines`.
+def _read_message(
+    log: LogText, index: int, end: int, known_error: KnownError
+) -> tuple[str, ...]:
+    """Return the traceback before a line, and the texts in which a pattern is looked for.
 
-    () if it is another message with the same words.
+    A message that begins on the line before is looked at last.
     """
-    index, end = lines.start, lines.stop
-    max_chars = _MAX_KEYS_CHARS if known_error.find is not None else _MAX_MESSAGE_CHARS
-    before = log.join_preceding(index)
-    following = log.join_following(index, end, max_chars)
-    if not _is_in_context(known_error, before + following[0][:_MAX_MESSAGE_CHARS]):
+    return (
+        log.join_preceding(index),
+        *log.join_following(index, end, known_error.max_chars),
+        *log.join_following(max(0, index - 1), end, _MAX_CONTEXT_CHARS),
+    )
+
+
+def _explain_message(
+    known_error: KnownError, message: tuple[str, ...], facts: ErrorFacts | None
+) -> tuple[Explanation, ...]:
+    """Return the explanations of a message; () if it is another one with the same words."""
+    traceback, *texts = message
+    if not _is_in_context(known_error, traceback + texts[0][:_MAX_CONTEXT_CHARS]):
         return ()
-    facts = facts or ErrorFacts(checkpoint=_find_loaded_path(before))
+    facts = facts or ErrorFacts(checkpoint=_find_loaded_path(traceback))
     pattern = _compile_pattern(known_error)
-    # A message whose beginning is on the line before is looked at last.
-    for text in (*following, *log.join_following(max(0, index - 1), end, _MAX_MESSAGE_CHARS)):
+    for text in texts:
         match = pattern.search(text)
         if match is not None:
             return tuple(explain_match(known_error, match, facts))

@@ -91,6 +91,8 @@ class KnownError(Struct, frozen=True):
     if the marker is enough. Each repetition in it is bounded."""
     contexts: tuple[str, ...] = ()
     """Words of which one has to be in the traceback or the message; () if none is needed."""
+    max_chars: int = 10_000
+    """Characters of the log, from the line of the marker, in which `pattern` is looked for."""
     other_contexts: tuple[str, ...] = ()
     """Words that are in a traceback with the same message and another cause."""
     find: FindFunction | None = None

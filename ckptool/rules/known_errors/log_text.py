@@ -13,6 +13,8 @@ MAX_CHARS: Final = 32_000_000
 _MAX_PREFIXES: Final = 6
 _MAX_CONTEXT_CHARS: Final = 40_000
 """Characters of a traceback before its message."""
+_MAX_LINE_CHARS: Final = 4000
+"""Characters of a piece of a line: where a message begins in it is looked for from its start."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _ESCAPE: Final = re.compile(
     r"\x1b(?:\[[0-9;:?]{0,40}[ -/]{0,4}[@-~]|\][^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\)?|[@-Z\\-_])"
@@ -103,7 +105,9 @@ def clean_log(text: str) -> LogText:
         text = text[:head] + "\n" + text[head + omitted_chars :]
     raw_lines = _ESCAPE.sub("", text.replace("\r\n", "\n")).replace("\r", "\n").split("\n")
     numbered = [
-        (_find_rank(line), number, _strip_prefixes(line)) for number, line in enumerate(raw_lines, 1)
+        (_find_rank(line), number, piece)
+        for number, line in enumerate(raw_lines, 1)
+        for piece in _split_line(_strip_prefixes(line))
     ]
     numbered.sort(key=lambda entry: entry[0])  # stable: lines of one rank stay in order
     lines = tuple(line for _, _, line in numbered)
@@ -111,6 +115,17 @@ def clean_log(text: str) -> LogText:
     starts = tuple(accumulate(map(len, squeezed_lines), initial=0))[: len(lines)]
     numbers = tuple(number for _, number, _ in numbered)
     return LogText(lines, numbers, "".join(squeezed_lines), starts, omitted_chars)
+
+
+def _split_line(line: str) -> Iterator[str]:
+    """Yield a line in pieces of bounded length, each but the last to a space if there is one."""
+    start = 0
+    while len(line) - start > _MAX_LINE_CHARS:
+        end = line.rfind(" ", start + _MAX_LINE_CHARS // 2, start + _MAX_LINE_CHARS) + 1
+        end = end or start + _MAX_LINE_CHARS
+        yield line[start:end]
+        start = end
+    yield line[start:]
 
 
 def _find_rank(line: str) -> int:

@@ -22,6 +22,8 @@ def _find_key_causes(match: re.Match[str], facts: ErrorFacts) -> Iterator[Explan
     yield from explain_shapes(difference, facts)
 
 
+_MAX_KEYS_CHARS: Final = 2_000_000
+"""Characters of lists of keys."""
 STATE_DICT_ERRORS: Final = (
     KnownError(
         name="load-state-dict",
@@ -35,6 +37,7 @@ STATE_DICT_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(),
         find=_find_key_causes,
+        max_chars=_MAX_KEYS_CHARS,
     ),
     KnownError(
         name="incompatible-keys",
@@ -47,6 +50,7 @@ STATE_DICT_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(),
         find=_find_key_causes,
+        max_chars=_MAX_KEYS_CHARS,
     ),
     KnownError(
         name="not-a-mapping",
