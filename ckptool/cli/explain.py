@@ -36,7 +36,9 @@ def command(
     is_stdin = log is None or str(log) == "-"
     if is_stdin and sys.stdin.isatty():
         click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
-    report = api.explain(_read_stdin() if is_stdin else _read_log(Path(str(log))), source=str(log or "-"))
+    report = api.explain(
+        _read_stdin() if is_stdin else _read_log(Path(str(log))), source=str(log or "-")
+    )
     out.write_report(report)
     ctx.exit(report.exit_code)
 

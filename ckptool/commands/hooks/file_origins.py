@@ -1,7 +1,7 @@
 """FileOrigins: which file, and which place in it, the tensors of a state_dict came from."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from threading import Lock
 from typing import Final
@@ -54,7 +54,7 @@ class FileOrigins:
             found = {StateOrigin(origin.path, "") for origin in found}
         return found.pop() if len(found) == 1 else None
 
-    def _build_cleanup(self, tensor_id: int) -> "weakref.ReferenceType[Tensor] | None":
+    def _build_cleanup(self, tensor_id: int) -> Callable[[object], None]:
         origins = self._origins
 
         def forget(reference: object) -> None:
@@ -62,7 +62,7 @@ class FileOrigins:
             if entry is not None and entry[0] is reference:
                 del origins[tensor_id]
 
-        return forget  # type: ignore[return-value]
+        return forget
 
 
 def _iter_tensors(value: object, at: str, depth: int) -> Iterator[tuple[str, str, Tensor]]:

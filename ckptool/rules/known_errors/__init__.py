@@ -2,11 +2,12 @@
 
 | file | errors of |
 |---|---|
-| state_dicts.py | load_state_dict() and loaders that report keys; key_patterns.py and shape_patterns.py |
+| state_dicts.py | load_state_dict() and loaders that report keys |
 | pickles.py | torch.load() and what a pickle imports |
 | containers.py | files that are damaged or of another format |
 | devices.py | devices, dtypes and meta tensors |
 | training.py | optimizers, DDP, FSDP, DCP, DeepSpeed, Lightning |
+| key_patterns.py, shape_patterns.py | causes of keys and shapes that differ |
 | frameworks.py | transformers, peft, accelerate |
 """
 

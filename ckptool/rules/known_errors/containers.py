@@ -21,7 +21,10 @@ CONTAINER_ERRORS: Final = (
     KnownError(
         name="zip-record-missing",
         marker="PytorchStreamReader failed locating file",
-        pattern=r"PytorchStreamReader failed locating file (?P<record>[^\s:]{1,200}): file not found",
+        pattern=(
+            r"PytorchStreamReader failed locating file (?P<record>[^\s:]{1,200}): file not "
+            r"found"
+        ),
         cause=(
             "the archive has no record `{record}`: it is another kind of zip, or was packed again "
             "(torch.save, torch.jit.save and torch.export.save write different ones)"
@@ -35,10 +38,16 @@ CONTAINER_ERRORS: Final = (
     KnownError(
         name="zip-damaged",
         marker="PytorchStreamReader failed reading",
-        pattern=r"PytorchStreamReader failed reading (?!zip archive: failed finding)(?P<what>.{1,120})",
+        pattern=(
+            r"PytorchStreamReader failed reading (?!zip archive: failed "
+            r"finding)(?P<what>.{1,120})"
+        ),
         cause="the archive is damaged: reading {what}",
         certainty=Certainty.PROBABLE,
-        advice=(Advice("to see what is damaged", command="ckptool inspect {file:sh} --deep"), _AGAIN),
+        advice=(
+            Advice("to see what is damaged", command="ckptool inspect {file:sh} --deep"),
+            _AGAIN,
+        ),
     ),
     KnownError(
         name="save-failed",
@@ -61,7 +70,8 @@ CONTAINER_ERRORS: Final = (
             r"|invalid ?header ?start)"
         ),
         cause=(
-            "the file is not safetensors, whatever its name: often a Git LFS pointer, an HTML page, "
+            "the file is not safetensors, whatever its name: often a Git LFS pointer, an HTML "
+            "page, "
             "an empty file, or a pickle of torch.save"
         ),
         certainty=Certainty.PROBABLE,
@@ -73,7 +83,9 @@ CONTAINER_ERRORS: Final = (
         pattern=(
             r"Error while deserializing header: (?:incomplete metadata|MetadataIncompleteBuffer)"
         ),
-        cause="the safetensors file has another size than its header says: it was cut off or damaged",
+        cause=(
+            "the safetensors file has another size than its header says: it was cut off or damaged"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(_INSPECT, _AGAIN),
     ),
@@ -156,7 +168,9 @@ CONTAINER_ERRORS: Final = (
     KnownError(
         name="torchscript-as-checkpoint",
         marker="Cannot use ``weights_only=True`` with TorchScript archives",
-        cause="the file is a TorchScript archive, which torch.load(weights_only=True) does not read",
+        cause=(
+            "the file is a TorchScript archive, which torch.load(weights_only=True) does not read"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(
             Advice("read it", code="model = torch.jit.load({file:py})"),

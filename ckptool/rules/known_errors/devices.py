@@ -18,7 +18,8 @@ DEVICE_ERRORS: Final = (
             r" (?P<first>[\w:]{1,20}) and (?P<second>[\w:]{1,20})|got|found)|and|so)"
         ),
         cause=(
-            "two tensors of one operation are on different devices: an input that was not moved, or "
+            "two tensors of one operation are on different devices: an input that was not moved, "
+            "or "
             "a tensor that `.to(device)` does not move since it is a plain attribute of a module "
             "and not a buffer"
         ),
@@ -39,7 +40,9 @@ DEVICE_ERRORS: Final = (
             r"Input type \((?P<first>[\w.:]{1,60})\) and (?:weight|bias) type"
             r" \((?P<second>[\w.:]{1,60})\) should be the same"
         ),
-        cause="the input is a {first}, the weights are {second}: one of the two was not moved or cast",
+        cause=(
+            "the input is a {first}, the weights are {second}: one of the two was not moved or cast"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(
             Advice(
@@ -90,7 +93,7 @@ DEVICE_ERRORS: Final = (
         marker="Cannot copy out of meta tensor; no data!",
         cause=(
             "the model, or a part of it, is on the meta device and has no values: it was built "
-            "under torch.device(\"meta\") or init_empty_weights(), or keys of it were missing when "
+            'under torch.device("meta") or init_empty_weights(), or keys of it were missing when '
             "it was loaded"
         ),
         certainty=Certainty.CERTAIN,
@@ -110,7 +113,9 @@ DEVICE_ERRORS: Final = (
         marker="CUDA out of memory. Tried to allocate",
         pattern=r"CUDA out of memory\. Tried to allocate .{0,40}",
         contexts=("torch/serialization.py", "load_state_dict", "safetensors", "from_pretrained"),
-        cause="loading the checkpoint needs more memory than the GPU has free: it may be there twice",
+        cause=(
+            "loading the checkpoint needs more memory than the GPU has free: it may be there twice"
+        ),
         certainty=Certainty.POSSIBLE,
         advice=(
             Advice(

@@ -68,9 +68,7 @@ def explain_clean_log(log: LogText, facts: ErrorFacts | None = None) -> tuple[Ex
     return tuple(sorted(explained.values(), key=lambda error: error.line))
 
 
-def _read_message(
-    log: LogText, index: int, end: int, known_error: KnownError
-) -> tuple[str, ...]:
+def _read_message(log: LogText, index: int, end: int, known_error: KnownError) -> tuple[str, ...]:
     """Return the traceback before a line, and the texts in which a pattern is looked for.
 
     A message that begins on the line before is looked at last.

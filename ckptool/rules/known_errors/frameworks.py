@@ -92,7 +92,10 @@ FRAMEWORK_ERRORS: Final = (
         name="accelerate-meta-tensor",
         marker="is on the meta device, we need a `value` to put in on",
         pattern=r"(?P<key>[\w.]{1,300}) is on the meta device, we need a `value` to put in on",
-        cause="`{key}` is in no checkpoint: the model was built without memory and has no value for it",
+        cause=(
+            "`{key}` is in no checkpoint: the model was built without memory and has no value "
+            "for it"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(
             Advice(
@@ -106,7 +109,8 @@ FRAMEWORK_ERRORS: Final = (
         marker="Trying to set a tensor of shape",
         pattern=(
             r"Trying to set a tensor of shape torch\.Size\((?P<old>\[[\d, ]{0,80}\])\) in"
-            r" \"(?P<key>[^\"]{1,300})\" \(which has shape torch\.Size\((?P<new>\[[\d, ]{0,80}\])\)\)"
+            r" \"(?P<key>[^\"]{1,300})\" \(which has shape torch\.Size\((?P<new>\[[\d, "
+            r"]{0,80}\])\)\)"
         ),
         cause=(
             "`{key}` is {old} in the checkpoint and {new} in the model: the configuration was "
@@ -118,11 +122,17 @@ FRAMEWORK_ERRORS: Final = (
     KnownError(
         name="tied-weights-saved",
         marker="The weights trying to be saved contained shared tensors",
-        pattern=r"contained shared tensors (?P<keys>.{1,300}?) that are mismatching the transformers",
+        pattern=(
+            r"contained shared tensors (?P<keys>.{1,300}?) that are mismatching the "
+            r"transformers"
+        ),
         cause="save_pretrained() met tied weights that the model does not declare: {keys}",
         certainty=Certainty.CERTAIN,
         advice=(
-            Advice("save without safetensors", code="model.save_pretrained(path, safe_serialization=False)"),
+            Advice(
+                "save without safetensors",
+                code="model.save_pretrained(path, safe_serialization=False)",
+            ),
             Advice("to see the ties of a file", command="ckptool inspect {file:sh}"),
         ),
     ),

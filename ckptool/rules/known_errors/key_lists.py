@@ -9,8 +9,12 @@ from msgspec import Struct
 MAX_KEYS: Final = 20_000
 """Keys of one list that are looked at."""
 _QUOTED_KEY: Final = re.compile(r"""["']([^"'\n]{1,400})["']""")
-_MISSING: Final = re.compile(r"Missing key\(s\) in state_dict: ?|missing_keys ?= ?\[", re.I)
-_UNEXPECTED: Final = re.compile(r"Unexpected key\(s\) in state_dict: ?|unexpected_keys ?= ?\[", re.I)
+_MISSING: Final = re.compile(
+    r"Missing key\(s\) in state_dict: ?|missing_keys ?= ?\[", re.IGNORECASE
+)
+_UNEXPECTED: Final = re.compile(
+    r"Unexpected key\(s\) in state_dict: ?|unexpected_keys ?= ?\[", re.IGNORECASE
+)
 _MISMATCH: Final = re.compile(
     r"size mismatch for ([^:]{1,400}): copying a param with shape (?:torch\.Size\()?"
     r"([\[(][\d, ]{0,80}[\])])\)? from checkpoint, the shape in current model is"

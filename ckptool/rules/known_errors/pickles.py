@@ -42,7 +42,10 @@ def _find_unsupported_global(match: re.Match[str], facts: ErrorFacts) -> Iterato
         )
     else:
         cause, certainty = (
-            f"the file has an object of {name}, which torch.load(weights_only=True) does not import",
+            (
+                f"the file has an object of {name}, which torch.load(weights_only=True) does not "
+                f"import"
+            ),
             Certainty.CERTAIN,
         )
     module, _, attribute = name.rpartition(".")
@@ -55,8 +58,7 @@ def _find_unsupported_global(match: re.Match[str], facts: ErrorFacts) -> Iterato
 
 
 _NUMPY_CLASSES: Final = (
-    ", numpy.ndarray, numpy.dtype, "
-    '*{type(numpy.dtype(code)) for code in "?bhilqBHILQefdUS"}'
+    ', numpy.ndarray, numpy.dtype, *{type(numpy.dtype(code)) for code in "?bhilqBHILQefdUS"}'
 )
 """Classes that a pickle of NumPy values needs in addition to the one that torch names first."""
 
@@ -81,7 +83,8 @@ PICKLE_ERRORS: Final = (
         name="unsupported-global",
         marker="Unsupported global: GLOBAL",
         pattern=(
-            r"Unsupported global: GLOBAL (?P<name>[\w.]{1,300}) was not an allowed global by default"
+            r"Unsupported global: GLOBAL (?P<name>[\w.]{1,300}) was not an allowed global by "
+            r"default"
         ),
         cause="",
         certainty=Certainty.CERTAIN,
@@ -104,7 +107,10 @@ PICKLE_ERRORS: Final = (
             r"Trying to load unsupported GLOBAL (?P<name>[\w.]{1,300}) whose module"
             r" (?P<module>[\w.]{1,200}) is blocked"
         ),
-        cause="the file would import {name}, which torch blocks: it could run any code. Do not load it",
+        cause=(
+            "the file would import {name}, which torch blocks: it could run any code. Do not "
+            "load it"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(_INSPECT_SAFETY, _CONVERT),
     ),
@@ -134,7 +140,8 @@ PICKLE_ERRORS: Final = (
         ),
         other_contexts=("multiprocessing", "concurrent/futures"),
         cause=(
-            "the file is a pickle of a class {name} that it looks for in {module}, where it is not: "
+            "the file is a pickle of a class {name} that it looks for in {module}, where it is "
+            "not: "
             "the whole object was saved, and its class was defined in another script, moved or "
             "renamed"
         ),
@@ -211,8 +218,10 @@ PICKLE_ERRORS: Final = (
 _DOWNLOADS: Final = {
     "v": (
         "git-lfs-pointer",
-        "the file is probably a Git LFS pointer (a text that begins with `version`), not the "
-        "weights",
+        (
+            "the file is probably a Git LFS pointer (a text that begins with `version`), not the "
+            "weights"
+        ),
         Advice("fetch the file itself", command="git lfs pull"),
     ),
     "<": (
@@ -228,9 +237,7 @@ _DOWNLOADS: Final = {
     "P": (
         "zip-file",
         "the file is probably a zip archive, which is not read by pickle.load",
-        Advice(
-            "read it with torch", code="torch.load({file:py}, weights_only=True)"
-        ),
+        Advice("read it with torch", code="torch.load({file:py}, weights_only=True)"),
     ),
     "\x1f": (
         "gzip-file",
@@ -263,4 +270,4 @@ def _find_first_byte(code: int, facts: ErrorFacts) -> Iterator[Explanation]:
 
 
 def _parse_byte(text: str) -> int:
-    return int(text[2:], 16) if text.startswith("\\x") else ord(text[-1])
+    return int(text.removeprefix("\\x"), 16) if text.startswith("\\x") else ord(text[-1])

@@ -9,7 +9,8 @@ from msgspec import Struct
 
 from ckptool.phrases import pluralize
 from ckptool.rules.known_errors.key_lists import KeyDifference, ShapeMismatch
-from ckptool.rules.known_errors.key_patterns import DIFF, HEAD_NAME
+from ckptool.rules.known_errors.key_matches import HEAD_NAME
+from ckptool.rules.known_errors.key_patterns import DIFF
 from ckptool.rules.known_errors.known_error import (
     Advice,
     Certainty,
@@ -85,13 +86,13 @@ def _is_empty(mismatch: ShapeMismatch) -> bool:
 def _is_packed(mismatch: ShapeMismatch) -> bool:
     """Whether the file has two 4-bit values in each byte, in one column, as bitsandbytes."""
     numel, packed = prod(mismatch.module_shape), prod(mismatch.file_shape)
-    is_column = len(mismatch.file_shape) == 2 and mismatch.file_shape[1] == 1  # noqa: PLR2004
+    is_column = len(mismatch.file_shape) == 2 and mismatch.file_shape[1] == 1
     return is_column and len(mismatch.module_shape) > 1 and numel == 2 * packed
 
 
 def _is_transposed(mismatch: ShapeMismatch) -> bool:
     old, new = mismatch.file_shape, mismatch.module_shape
-    return len(old) == 2 and old == new[::-1]  # noqa: PLR2004
+    return len(old) == 2 and old == new[::-1]
 
 
 def _is_reshaped(mismatch: ShapeMismatch) -> bool:
@@ -121,9 +122,9 @@ def _is_first_convolution(mismatch: ShapeMismatch) -> bool:
     """Whether only the number of input channels of a convolution differs: RGB or grey images."""
     old, new = mismatch.file_shape, mismatch.module_shape
     return (
-        len(old) == len(new) == 4  # noqa: PLR2004
+        len(old) == len(new) == 4
         and (old[0], *old[2:]) == (new[0], *new[2:])
-        and min(old[1], new[1]) <= 4  # noqa: PLR2004
+        and min(old[1], new[1]) <= 4
     )
 
 
@@ -136,7 +137,8 @@ SHAPE_PATTERNS: Final = (
         name="empty-shard",
         fits=_is_empty,
         cause=(
-            "`{key}`{others} has no elements in the checkpoint: the weights were sharded (DeepSpeed "
+            "`{key}`{others} has no elements in the checkpoint: the weights were sharded "
+            "(DeepSpeed "
             "ZeRO-3, FSDP) and not gathered when they were saved"
         ),
         certainty=Certainty.PROBABLE,
@@ -190,7 +192,8 @@ SHAPE_PATTERNS: Final = (
             Advice(
                 "strict=False does not help with shapes; to train a new head",
                 code=(
-                    "own = model.state_dict(); model.load_state_dict({{key: value for key, value in "
+                    "own = model.state_dict(); model.load_state_dict({{key: value for key, value "
+                    "in "
                     "state_dict.items() if key in own and value.shape == own[key].shape}}, "
                     "strict=False)"
                 ),
@@ -246,7 +249,9 @@ SHAPE_PATTERNS: Final = (
     ShapePattern(
         name="flattened",
         fits=_is_flat,
-        cause="`{key}`{others} was saved flat: {file_shape} for {module_shape}, as FSDP saves shards",
+        cause=(
+            "`{key}`{others} was saved flat: {file_shape} for {module_shape}, as FSDP saves shards"
+        ),
         certainty=Certainty.POSSIBLE,
         advice=(Advice("to see what the file contains", command="ckptool inspect {file:sh}"),),
     ),

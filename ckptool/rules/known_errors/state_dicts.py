@@ -70,7 +70,8 @@ STATE_DICT_ERRORS: Final = (
         name="not-a-tensor",
         marker="expected torch.Tensor or Tensor-like object from checkpoint but received",
         pattern=(
-            r"parameter named \"(?P<key>[^\"]{1,400})\", expected torch.Tensor or Tensor-like object"
+            r"parameter named \"(?P<key>[^\"]{1,400})\", expected torch.Tensor or Tensor-like "
+            r"object"
             r" from checkpoint but received <?(?:class )?'?(?P<type>[\w.]{1,200})"
         ),
         cause="`{key}` of the checkpoint is a {type}, not a tensor",
@@ -102,12 +103,14 @@ STATE_DICT_ERRORS: Final = (
         name="transformers-newly-initialized",
         marker="were not initialized from the model checkpoint at",
         pattern=(
-            r"Some weights of (?P<model>\w{1,200}) were not initialized from the model checkpoint at"
+            r"Some weights of (?P<model>\w{1,200}) were not initialized from the model checkpoint "
+            r"at"
             r" (?P<name>\S{1,300}) and are newly initialized(?: because the shapes did not match)?:"
             r" ?(?P<keys>.{1,300})"
         ),
         cause=(
-            "{model} has weights that `{name}` does not have: they are randomly initialised ({keys})"
+            "{model} has weights that `{name}` does not have: they are randomly initialised "
+            "({keys})"
         ),
         certainty=Certainty.CERTAIN,
         advice=(

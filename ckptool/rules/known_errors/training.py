@@ -14,7 +14,8 @@ TRAINING_ERRORS: Final = (
         name="optimizer-group-size",
         marker="loaded state dict contains a parameter group that doesn't match the size of",
         cause=(
-            "the optimizer was built over another number of parameters than the one that was saved: "
+            "the optimizer was built over another number of parameters than the one that was "
+            "saved: "
             "layers were added, removed or frozen, or passed in other groups"
         ),
         certainty=Certainty.CERTAIN,
@@ -49,7 +50,8 @@ TRAINING_ERRORS: Final = (
         marker="Missing key in checkpoint state_dict:",
         pattern=r"Missing key in checkpoint state_dict: (?P<key>[^\s]{1,400}?)\.?(?:\s|$)",
         cause=(
-            "the distributed checkpoint has no `{key}`: the state_dict that was passed to dcp.load() "
+            "the distributed checkpoint has no `{key}`: the state_dict that was passed to "
+            "dcp.load() "
             "has other keys than the saved one (often a wrapper's prefix, or `model.` around it)"
         ),
         certainty=Certainty.PROBABLE,
@@ -103,12 +105,15 @@ TRAINING_ERRORS: Final = (
             Advice(
                 "load a full state_dict into a sharded model with",
                 code=(
-                    "torch.distributed.checkpoint.state_dict.set_model_state_dict(model, state_dict, "
+                    "torch.distributed.checkpoint.state_dict.set_model_state_dict(model, "
+                    "state_dict, "
                     "options=torch.distributed.checkpoint.state_dict.StateDictOptions("
                     "full_state_dict=True))"
                 ),
             ),
-            Advice("to see attributes that are not sharded", command="ckptool audit -m {module:sh}"),
+            Advice(
+                "to see attributes that are not sharded", command="ckptool audit -m {module:sh}"
+            ),
         ),
     ),
     KnownError(
@@ -147,7 +152,8 @@ TRAINING_ERRORS: Final = (
         ),
         contexts=("load_from_checkpoint", "lightning/pytorch/core/saving.py"),
         cause=(
-            "load_from_checkpoint() has no value for {names}: save_hyperparameters() was not called "
+            "load_from_checkpoint() has no value for {names}: save_hyperparameters() was not "
+            "called "
             "when the checkpoint was saved"
         ),
         certainty=Certainty.CERTAIN,
@@ -175,7 +181,10 @@ TRAINING_ERRORS: Final = (
     KnownError(
         name="lightning-old-version",
         marker="Lightning automatically upgraded your loaded checkpoint from",
-        pattern=r"upgraded your loaded checkpoint from (?P<old>v[\w.]{1,30}) to (?P<new>v[\w.]{1,30})",
+        pattern=(
+            r"upgraded your loaded checkpoint from (?P<old>v[\w.]{1,30}) to "
+            r"(?P<new>v[\w.]{1,30})"
+        ),
         cause="the checkpoint is of Lightning {old}; Lightning upgraded it to {new} while loading",
         certainty=Certainty.CERTAIN,
         advice=(
@@ -190,7 +199,8 @@ TRAINING_ERRORS: Final = (
         name="unused-parameters",
         marker="Expected to have finished reduction in the prior iteration before starting",
         cause=(
-            "parameters took no part in the loss: a module that forward() does not use, or a branch "
+            "parameters took no part in the loss: a module that forward() does not use, or a "
+            "branch "
             "that this rank did not take"
         ),
         certainty=Certainty.CERTAIN,
@@ -204,7 +214,10 @@ TRAINING_ERRORS: Final = (
     KnownError(
         name="ranks-differ",
         marker="appears not to match sizes of the same param in process 0",
-        cause="the ranks built different models: one of them has other arguments or another checkpoint",
+        cause=(
+            "the ranks built different models: one of them has other arguments or another "
+            "checkpoint"
+        ),
         certainty=Certainty.CERTAIN,
         advice=(Advice("compare the arguments and checkpoints of the ranks"),),
     ),

@@ -94,7 +94,7 @@ def saved_bytes(value: object) -> bytes:
 def pickled_in_lost_module(*, keep_module: bool) -> str:
     """Load a pickle of a class whose module, or whose name in it, is no longer there."""
     home = ModuleType("oldproject.models")
-    exec("class Net: pass", home.__dict__)  # noqa: S102 (our own line)
+    exec("class Net: pass", home.__dict__)
     home.Net.__module__ = "oldproject.models"
     sys.modules["oldproject"], sys.modules["oldproject.models"] = ModuleType("oldproject"), home
     try:
@@ -102,7 +102,7 @@ def pickled_in_lost_module(*, keep_module: bool) -> str:
         del home.Net
         if not keep_module:
             del sys.modules["oldproject.models"], sys.modules["oldproject"]
-        return raised_text(lambda: pickle.load(io.BytesIO(content)))  # noqa: S301
+        return raised_text(lambda: pickle.load(io.BytesIO(content)))
     finally:
         sys.modules.pop("oldproject.models", None)
         sys.modules.pop("oldproject", None)
@@ -121,9 +121,9 @@ def safetensors_bytes(tmp_path) -> bytes:
 
 
 def numpy_scalar() -> object:
-    import numpy
+    import numpy as np
 
-    return {"best": numpy.float64(0.5)}
+    return {"best": np.float64(0.5)}
 
 
 def namespace() -> object:
@@ -143,15 +143,15 @@ def bf16_input() -> object:
 REAL = {
     # name of the case: (text, kinds of the explanations, words of a next step)
     "ddp": (lambda _: load_text(net(), plain_state(net()), prefix="module."),
-            {"wrapped-file"}, "removeprefix(\"module.\")"),
+            {"wrapped-file"}, 'removeprefix("module.")'),
     "compiled": (lambda _: load_text(net(), plain_state(net()), prefix="_orig_mod."),
-                 {"wrapped-file"}, "removeprefix(\"_orig_mod.\")"),
+                 {"wrapped-file"}, 'removeprefix("_orig_mod.")'),
     "compiled ddp": (lambda _: load_text(net(), plain_state(net()), prefix="module._orig_mod."),
                      {"wrapped-file"}, "_orig_mod"),
     "into ddp": (lambda _: load_text(wrapped("module"), plain_state(net())),
                  {"wrapped-module"}, "model.module.load_state_dict"),
     "lightning": (lambda _: load_text(net(), plain_state(net()), prefix="model."),
-                  {"prefix-in-file"}, "removeprefix(\"model.\")"),
+                  {"prefix-in-file"}, 'removeprefix("model.")'),
     "part": (lambda _: load_text(wrapped("backbone"), plain_state(net())),
              {"prefix-in-module"}, "model.backbone.load_state_dict"),
     "training checkpoint": (
@@ -289,49 +289,49 @@ class OrderedDictWithVersions(OrderedDict):
 
 QUOTED = {
     "two devices": (
-        "RuntimeError: Expected all tensors to be on the same device, but found at least two"
-        " devices, cuda:0 and cpu!",
+        ("RuntimeError: Expected all tensors to be on the same device, but found at least two"
+        " devices, cuda:0 and cpu!"),
         {"tensors-on-two-devices"}, "ckptool audit"),
     "two devices, argument": (
-        "RuntimeError: Expected all tensors to be on the same device, but got mask is on cpu,"
+        ("RuntimeError: Expected all tensors to be on the same device, but got mask is on cpu,"
         " different from other tensors on cuda:0 (when checking argument in method"
-        " wrapper_CUDA_masked_fill__Scalar)",
+        " wrapper_CUDA_masked_fill__Scalar)"),
         {"tensors-on-two-devices"}, "--device simulated"),
     "no GPU": (
-        "RuntimeError: Attempting to deserialize object on a CUDA device but"
+        ("RuntimeError: Attempting to deserialize object on a CUDA device but"
         " torch.cuda.is_available() is False. If you are running on a CPU-only machine, please use"
-        " torch.load with map_location=torch.device('cpu') to map your storages to the CPU.",
+        " torch.load with map_location=torch.device('cpu') to map your storages to the CPU."),
         {"saved-on-cuda"}, 'map_location="cpu"'),
     "fewer GPUs": (
-        "RuntimeError: Attempting to deserialize object on CUDA device 3 but"
+        ("RuntimeError: Attempting to deserialize object on CUDA device 3 but"
         " torch.cuda.device_count() is 1. Please use torch.load with map_location to map your"
-        " storages to an existing device.",
+        " storages to an existing device."),
         {"saved-on-other-cuda"}, 'map_location="cpu"'),
     "newly initialised": (
-        "Some weights of BertForSequenceClassification were not initialized from the model"
+        ("Some weights of BertForSequenceClassification were not initialized from the model"
         " checkpoint at ./bert-local and are newly initialized: ['classifier.bias',"
         " 'classifier.weight']\nYou should probably TRAIN this model on a down-stream task to be"
-        " able to use it for predictions and inference.",
+        " able to use it for predictions and inference."),
         {"transformers-newly-initialized"}, "ckptool diff"),
     "not used": (
-        "Some weights of the model checkpoint at ./bert-local were not used when initializing"
-        " BertModel: ['cls.predictions.bias']",
+        ("Some weights of the model checkpoint at ./bert-local were not used when initializing"
+        " BertModel: ['cls.predictions.bias']"),
         {"transformers-not-used"}, "ckptool diff"),
     "dcp": (
         "RuntimeError: Missing key in checkpoint state_dict: model.layers.0.weight.",
         {"dcp-missing-key"}, "ckptool diff CHECKPOINT_FOLDER"),
     "dtensor": (
-        "RuntimeError: aten.copy_.default: got mixed torch.Tensor and DTensor, need to convert all"
-        " torch.Tensor to DTensor before calling distributed operators!",
+        ("RuntimeError: aten.copy_.default: got mixed torch.Tensor and DTensor, need to convert all"
+        " torch.Tensor to DTensor before calling distributed operators!"),
         {"mixed-dtensor"}, "set_model_state_dict"),
     "flat parameters": (
-        'RuntimeError: Error(s) in loading state_dict for Net:\n\tMissing key(s) in state_dict:'
-        ' "fc.weight". \n\tUnexpected key(s) in state_dict: "_flat_param". ',
+        ('RuntimeError: Error(s) in loading state_dict for Net:\n\tMissing key(s) in state_dict:'
+        ' "fc.weight". \n\tUnexpected key(s) in state_dict: "_flat_param". '),
         {"fsdp-flat-parameter"}, "full_state_dict=True"),
     "deepspeed": (
-        "deepspeed.runtime.zero.utils.ZeRORuntimeException: The checkpoint being loaded used a DP"
+        ("deepspeed.runtime.zero.utils.ZeRORuntimeException: The checkpoint being loaded used a DP"
         " world size of 8 but the current world size is 4. Automatic adjustment of ZeRO's optimizer"
-        " state partitioning with a new world size is not currently supported.",
+        " state partitioning with a new world size is not currently supported."),
         {"deepspeed-world-size"}, "zero_to_fp32.py"),
     "adapter folder": (
         "ValueError: Can't find 'adapter_config.json' at './out/last'",
@@ -340,26 +340,26 @@ QUOTED = {
         "ValueError: lm_head.weight is on the meta device, we need a `value` to put in on 0.",
         {"accelerate-meta-tensor"}, "ckptool diff"),
     "incompatible keys": (
-        "_IncompatibleKeys(missing_keys=['fc.weight', 'fc.bias'],"
-        " unexpected_keys=['module.fc.weight', 'module.fc.bias'])",
+        ("_IncompatibleKeys(missing_keys=['fc.weight', 'fc.bias'],"
+        " unexpected_keys=['module.fc.weight', 'module.fc.bias'])"),
         {"wrapped-file"}, "removeprefix"),
     "bitsandbytes": (
-        "RuntimeError: Error(s) in loading state_dict for Net:\n\tsize mismatch for q.weight:"
+        ("RuntimeError: Error(s) in loading state_dict for Net:\n\tsize mismatch for q.weight:"
         " copying a param with shape torch.Size([8192, 1]) from checkpoint, the shape in current"
-        " model is torch.Size([128, 128]).",
+        " model is torch.Size([128, 128])."),
         {"packed-4bit"}, "ckptool inspect"),
     "full disk": (
-        "RuntimeError: [enforce fail at inline_container.cc:603] . PytorchStreamWriter failed"
-        " writing file data/4: file write failed",
+        ("RuntimeError: [enforce fail at inline_container.cc:603] . PytorchStreamWriter failed"
+        " writing file data/4: file write failed"),
         {"save-failed"}, "ckptool inspect"),
 }  # fmt: skip
 """Errors that need a GPU, several processes or a download, in the words of their libraries."""
 
 NEAR_MISSES = {
-    "import of a package": "Traceback (most recent call last):\n  File \"train.py\", line 1, in"
+    "import of a package": 'Traceback (most recent call last):\n  File "train.py", line 1, in'
     " <module>\n    import timm\nModuleNotFoundError: No module named 'timm'",
     "worker process": "Traceback (most recent call last):\n  File"
-    " \"/usr/lib/python3.11/multiprocessing/spawn.py\", line 122, in spawn_main\n    exitcode ="
+    ' "/usr/lib/python3.11/multiprocessing/spawn.py", line 122, in spawn_main\n    exitcode ='
     " _main(fd, parent_sentinel)\nAttributeError: Can't get attribute 'collate' on <module"
     " '__main__' (built-in)>",
     "attribute": "AttributeError: 'Net' object has no attribute 'load_state_dict'",
@@ -374,9 +374,9 @@ NEAR_MISSES = {
     "out of memory": "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
     " in loss.backward()",
     "image": "FileNotFoundError: [Errno 2] No such file or directory: 'data/cat.png'",
-    "eof of input": "Traceback (most recent call last):\n  File \"ask.py\", line 1, in <module>\n"
+    "eof of input": 'Traceback (most recent call last):\n  File "ask.py", line 1, in <module>\n'
     "    input()\nEOFError: EOF when reading a line",
-    "eof of a socket": "Traceback (most recent call last):\n  File \"queue.py\", line 1, in"
+    "eof of a socket": 'Traceback (most recent call last):\n  File "queue.py", line 1, in'
     " recv\nEOFError: Ran out of input",
     "json": "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
     "device of a tensor": "x is on the same device as y, all tensors are expected there",

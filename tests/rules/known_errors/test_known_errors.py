@@ -142,5 +142,5 @@ def test_many_keys():
 
 def test_names_are_unique():
     names = [entry.name for entry in (*KNOWN_ERRORS, *KEY_PATTERNS, *SHAPE_PATTERNS)]
-    names = [name for name in names if name not in {"unsupported-global"}]
+    names = [name for name in names if name != "unsupported-global"]
     assert len(names) == len({*names})
