@@ -8,9 +8,11 @@ if TYPE_CHECKING:
         convert,
         diff,
         digest,
+        explain,
         gate,
         init,
         inspect,
+        install,
         load,
         lock,
         merge,
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
         run,
         tensors,
         text,
+        uninstall,
         verify,
         watch,
     )
-    from ckptool.errors import CkptoolError, LoadError
+    from ckptool.errors import CkptoolError, LoadError, LoadWarning
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
@@ -31,14 +34,17 @@ __all__ = [
     "CkptoolError",
     "Level",
     "LoadError",
+    "LoadWarning",
     "Policy",
     "audit",
     "convert",
     "diff",
     "digest",
+    "explain",
     "gate",
     "init",
     "inspect",
+    "install",
     "load",
     "lock",
     "merge",
@@ -48,6 +54,7 @@ __all__ = [
     "run",
     "tensors",
     "text",
+    "uninstall",
     "verify",
     "watch",
 ]
@@ -56,6 +63,7 @@ _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
     "LoadError": "ckptool.errors",
+    "LoadWarning": "ckptool.errors",
     "Policy": "ckptool.policy",
     "open_checkpoint": "ckptool.formats",
 }

@@ -23,6 +23,7 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -58,10 +59,12 @@ AnyReport = (
     | DigestReport
     | InitReport
     | RunReport
+    | ExplainReport
 )
 
 __all__ = [
     "SCHEMA",
+    "AdviceReport",
     "AnyReport",
     "AuditReport",
     "ChangeReport",
@@ -79,6 +82,8 @@ __all__ = [
     "DigestReport",
     "DrawingReport",
     "EntryReport",
+    "ExplainReport",
+    "ExplanationReport",
     "FactReport",
     "FindingReport",
     "GateReport",
