@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ckptool.commands.convert import convert
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
+    from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
@@ -25,6 +26,7 @@ __all__ = [
     "diff",
     "digest",
     "effective_policy",
+    "fix",
     "gate",
     "init",
     "inspect",
@@ -46,6 +48,7 @@ _HOMES = {
     "diff": "ckptool.commands.diff",
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
+    "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",

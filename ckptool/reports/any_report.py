@@ -23,6 +23,7 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -54,6 +55,7 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | FixReport
 )
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "EntryReport",
     "FactReport",
     "FindingReport",
+    "FixReport",
     "GateReport",
     "GatedCheckpointReport",
     "InitModelReport",
@@ -93,11 +96,14 @@ __all__ = [
     "ProjectAuditReport",
     "ProjectLockReport",
     "PromiseReport",
+    "ProofReport",
+    "RefusedEditReport",
     "Report",
     "RuleReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
+    "SourceEditReport",
     "StateReport",
     "StepReport",
     "TensorDigestReport",
