@@ -33,6 +33,7 @@ from ckptool.migration.check.strict_load import (
     CheckResult,
     check_pending_file,
 )
+from ckptool.migration.hook.hook_trace import trace_plan
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -152,6 +153,7 @@ def _run_stages(
     plan = suggested.plan
     already_applied = is_applied(plan, _read_provenance(draft))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
+    trace = trace_plan(plan, draft, sources) if request.traces_plan else None
     diff = predict_load(target_module, result, to)
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
@@ -212,6 +214,7 @@ def _run_stages(
         omitted=list_left_out(result, to),
         tree_changes=torch_file.changes if torch_file else (),
         stripped_places=stripped_places,
+        trace=trace,
     )
 
 
