@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.fixing.old_files import build_old_file_hooks
 from ckptool.commands.fixing.project_scope import ProjectScope, find_project
 from ckptool.commands.fixing.proofs import FAILED, UNPROVED, FixTarget, TargetProofs, prove_edits
 from ckptool.commands.target import ModuleOptions, ModuleTarget, list_configured_targets, name_object
@@ -81,8 +82,10 @@ def fix(
     options = ModuleOptions(module, kwargs, loader=loader)
     with tempfile.TemporaryDirectory(prefix="ckptool-fix-") as folder:
         examined = [
-            _examine_target(target, inputs, policy or Policy(), parameters, Path(folder), scope)
-            for target in _list_targets(options, scope.config)
+            _examine_target(
+                target, inputs, policy or Policy(), parameters, Path(folder, f"before{n}.pth"), scope
+            )
+            for n, target in enumerate(_list_targets(options, scope.config))
         ]
         run = _FixRun(scope, examined, policy or Policy(), style or "", keep_old_files=keep_old_files)
         return run.finish(write=write, allow_unproved=allow_unproved)
@@ -112,11 +115,21 @@ class _FixRun(Struct, frozen=True):
         faults = merge_faults([f for e in self.examined for f in e.fix_target.faults])
         options = EditOptions(self.style)
         plan = plan_edits(faults, project, self.scope.folder, options)
-        new_files: dict[Path, bytes] = {}
         targets = _select_fixed(self.examined, plan)
-        proofs = (
-            prove_edits(targets, plan, new_files, self.scope, self.policy) if plan.edits else []
-        )
+        proofs = self._prove(targets, plan, {})
+        notes = _describe_old_files(targets, proofs)
+        new_files: dict[Path, bytes] = {}
+        if self.keep_old_files and plan.edits and not _has_failed(proofs, of="builds"):
+            hooks = build_old_file_hooks(plan, targets, proofs, self.scope)
+            notes, new_files = hooks.notes, hooks.files
+            if hooks.files:
+                plan = plan_edits(
+                    faults, project, self.scope.folder, options, hooks.registrations
+                )
+                targets = [
+                    replace(t, checkpoints=(*t.checkpoints, t.saved_before)) for t in targets
+                ]
+                proofs = self._prove(targets, plan, new_files)
         block = _find_block(proofs, allow_unproved=allow_unproved)
         is_written = write and bool(plan.edits) and not block
         if is_written:
@@ -143,9 +156,16 @@ class _FixRun(Struct, frozen=True):
             block=block if write or _has_failed(proofs) else "",
             is_written=is_written,
             is_asked=write,
-            notes=_describe_old_files(targets, proofs) if not self.keep_old_files else (),
+            notes=notes,
             skipped=skipped if project.is_cut else (),
         )
+
+    def _prove(
+        self, targets: Sequence[FixTarget], plan: EditPlan, new_files: Mapping[Path, bytes]
+    ) -> list[TargetProofs]:
+        if not plan.edits:
+            return [TargetProofs(()) for _ in targets]
+        return prove_edits(targets, plan, new_files, self.scope, self.policy)
 
 
 def _require_libcst() -> None:
@@ -184,20 +204,26 @@ def _examine_target(
     inputs: object,
     policy: Policy,
     parameters: Sequence[str],
-    folder: Path,
+    saved_before: Path,
     scope: ProjectScope,
 ) -> _ExaminedTarget:
     worker = get_worker()
     given_inputs = inputs if inputs is not None else target.inputs or None
     facts = worker.ask(DescribeModule(target, inputs=given_inputs))
-    run = worker.ask(RunModule(target, given_inputs, save_to=folder / "before.pth"))
+    run = worker.ask(RunModule(target, given_inputs, save_to=saved_before))
     module_info = facts.apply_effects()
     findings = tuple(run_rules([module_info, *facts.forward_effects]))
     reported = judge(findings, policy).findings
     faults = collect_faults(reported, module_info, parameters)
     faults += collect_created_tensors(run.device_mismatches)
     fix_target = FixTarget(
-        target, facts, run, tuple(faults), scope.list_checkpoints(target), given_inputs
+        target,
+        facts,
+        run,
+        tuple(faults),
+        scope.list_checkpoints(target),
+        given_inputs,
+        saved_before,
     )
     return _ExaminedTarget(fix_target, findings)
 
@@ -214,8 +240,13 @@ def _select_fixed(examined: Sequence[_ExaminedTarget], plan: EditPlan) -> list[F
     ]
 
 
-def _has_failed(proofs: Sequence[TargetProofs]) -> bool:
-    return any(p.result == FAILED for target_proofs in proofs for p in target_proofs.proofs)
+def _has_failed(proofs: Sequence[TargetProofs], of: str = "") -> bool:
+    """Whether a proof has failed; with `of`, one of this name."""
+    return any(
+        proof.result == FAILED and of in {"", proof.name}
+        for target_proofs in proofs
+        for proof in target_proofs.proofs
+    )
 
 
 def _find_block(proofs: Sequence[TargetProofs], *, allow_unproved: bool) -> str:
@@ -223,7 +254,7 @@ def _find_block(proofs: Sequence[TargetProofs], *, allow_unproved: bool) -> str:
     all_proofs = [p for target_proofs in proofs for p in target_proofs.proofs]
     for proof in all_proofs:
         if proof.result == FAILED:
-            return f"{proof.name}: {proof.reason}"
+            return f"{proof.module}: {proof.name}: {proof.reason}"
     unproved = [proof for proof in all_proofs if proof.result == UNPROVED]
     if unproved and not allow_unproved:
         names = join_limited(dict.fromkeys(proof.name for proof in unproved), 3, quote_code)

@@ -54,16 +54,13 @@ class FixTarget(Struct, frozen=True):
     checkpoints: tuple[Path, ...] = ()
     """Old checkpoints that it has to load."""
     inputs: object = None
+    saved_before: Path = Path()
+    """A state_dict that the module saved before the edit."""
 
     @property
     def label(self) -> str:
         """The import target."""
         return str(self.target.module)
-
-    @property
-    def is_run(self) -> bool:
-        """Whether forward ran in eval mode."""
-        return "eval" in self.run.outputs
 
 
 class TargetProofs(Struct, frozen=True):

@@ -30,7 +30,8 @@ class AttributeBinding:
     form: str
     """"assignment", "annotated assignment", or what else it is, as in "is bound by FORM"."""
     root: str
-    """Name of the variable whose attribute it is; "" for another expression or a class body."""
+    """Name of the variable whose attribute it is; "?" for another expression, "" for a class body.
+    """
     class_name: str
     """Name of the innermost class around it, "" outside of classes."""
     function: "ast.FunctionDef | ast.AsyncFunctionDef | None"
@@ -178,4 +179,4 @@ def _iter_calls(call: ast.Call, attribute: str) -> Iterator[tuple[str, str]]:
 
 
 def _get_root(owner: ast.expr | None) -> str:
-    return owner.id if isinstance(owner, ast.Name) else ""
+    return owner.id if isinstance(owner, ast.Name) else "?"

@@ -76,6 +76,8 @@ class LineEdit(Struct, frozen=True):
     """Resolved path of the source file."""
     before: str
     """The statement as it is, without its indentation."""
+    class_name: str = ""
+    """Name of the class that the statement is in, "" for a line of forward."""
     after: str = ""
 
 

@@ -43,7 +43,7 @@ def find_statement(
     if project.find_tree(path) is None:
         return "its file is not Python that can be parsed"
     bindings = [*project.iter_bindings(fault.attribute)]
-    here = [b for file, b in bindings if file == path and _includes(b.node, fault.line)]
+    here = [b for file, b in bindings if file == path and b.line == fault.line]
     statement = next(iter(here), None)
     if statement is None:
         return "the line does not assign an attribute of this name"
@@ -55,12 +55,6 @@ def find_statement(
         or _judge_uses(fault, statement, path, project)
         or statement
     )
-
-
-def _includes(node: ast.AST, line: int) -> bool:
-    if not isinstance(node, ast.stmt):
-        return int(getattr(node, "lineno", 0)) == line
-    return node.lineno == line
 
 
 def _judge_statement(statement: AttributeBinding) -> str:
@@ -80,13 +74,15 @@ def _judge_others(
     project: ProjectFiles,
 ) -> str:
     """Return a second binding of the attribute that the edit might contradict."""
-    related_classes = project.list_related_classes(statement.class_name)
+    related_classes = project.find_related_classes(path, statement.class_name)
     for file, binding in bindings:
         if binding.node is statement.node and file == path:
             continue
-        is_related = binding.class_name in related_classes
+        is_related = (file, binding.class_name) in related_classes
         is_self = binding.is_own or binding.root in {"self", ""}
         if is_self and not is_related:
+            continue
+        if not is_self and not project.may_use_class(file, path, statement.class_name):
             continue
         place = format_location(str(file), binding.line)
         if binding.form.startswith("a property") or binding.form == "a method":
@@ -106,6 +102,8 @@ def _judge_constructor(statement: AttributeBinding, tree: ast.Module | None) -> 
     function = statement.function
     assert function is not None
     assert tree is not None
+    if function.decorator_list:
+        return f"it is assigned in {function.name}(), which is decorated"
     if function.name not in _CONSTRUCTORS:
         callers = {
             caller.name
@@ -154,6 +152,8 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:
         if is_used_later or value.id in parameters:
             return f"the container is also the variable `{value.id}`"
         return ""
+    if isinstance(value, ast.Dict | ast.DictComp) and fault.form is ContainerForm.LIST:
+        return "it is a dict whose keys are not strings"
     if not _builds_container(value, fault.form):
         noun = "list" if fault.form is ContainerForm.LIST else "dict with string keys"
         return f"its value is not seen to be a new {noun}"

@@ -66,7 +66,7 @@ def plan_edits(
             refused.append(RefusedFix(fault, "another statement of its line is edited"))
         else:
             before = ast.get_source_segment(_read_text(path), statement.node) or ""
-            edits[path].append(LineEdit(fault, path, before))
+            edits[path].append(LineEdit(fault, path, before, statement.class_name))
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     finished: list[LineEdit] = []

@@ -52,6 +52,7 @@ class ProjectFiles:
     """Resolved folder."""
     _texts: dict[Path, str] | None = None
     _trees: dict[Path, ast.Module | None] = field(default_factory=dict)
+    _bases: dict[tuple[Path, str], set[tuple[Path, str]]] = field(default_factory=dict)
     is_cut: bool = False
     """Whether there are more files than are read."""
 
@@ -72,15 +73,43 @@ class ProjectFiles:
             for binding in find_bindings(tree, attribute) if tree else ():
                 yield path, binding
 
-    def list_related_classes(self, class_name: str) -> set[str]:
-        """Return the names of a class, of its bases and of those that derive from it."""
-        bases: dict[str, set[str]] = {}
-        for text in self._read_texts().values():
-            for name, arguments in _CLASS_STATEMENT.findall(text):
-                bases.setdefault(name, set()).update(re.findall(r"(\w+)\s*(?:,|$)", arguments))
-        related = {class_name, *_close(bases, {class_name})}
-        related |= {name for name in bases if class_name in _close(bases, {name})}
-        return related - {"Module", "object"}
+    def find_related_classes(self, path: Path, class_name: str) -> set[tuple[Path, str]]:
+        """Return (file, name) of a class, of its bases and of those that derive from it."""
+        bases = self._find_bases()
+        own = path, class_name
+        related = {own, *_close(bases, {own})}
+        return related | {other for other in bases if own in _close(bases, {other})}
+
+    def _find_bases(self) -> dict[tuple[Path, str], set[tuple[Path, str]]]:
+        """Return the bases of each class: those of its file by this name, else of any other."""
+        if not self._bases:
+            statements = [
+                (path, name, re.findall(r"(\w+)\s*(?:,|$)", arguments))
+                for path, text in self._read_texts().items()
+                for name, arguments in _CLASS_STATEMENT.findall(text)
+            ]
+            homes: dict[str, set[Path]] = {}
+            for path, name, _ in statements:
+                homes.setdefault(name, set()).add(path)
+            for path, name, base_names in statements:
+                places = self._bases.setdefault((path, name), set())
+                for base in base_names:
+                    files = homes.get(base, set())
+                    is_here = path in files and base != name
+                    places |= {(file, base) for file in ({path} if is_here else files - {path})}
+        return self._bases
+
+    def may_use_class(self, file: Path, path: Path, class_name: str) -> bool:
+        """Whether a file may hold instances of the class in `path`: it is the file, or names it.
+
+        A file that defines a class of this name itself has to name the module.
+        """
+        if file == path:
+            return True
+        text = self._read_texts().get(file, "")
+        is_defined = (file, class_name) in self._find_bases()
+        names = [path.stem] if is_defined else [path.stem, class_name]
+        return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
 
     def find_text(self, pattern: str) -> int:
         """Return how often a regular expression matches in all files."""
@@ -110,9 +139,11 @@ class ProjectFiles:
                     yield Path(folder, name)
 
 
-def _close(bases: dict[str, set[str]], names: set[str]) -> set[str]:
-    """Return all bases of classes, by name."""
-    closed: set[str] = set()
-    while names := {base for name in names for base in bases.get(name, ())} - closed:
-        closed |= names
+def _close(
+    bases: dict[tuple[Path, str], set[tuple[Path, str]]], classes: set[tuple[Path, str]]
+) -> set[tuple[Path, str]]:
+    """Return all bases of classes."""
+    closed: set[tuple[Path, str]] = set()
+    while classes := {base for name in classes for base in bases.get(name, ())} - closed:
+        closed |= classes
     return closed

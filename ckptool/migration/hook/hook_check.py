@@ -43,9 +43,7 @@ def format_hook_check(check: HookCheck) -> str:
     """Return the text of the test file, laid out as ruff format does."""
     if not check.module:
         return _format_state_check(check)
-    source, _, name = check.module.partition(":")
-    source = source.removesuffix(".py").replace("/", ".").lstrip(".")
-    words = [f"{argument}={value}" for argument, value in check.arguments.items()]
+    source, name, words = _describe_module(check)
     imports = sorted(
         [
             f"from {source} import {name}",
@@ -75,6 +73,37 @@ def format_hook_check(check: HookCheck) -> str:
         "    assert all(torch.equal(state[key], new[key]) for key in new)",
     ]
     return "\n".join([*lines, ""])
+
+
+def format_old_file_check(check: HookCheck) -> str:
+    """Return the text of a test in which a class that registers hooks loads an old state_dict."""
+    source, name, words = _describe_module(check)
+    lines = [
+        f'"""A state_dict of {name} that was saved before the hook loads strictly."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "import torch",
+        f"from {source} import {name}",
+        "",
+        "FOLDER = Path(__file__).parent",
+        "",
+        "",
+        "def test_an_old_state_dict_loads() -> None:",
+        *(f"    {line}" for line in lay_out(f"module = {name}(", words, ")", depth=1)),
+        f'    old = torch.load(FOLDER / "{check.old_name}", weights_only=True)',
+        "    module.load_state_dict(old)",
+        "    state = module.state_dict()",
+        "    assert all(torch.equal(state[key], old[key]) for key in old)",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _describe_module(check: HookCheck) -> tuple[str, str, list[str]]:
+    """Return the module to import from, the name in it, and the arguments of the constructor."""
+    source, _, name = check.module.partition(":")
+    words = [f"{argument}={value}" for argument, value in check.arguments.items()]
+    return source.removesuffix(".py").replace("/", ".").lstrip("."), name, words
 
 
 def _format_state_check(check: HookCheck) -> str:
