@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from commands.fixing.faulty_classes import FIXED, REFUSED
+from commands.fixing.faulty_classes import FIXED, NOT_SWITCHED_BY_EVAL, REFUSED, make_class
 
 import ckptool
 from ckptool.config import load_config
@@ -133,3 +133,108 @@ def test_nothing_is_written_where_all_is_refused(refused_zoo):
     assert not report.is_written
     assert not report.edits
     assert len(REFUSED) >= 20
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Return a function that writes net.py and stands in its folder."""
+
+    def write(source, encoding="utf-8", newline="\n"):
+        content = source.replace("\n", newline).encode(encoding)
+        (tmp_path / "net.py").write_bytes(content)
+        return content
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    sys.modules.pop("net", None)
+
+
+def run_fix(**options):
+    return ckptool.fix("net:Net", inputs=("float32[2,4]",), **options)
+
+
+def test_other_outputs_are_never_written(project):
+    content = project(NOT_SWITCHED_BY_EVAL)
+    report = run_fix(write=True, allow_unproved=True)
+    assert not report.is_written
+    assert report.exit_code == 1
+    assert "same outputs: in eval mode the outputs differ" in report.verdict
+    with open("net.py", "rb") as file:
+        assert file.read() == content
+
+
+def test_without_inputs_it_asks_for_consent(project, tmp_path):
+    project(FIXED["mask"])
+    report = ckptool.fix("net:Net", write=True)
+    assert (report.is_written, report.exit_code) == (False, 2)
+    assert "not checked: `same outputs` and `device`" in report.verdict
+    sys.modules.pop("net")
+    assert ckptool.fix("net:Net", write=True, allow_unproved=True).is_written
+    assert 'self.register_buffer("mask", ' in (tmp_path / "net.py").read_text()
+
+
+MASK = "self.mask = torch.ones(4)"
+NEW_MASK = 'self.register_buffer("mask", torch.ones(4), persistent=False)'
+
+
+@pytest.mark.parametrize(
+    ("encoding", "newline", "source"),
+    [
+        ("utf-8", "\r\n", make_class(MASK)),
+        ("utf-8-sig", "\n", make_class(MASK)),
+        ("latin-1", "\n", "# coding: latin-1\n# \xe9t\xe9\n" + make_class(MASK)),
+        ("utf-8", "\n", make_class(MASK).rstrip("\n")),
+        ("utf-8", "\n", make_class(MASK).replace("    ", "\t")),
+        ("utf-8", "\n", make_class(MASK + "   # a mask  ") + "\n\n\n\x0c\nx = [1,2 ]\n"),
+    ],
+)
+def test_the_rest_stays_byte_for_byte(project, tmp_path, encoding, newline, source):
+    content = project(source, encoding, newline)
+    assert run_fix(write=True).is_written
+    expected = content.replace(MASK.encode(encoding.removesuffix("-sig")), NEW_MASK.encode())
+    assert (tmp_path / "net.py").read_bytes() == expected
+
+
+def test_a_link_and_a_mode_stay(project, tmp_path):
+    project(make_class(MASK))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "net.py").rename(tmp_path / "source" / "real.py")
+    (tmp_path / "source" / "real.py").chmod(0o640)
+    (tmp_path / "net.py").symlink_to("source/real.py")
+    assert run_fix(write=True).is_written
+    assert (tmp_path / "net.py").is_symlink()
+    assert NEW_MASK in (tmp_path / "source" / "real.py").read_text()
+    assert (tmp_path / "source" / "real.py").stat().st_mode & 0o777 == 0o640
+
+
+def test_it_writes_as_the_project_does(project, tmp_path):
+    other = "from torch import nn\n\n\ndef f(m, t):\n    m.a = nn.Buffer(t)\n    m.b = nn.Buffer(t)\n"
+    (tmp_path / "other.py").write_text(other)
+    project(make_class(MASK))
+    (edit,) = run_fix().edits
+    assert edit.after == "self.mask = nn.Buffer(torch.ones(4), persistent=False)"
+
+
+def test_a_parameter_is_made_only_where_asked(project):
+    project(make_class("self.scale = torch.ones(4)", "return self.linear(x) * self.scale"))
+    (edit,) = run_fix(parameters=("scale",)).edits
+    assert edit.after == "self.scale = nn.Parameter(torch.ones(4))"
+
+
+def test_a_configured_checkpoint_has_to_load(project, tmp_path):
+    project(make_class("self.noise = torch.randn(4)", "return self.linear(x) + self.noise"))
+    linear = torch.nn.Linear(4, 4)
+    state = {f"linear.{key}": value for key, value in linear.state_dict().items()}
+    torch.save(state, tmp_path / "old.pth")
+    (tmp_path / "ckptool.toml").write_text(
+        '[[models]]\npath = "old.pth"\nmodule = "net:Net"\ninputs = ["float32[2,4]"]\n'
+    )
+    report = ckptool.fix(write=True)
+    assert not report.is_written
+    assert "loads old.pth: lacks `noise`, and cannot be migrated" in report.verdict
+    sys.modules.pop("net")
+    report = ckptool.fix(write=True, keep_old_files=True)
+    assert report.is_written, report.verdict
+    sys.modules.pop("net")
+    importlib.import_module("net").Net().load_state_dict(torch.load(tmp_path / "old.pth"))
