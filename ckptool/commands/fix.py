@@ -12,7 +12,12 @@ from msgspec.structs import replace
 from ckptool.commands.fixing.old_files import build_old_file_hooks
 from ckptool.commands.fixing.project_scope import ProjectScope, find_project
 from ckptool.commands.fixing.proofs import FAILED, UNPROVED, FixTarget, TargetProofs, prove_edits
-from ckptool.commands.target import ModuleOptions, ModuleTarget, list_configured_targets, name_object
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    list_configured_targets,
+    name_object,
+)
 from ckptool.commands.worker.fix_requests import RunModule
 from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker
@@ -83,11 +88,18 @@ def fix(
     with tempfile.TemporaryDirectory(prefix="ckptool-fix-") as folder:
         examined = [
             _examine_target(
-                target, inputs, policy or Policy(), parameters, Path(folder, f"before{n}.pth"), scope
+                target,
+                inputs,
+                policy or Policy(),
+                parameters,
+                Path(folder, f"before{n}.pth"),
+                scope,
             )
             for n, target in enumerate(_list_targets(options, scope.config))
         ]
-        run = _FixRun(scope, examined, policy or Policy(), style or "", keep_old_files=keep_old_files)
+        run = _FixRun(
+            scope, examined, policy or Policy(), style or "", keep_old_files=keep_old_files
+        )
         return run.finish(write=write, allow_unproved=allow_unproved)
 
 
@@ -123,9 +135,7 @@ class _FixRun(Struct, frozen=True):
             hooks = build_old_file_hooks(plan, targets, proofs, self.scope)
             notes, new_files = hooks.notes, hooks.files
             if hooks.files:
-                plan = plan_edits(
-                    faults, project, self.scope.folder, options, hooks.registrations
-                )
+                plan = plan_edits(faults, project, self.scope.folder, options, hooks.registrations)
                 targets = [
                     replace(t, checkpoints=(*t.checkpoints, t.saved_before)) for t in targets
                 ]
@@ -170,7 +180,9 @@ class _FixRun(Struct, frozen=True):
 
 def _require_libcst() -> None:
     if find_spec("libcst") is None:
-        raise UsageError("fix edits source with libcst, which is not installed: pip install 'ckptool[fix]'")
+        raise UsageError(
+            "fix edits source with libcst, which is not installed: pip install 'ckptool[fix]'"
+        )
 
 
 def _list_targets(options: ModuleOptions, config: ProjectConfig) -> list[ModuleTarget]:

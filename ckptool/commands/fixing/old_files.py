@@ -68,7 +68,9 @@ def build_old_file_hooks(
     for (path, class_name), added in classes.items():
         hook_path = hook_paths[path, class_name]
         is_packaged = (path.parent / "__init__.py").exists() or _is_in_package(path, targets)
-        import_text = f"from . import {hook_path.stem}" if is_packaged else f"import {hook_path.stem}"
+        import_text = (
+            f"from . import {hook_path.stem}" if is_packaged else f"import {hook_path.stem}"
+        )
         function = f"{hook_path.stem}.register_upgrade_hook"
         registrations[path].append(
             HookRegistration(class_name, added.version, import_text, function)
@@ -76,7 +78,9 @@ def build_old_file_hooks(
         files[hook_path] = _format_class_hook(class_name, added).encode()
     notes: list[str] = []
     for target in targets:
-        own_paths = [hook_paths[name] for name, added in classes.items() if target.label in added.labels]
+        own_paths = [
+            hook_paths[name] for name, added in classes.items() if target.label in added.labels
+        ]
         test_files = _build_test(target, own_paths[0]) if own_paths else {}
         if own_paths and not test_files:
             notes.append(f"no test of old files was written for {target.label}: it is large, or "
@@ -193,4 +197,3 @@ def _is_in_package(path: Path, targets: Sequence[FixTarget]) -> bool:
 
 def _to_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-

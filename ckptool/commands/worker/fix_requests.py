@@ -144,5 +144,3 @@ def _iter_source_files(module: "nn.Module") -> Iterator[str]:
             file = getattr(sys.modules.get(base.__module__), "__file__", None)
             if file:
                 yield file
-
-

@@ -134,8 +134,9 @@ def _iter_forms(node: ast.AST, attribute: str, scope: _Scope) -> Iterator[tuple[
                 yield ("a property" if is_property else "a method"), ""
         case ast.Call():
             yield from _iter_calls(node, attribute)
-        case ast.Subscript(value=ast.Attribute(value=owner, attr="__dict__")) | ast.Subscript(
-            value=ast.Call(func=ast.Name(id="vars"), args=[owner])
+        case (
+            ast.Subscript(value=ast.Attribute(value=owner, attr="__dict__"))
+            | ast.Subscript(value=ast.Call(func=ast.Name(id="vars"), args=[owner]))
         ) if isinstance(node.slice, ast.Constant) and node.slice.value == attribute:
             yield "an item of __dict__", _get_root(owner)
         case _:

@@ -148,7 +148,9 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:
             isinstance(node, ast.Name) and node.id == value.id and node.lineno > statement.line
             for node in ast.walk(function)
         )
-        parameters = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
+        parameters = {
+            argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)
+        }
         if is_used_later or value.id in parameters:
             return f"the container is also the variable `{value.id}`"
         return ""

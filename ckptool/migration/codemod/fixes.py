@@ -49,7 +49,9 @@ def register_array(request: FixRequest) -> FixedStatement:
     """Return the buffer of a NumPy array, `torch.as_tensor(...)`."""
     function = _parse(f"{request.names.need('torch')}.as_tensor")
     tensor = _build_call(function, request.value)
-    return register_tensor(FixRequest(request.fault, request.owner, tensor, request.style, request.names))
+    return register_tensor(
+        FixRequest(request.fault, request.owner, tensor, request.style, request.names)
+    )
 
 
 def make_parameter(request: FixRequest) -> FixedStatement:
@@ -165,8 +167,10 @@ class _ValueInsertion(cst.CSTTransformer):
         super().__init__()
         atoms = (cst.List, cst.Dict, cst.Call, cst.Name, cst.ListComp, cst.DictComp, cst.Attribute)
         is_atom = isinstance(value, atoms) or bool(value.lpar)
-        self._value = value if is_atom else value.with_changes(
-            lpar=[cst.LeftParen()], rpar=[cst.RightParen()]
+        self._value = (
+            value
+            if is_atom
+            else value.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
         )
 
     def leave_Name(  # noqa: N802 - libcst calls it

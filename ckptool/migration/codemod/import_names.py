@@ -60,7 +60,10 @@ def _iter_names(module: cst.Module) -> "list[tuple[str, str]]":
             ):
                 source = module.code_for_node(statement.module) if statement.module else ""
                 pairs += [
-                    (f"{source}.{alias.evaluated_name}", alias.evaluated_alias or alias.evaluated_name)
+                    (
+                        f"{source}.{alias.evaluated_name}",
+                        alias.evaluated_alias or alias.evaluated_name,
+                    )
                     for alias in statement.names
                 ]
     return pairs

@@ -99,7 +99,9 @@ class _Rewriter(cst.CSTTransformer):
     def __post_init__(self) -> None:
         super().__init__()
         self._arrays = {
-            edit.fault.attribute for edit in self.edits.values() if edit.fault.kind is FaultKind.ARRAY
+            edit.fault.attribute
+            for edit in self.edits.values()
+            if edit.fault.kind is FaultKind.ARRAY
         }
 
     def leave_SimpleStatementLine(  # noqa: N802 - libcst calls it

@@ -27,10 +27,20 @@ def build_overlay(root: Path, contents: Mapping[Path, bytes], folder: Path) -> P
                 path = relative / entry.name
                 is_skipped = entry.name == "__pycache__" or path in folders or path in files
                 if not is_skipped:
-                    (overlay / path).symlink_to(root / path)
+                    (overlay / path).symlink_to(_find_link_target(root, path, overlay, files))
     for path, content in files.items():
         (overlay / path).write_bytes(content)
     return overlay
+
+
+def _find_link_target(root: Path, path: Path, overlay: Path, files: Mapping[Path, bytes]) -> Path:
+    """Return what a link at `path` of the copy leads to: the copy of what is changed."""
+    resolved = (root / path).resolve()
+    if not resolved.is_relative_to(root) or resolved == root / path:
+        return root / path
+    inner = resolved.relative_to(root)
+    is_changed = any(inner == file or inner in file.parents for file in files)
+    return overlay / inner if is_changed else root / path
 
 
 def move_into_overlay(path: str, root: Path, overlay: Path) -> str:

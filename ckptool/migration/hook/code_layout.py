@@ -15,7 +15,9 @@ def indent_lines(lines: Iterable[str]) -> list[str]:
     return [f"{INDENT}{line}" if line else "" for line in lines]
 
 
-def lay_out(head: str, items: Sequence[str], tail: str, *, depth: int = 0, comma: bool = False) -> list[str]:
+def lay_out(
+    head: str, items: Sequence[str], tail: str, *, depth: int = 0, comma: bool = False
+) -> list[str]:
     """Return `head item, item tail` on one line if it fits, else an item a line.
 
     Args:

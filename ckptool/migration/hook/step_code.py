@@ -266,7 +266,9 @@ def _write_strip(op: StripPrefix) -> Iterator[str]:
     yield from _name_keys(prefix=op.prefix)
     yield "for key in list(state):"
     yield "    stripped = key"
-    yield f"    for _ in range({op.times}):" if op.times else "    while stripped.startswith(prefix):"
+    yield (
+        f"    for _ in range({op.times}):" if op.times else "    while stripped.startswith(prefix):"
+    )
     yield "        stripped = stripped.removeprefix(prefix)"
     yield "    state[stripped] = state.pop(key)"
 

@@ -122,9 +122,7 @@ def _find_owner(path: str, module_info: ModuleInfo) -> str:
     return module_class.name if module_class else ""
 
 
-def _find_shared(
-    path: str, module_tensors: list[ModuleTensor], module_info: ModuleInfo
-) -> str:
+def _find_shared(path: str, module_tensors: list[ModuleTensor], module_info: ModuleInfo) -> str:
     """Return the path of other state with the memory of one of the tensors, "" for none."""
     storages = {
         module_tensor.tensor.storage.key: module_tensor.key
@@ -137,5 +135,3 @@ def _find_shared(
         if storage is not None and is_other and other.tensor.numel and storage.key in storages:
             return other.key
     return ""
-
-
