@@ -18,7 +18,7 @@ from ckptool.policy import Policy
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME",
               help="Make this tensor an nn.Parameter, which is trained; repeatable.")  # fmt: skip
 @click.option("--keep-old-files", is_flag=True,
-              help="Add a hook with which old checkpoints load strictly, and its test.")  # fmt: skip
+              help="Add a hook with which old checkpoints load, and its test.")  # fmt: skip
 @click.option("--allow-unproved", is_flag=True,
               help="Write although something could not be checked.")  # fmt: skip
 @report_options

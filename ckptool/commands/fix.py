@@ -132,7 +132,7 @@ class _FixRun(Struct, frozen=True):
         notes = _describe_old_files(targets, proofs)
         new_files: dict[Path, bytes] = {}
         if self.keep_old_files and plan.edits and not _has_failed(proofs, of="builds"):
-            hooks = build_old_file_hooks(plan, targets, proofs, self.scope)
+            hooks = build_old_file_hooks(plan, targets, proofs)
             notes, new_files = hooks.notes, hooks.files
             if hooks.files:
                 plan = plan_edits(faults, project, self.scope.folder, options, hooks.registrations)
@@ -161,8 +161,8 @@ class _FixRun(Struct, frozen=True):
                 for target_proofs in proofs
                 for p in target_proofs.proofs
             ],
-            diff=_format_diffs(plan, new_files, self.scope.folder),
-            new_files=[_format_path(path, self.scope.folder) for path in new_files],
+            diff=_format_diffs(plan),
+            new_files=[_format_path(path) for path in new_files],
             block=block if write or _has_failed(proofs) else "",
             is_written=is_written,
             is_asked=write,
@@ -314,12 +314,12 @@ def _report_refusals(plan: EditPlan) -> list[RefusedEditReport]:
     ]
 
 
-def _format_diffs(plan: EditPlan, new_files: Mapping[Path, bytes], folder: Path) -> str:
+def _format_diffs(plan: EditPlan) -> str:
     from ckptool.migration.codemod.rewrite import format_diff
 
     return "".join(
         format_diff(
-            _format_path(path, folder),
+            _format_path(path),
             decode_source(change.old_content)[0],
             decode_source(change.new_content)[0],
         )
@@ -327,5 +327,5 @@ def _format_diffs(plan: EditPlan, new_files: Mapping[Path, bytes], folder: Path)
     )
 
 
-def _format_path(path: Path, folder: Path) -> str:
-    return format_location(str(path), 0).removesuffix(":0") if folder else str(path)
+def _format_path(path: Path) -> str:
+    return format_location(str(path), 0).removesuffix(":0")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from ckptool.migration.check.plan_outcome import PlanOutcome
     from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+    from ckptool.migration.hook.hook_trace import HookTrace
     from ckptool.migration.plan.pending_file import PendingFile
     from ckptool.migration.plan.plan_file import Plan
     from ckptool.migration.plan.target_module import TargetModule
@@ -205,7 +206,7 @@ def migrate(  # noqa: PLR0913
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,
-            traces_plan=emit_hook is not None,
+            check_trace=check_hook if emit_hook is not None else None,
             save_plan=None if save_plan is None else require_local_path(save_plan),
             max_shard_size=max_shard_size,
             hard_links=links,
@@ -242,6 +243,17 @@ def migrate(  # noqa: PLR0913
         if result.diff
         else add_state_previews(migrate_report, result.state)
     )
+
+
+def check_hook(trace: "HookTrace") -> None:
+    """Check that a hook can do all steps of a plan.
+
+    Raises:
+        PlanError: it cannot do one; the message names it.
+    """
+    from ckptool.migration.hook.step_code import write_steps
+
+    write_steps(trace)
 
 
 def _write_hook(

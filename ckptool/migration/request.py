@@ -57,8 +57,9 @@ class MigrationRequest:
     """What is written around the state, of a conversion; None for a migration."""
     force: bool = False
     dry_run: bool = False
-    traces_plan: bool = False
-    """Whether the result has a trace of the plan, for a hook."""
+    check_trace: Callable[[HookTrace], None] | None = None
+    """Called before anything is written with a trace of the plan, which the result then has;
+    raises a PlanError if no hook can be made of it. None for no trace."""
     save_plan: Path | None = None
     max_shard_size: int | None = None
     hard_links: bool = True

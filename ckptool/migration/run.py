@@ -136,7 +136,9 @@ def _run_stages(
     plan = suggested.plan
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     result, diff = planned.result, planned.diff
-    trace = trace_plan(plan, draft, sources) if request.traces_plan else None
+    trace = trace_plan(plan, draft, sources) if request.check_trace else None
+    if trace and request.check_trace:
+        request.check_trace(trace)
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
     check_outcome(request, planned, target_module)

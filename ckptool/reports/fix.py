@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from ckptool.policy import ExitCode, Verdict
+from ckptool.model import Skipped
 from ckptool.phrases import pluralize
+from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
     build_finding_reports,
     build_silenced_reports,
     build_skipped_reports,
 )
-from ckptool.model import Skipped
 
 
 class SourceEditReport(Struct, frozen=True, kw_only=True):
@@ -80,9 +80,18 @@ def build_fix_report(
     """Build the report; its findings are those that are left in the source as it is now.
 
     Args:
+        modules: import targets that were looked at.
+        verdict: findings in the source as it is now.
+        edits: statements that are replaced.
+        refused: findings whose source is not edited.
+        proofs: what was asked of a copy of the project.
+        diff: of all files.
+        new_files: files that are added.
         block: why the edits are not written although it was asked for; "" if nothing is in the way.
         is_written: whether the files have the edits.
         is_asked: whether the edits were to be written.
+        notes: further sentences.
+        skipped: what was not looked at.
     """
     has_failed = any(proof.result == "failed" for proof in proofs)
     exit_code = verdict.exit_code

@@ -1,4 +1,4 @@
-"""Trace of a plan -> files of a repository: a hook, its test, and the states that the test loads."""
+"""Trace of a plan -> files of a repository: a hook, its test, and the states that it loads."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -70,8 +70,11 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
     )
     states = _build_states(request) if check.can_build or not check.module else None
     if states is None:
-        return files, (lines_note, f"no test was written for {request.path}: the state is large, "
-                       "or the module is not built by a name and literal arguments")  # fmt: skip
+        note = (
+            f"no test was written for {request.path}: the state is large, or the module is not "
+            "built by a name and literal arguments"
+        )
+        return files, (lines_note, note)
     old_content, new_content = states
     folder = request.path.parent
     return files | {

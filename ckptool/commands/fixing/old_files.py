@@ -8,7 +8,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from ckptool.commands.fixing.hook_files import name_module
-from ckptool.commands.fixing.project_scope import ProjectScope
 from ckptool.commands.fixing.proofs import FixTarget, TargetProofs
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
@@ -48,7 +47,6 @@ def build_old_file_hooks(
     plan: EditPlan,
     targets: Sequence[FixTarget],
     proofs: Sequence[TargetProofs],
-    scope: ProjectScope,
 ) -> OldFileHooks:
     """Return a hook for each edited class whose state_dict has new keys.
 
@@ -56,7 +54,6 @@ def build_old_file_hooks(
         plan: the edits.
         targets: the modules, each with its faults that are edited.
         proofs: of the edits alone, which say what keys are new.
-        scope: the project.
 
     Raises:
         PlanError: the file of a hook exists already.
@@ -156,11 +153,11 @@ def _format_class_hook(class_name: str, added: _AddedState) -> str:
         for number, key in enumerate(added.keys, 1)
     )
     assumed = [key for key, is_constant in added.keys.items() if not is_constant]
-    notes = (
+    note = (
         f"An old file has no value for {', '.join(assumed)}: each stays as the constructor made it,"
-        " as it did before.",
+        " as it did before."
     )
-    subject = HookSubject(class_name, added.version, notes if assumed else ())
+    subject = HookSubject(class_name, added.version, (note,) if assumed else ())
     return format_hook(HookTrace(steps, {}, True, True), subject)  # noqa: FBT003
 
 

@@ -127,7 +127,7 @@ def _digest(value: object) -> str:
 
 
 def _hash_elements(tensor: "Tensor") -> str:
-    from ckptool.tensors.torch_bytes import copy_tensor_bytes
+    from ckptool.values.torch_bytes import copy_tensor_bytes
 
     if tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
         return hashlib.sha256(repr(tensor).encode()).hexdigest()

@@ -107,7 +107,9 @@ def _enter_scope(node: ast.AST, field_name: str, scope: _Scope) -> _Scope:
             return scope
 
 
-def _iter_forms(node: ast.AST, attribute: str, scope: _Scope) -> Iterator[tuple[str, str]]:
+def _iter_forms(  # noqa: C901, PLR0912 - a case each
+    node: ast.AST, attribute: str, scope: _Scope
+) -> Iterator[tuple[str, str]]:
     """Yield (form, root) of the bindings that `node` itself is."""
     match node:
         case ast.Assign(targets=targets):

@@ -23,10 +23,11 @@ _KNOWN_METHODS: Final = {
     (FaultKind.TENSORS, ContainerForm.DICT): {"keys", "values", "items", "get"},
 }
 """Methods of the plain container that torch's container has as well, and that do the same."""
+_COLLECTORS: Final = frozenset({"append", "add", "setdefault", "insert"})
 _ARRAY_READERS: Final = frozenset({"as_tensor", "tensor", "from_numpy", "asarray"})
 
 
-def find_statement(
+def find_statement(  # noqa: PLR0911 - a reason each
     fault: AttributeFault, path: Path, project: ProjectFiles
 ) -> "AttributeBinding | str":
     """Return the one assignment that an edit replaces, or the reason why it is not edited."""
@@ -52,7 +53,7 @@ def find_statement(
         or _judge_others(statement, path, bindings, project)
         or _judge_constructor(statement, project.find_tree(path))
         or _judge_value(fault, statement)
-        or _judge_uses(fault, statement, path, project)
+        or _judge_uses(fault, path, project)
         or statement
     )
 
@@ -130,7 +131,7 @@ def _judge_constructor(statement: AttributeBinding, tree: ast.Module | None) -> 
     return ""
 
 
-def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:
+def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # noqa: PLR0911 - a reason each
     """Return why the value is not known to be what the new statement needs."""
     value = _get_value(statement)
     if isinstance(value, ast.IfExp):
@@ -182,9 +183,7 @@ def _builds_container(value: ast.expr | None, form: ContainerForm | None) -> boo
             return False
 
 
-def _judge_uses(
-    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
-) -> str:
+def _judge_uses(fault: AttributeFault, path: Path, project: ProjectFiles) -> str:
     """Return a use that the new object would not serve, or that gives it another name."""
     tree = project.find_tree(path)
     assert tree is not None
@@ -195,36 +194,37 @@ def _judge_uses(
         if not isinstance(node.ctx, ast.Load):
             continue
         parent = parents.get(id(node))
-        reason = _judge_use(fault, node, parent, parents)
+        reason = _judge_use(fault, node, parent)
         if reason:
             return f"{reason} at {format_location(str(path), node.lineno)}"
     return ""
 
 
-def _judge_use(
-    fault: AttributeFault, node: ast.Attribute, parent: ast.AST | None, parents: dict[int, ast.AST]
-) -> str:
-    if isinstance(parent, ast.Assign) and parent.value is node:
-        if any(isinstance(target, ast.Attribute | ast.Subscript) for target in parent.targets):
-            return "it gets a second name"
-    if isinstance(parent, ast.Call) and node in parent.args:
-        name = _get_called_name(parent)
-        if name in {"append", "add", "setdefault", "insert"}:
+def _judge_use(fault: AttributeFault, node: ast.Attribute, parent: ast.AST | None) -> str:
+    is_container = fault.kind in _CONTAINERS
+    match parent:
+        case ast.Assign(targets=targets, value=value) if value is node:
+            has_owner = any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
+            return "it gets a second name" if has_owner else _judge_array_use(fault, parent)
+        case ast.Call() if node in parent.args and _get_called_name(parent) in _COLLECTORS:
             return "it is put into a container"
-        if name == "isinstance" and fault.kind in {*_CONTAINERS, FaultKind.ARRAY}:
+        case ast.Call(func=ast.Name(id="isinstance")) if is_container:
             return "its type is asked for"
-    if fault.kind is FaultKind.ARRAY:
-        is_reader = isinstance(parent, ast.Call) and _get_called_name(parent) in _ARRAY_READERS
-        is_shape = isinstance(parent, ast.Attribute) and parent.attr in {"shape", "ndim"}
-        return "" if is_reader or is_shape else "it is used as a NumPy array"
-    if fault.kind in _CONTAINERS and isinstance(parent, ast.Attribute):
-        assert fault.form is not None
-        if parent.attr not in _KNOWN_METHODS[fault.kind, fault.form]:
-            return f"it is used with .{parent.attr}, which the registered container lacks"
-    if fault.kind is FaultKind.TENSORS and isinstance(parent, ast.Subscript):
-        if isinstance(parent.ctx, ast.Store | ast.Del):
+        case ast.Attribute(attr=name) if is_container and fault.form is not None:
+            is_known = name in _KNOWN_METHODS[fault.kind, fault.form]
+            return "" if is_known else f"it is used with .{name}, which the registered one lacks"
+        case ast.Subscript(ctx=ast.Store() | ast.Del()) if fault.kind is FaultKind.TENSORS:
             return "its elements are replaced"
-    return ""
+        case _:
+            return _judge_array_use(fault, parent)
+
+
+def _judge_array_use(fault: AttributeFault, parent: ast.AST | None) -> str:
+    if fault.kind is not FaultKind.ARRAY:
+        return ""
+    is_reader = isinstance(parent, ast.Call) and _get_called_name(parent) in _ARRAY_READERS
+    is_shape = isinstance(parent, ast.Attribute) and parent.attr in {"shape", "ndim"}
+    return "" if is_reader or is_shape else "it is used as a NumPy array"
 
 
 def _get_called_name(call: ast.Call) -> str:

@@ -111,7 +111,9 @@ def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
     return list(merged.values())
 
 
-def _find_device(fault: AttributeFault, path: Path, project: ProjectFiles) -> str:
+def _find_device(  # noqa: PLR0911 - a reason each
+    fault: AttributeFault, path: Path, project: ProjectFiles
+) -> str:
     """Return the expression of the device that forward's call is given, or "!" and a reason."""
     tree = project.find_tree(path)
     if tree is None:

@@ -6,5 +6,5 @@
 | code_layout.py | calls, tables and comments -> lines, laid out as ruff format does |
 | step_code.py | one operation -> the statements that do it to a dict of tensors |
 | hook_source.py | a trace -> the text of the hook's file |
-| hook_check.py | a trace and the module's name -> the text of its test, and the tiny files that it loads |
+| hook_check.py | the module's name -> the text of the test, and the tiny state that it loads |
 """

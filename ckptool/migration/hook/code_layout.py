@@ -48,11 +48,10 @@ def lay_out_keys(name: str, keys: Sequence[str]) -> list[str]:
 def write_comment(text: str, depth: int) -> list[str]:
     """Return the text as comment lines that are `depth` levels deep; [] for ""."""
     width = LINE_WIDTH - depth * len(INDENT)
-    lines = textwrap.wrap(
+    return textwrap.wrap(
         " ".join(text.split()), width, initial_indent="# ", subsequent_indent="# ",
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
-    return lines
 
 
 def lay_out_comprehension(head: str, parts: Sequence[str], tail: str, *, depth: int) -> list[str]:

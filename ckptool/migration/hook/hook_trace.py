@@ -8,7 +8,7 @@ from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import InjectTensor, OperationContext
 from ckptool.migration.plan.plan_file import Op, Plan
 from ckptool.model import TensorInfo
-from ckptool.tensors.elements import iter_elements
+from ckptool.values.elements import iter_elements
 
 MAX_INLINE_NUMEL = 64
 """Elements of an injected value that are written into the code."""

@@ -118,13 +118,13 @@ def _is_same_statement(first: TracedStep, step: TracedStep) -> bool:
             return False
 
 
-def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> Iterator[str]:  # noqa: C901, PLR0912
+def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> Iterator[str]:  # noqa: C901, PLR0912, PLR0915
     step = group[0]
     match step.op:
         case InjectTensor(source="constructor"):
             yield from _write_own_values(group, code)
         case InjectTensor() as op:
-            yield from _write_injection(step, op, trace, code)
+            yield from _write_injection(step, op, trace)
         case RenameKeys() as op:
             yield from _write_rename(step, op, code)
         case DropKeys():
@@ -193,9 +193,7 @@ def _write_own_values(group: list[TracedStep], code: StepCode) -> Iterator[str]:
     yield "        state.setdefault(key, own[key])"
 
 
-def _write_injection(
-    step: TracedStep, op: InjectTensor, trace: HookTrace, code: StepCode
-) -> Iterator[str]:
+def _write_injection(step: TracedStep, op: InjectTensor, trace: HookTrace) -> Iterator[str]:
     name = f"inject `{op.key}` from {op.source}"
     if op.source.partition(":")[0] == "attribute":
         reason = "its value is an attribute of a pickled module, which a state_dict does not have"

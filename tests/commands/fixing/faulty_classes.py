@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - sources in strings
 """Classes with state that no state_dict saves: those that `fix` repairs, and those it refuses."""
 
 from textwrap import dedent, indent

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +22,8 @@ def write_project(folder, sources):
     entries = []
     for name, source in sources.items():
         (package / f"{name}.py").write_text(source)
-        entries.append(
-            f'[[models]]\npath = "{name}.pth"\nmodule = "zoo.{name}:Net"\ninputs = ["float32[2,4]"]\n'
-        )
+        entries.append(f'[[models]]\npath = "{name}.pth"\nmodule = "zoo.{name}:Net"\n')
+        entries.append('inputs = ["float32[2,4]"]')
     (folder / "ckptool.toml").write_text("\n".join(entries))
 
 
@@ -162,8 +162,7 @@ def test_other_outputs_are_never_written(project):
     assert not report.is_written
     assert report.exit_code == 1
     assert "same outputs: in eval mode the outputs differ" in report.verdict
-    with open("net.py", "rb") as file:
-        assert file.read() == content
+    assert Path("net.py").read_bytes() == content
 
 
 def test_without_inputs_it_asks_for_consent(project, tmp_path):
