@@ -23,8 +23,8 @@ _GROUPS: Final = {
         " update_baseline fail_on select ignore exit_zero show_policy"
     ),
     "Output": (
-        "formats outputs target force replace_foreign dry_run write allow_unproved save_plan emit_hook"
-        " color quiet verbose no_progress help show_help _click_default_help"
+        "formats outputs target force replace_foreign dry_run write allow_unproved save_plan"
+        " emit_hook color quiet verbose no_progress help show_help _click_default_help"
     ),
 }
 """Group -> names of the parameters in it, of all commands."""

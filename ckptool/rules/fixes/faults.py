@@ -93,7 +93,7 @@ def _build_fault(
         owner=_find_owner(path, module_info) or first.owner,
         attribute=get_attribute_name(path),
         location=next((t.assigned_at for t in module_tensors if t.assigned_at), ""),
-        form=None if remainders == {""} else _choose_form(remainders),
+        form=_choose_form(first, remainders),
         is_persistent=not all(map(is_rebuilt, module_tensors)),
         shared_with=_find_shared(path, module_tensors, module_info),
         is_class_attribute=first.kind is Kind.CLASS_ATTRIBUTE,
@@ -106,7 +106,12 @@ def _choose_kind(module_tensor: ModuleTensor, remainders: set[str]) -> FaultKind
     return _ELEMENT_KINDS.get(module_tensor.kind, FaultKind.TENSORS)
 
 
-def _choose_form(remainders: set[str]) -> ContainerForm:
+def _choose_form(module_tensor: ModuleTensor, remainders: set[str]) -> ContainerForm | None:
+    """Return the form of a container, None if there is none; arrays have no container in torch."""
+    if remainders == {""}:
+        return None
+    if module_tensor.kind is Kind.ARRAY:
+        return ContainerForm.OTHER
     if all(map(_LIST_ITEM.fullmatch, remainders)):
         return ContainerForm.LIST
     return ContainerForm.DICT if all(map(_DICT_ITEM.fullmatch, remainders)) else ContainerForm.OTHER

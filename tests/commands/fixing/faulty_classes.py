@@ -256,6 +256,7 @@ REFUSED = {
         make_class("self.banks = [[torch.ones(4)]]", "return x + self.banks[0][0]"),
         "nested container",
     ),
+    "arrays": (make_class("self.edges = [np.zeros(4)]"), "a container of arrays"),
     "sorted_container": (
         make_class("self.convs = [nn.Linear(4, 4)]\nself.convs.reverse()"),
         "with .reverse",
