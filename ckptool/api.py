@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
     from ckptool.commands.explain import explain
+    from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
@@ -31,6 +32,7 @@ __all__ = [
     "digest",
     "effective_policy",
     "explain",
+    "fix",
     "gate",
     "init",
     "inspect",
@@ -58,6 +60,7 @@ _HOMES = {
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
     "explain": "ckptool.commands.explain",
+    "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -42,8 +43,12 @@ if TYPE_CHECKING:
 
     from ckptool.migration.check.plan_outcome import PlanOutcome
     from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+    from ckptool.migration.hook.hook_trace import HookTrace
     from ckptool.migration.plan.pending_file import PendingFile
     from ckptool.migration.plan.plan_file import Plan
+    from ckptool.migration.plan.target_module import TargetModule
+    from ckptool.migration.request import MigrationResult
+    from ckptool.model import Checkpoint
 
 
 def migrate(  # noqa: PLR0913
@@ -69,6 +74,7 @@ def migrate(  # noqa: PLR0913
     force: bool = False,
     dry_run: bool = False,
     save_plan: PathLike | None = None,
+    emit_hook: PathLike | None = None,
     max_shard_size: int | None = None,
     links: bool = True,
     provenance: bool = True,
@@ -115,6 +121,8 @@ def migrate(  # noqa: PLR0913
         force: replace an existing target.
         dry_run: write nothing.
         save_plan: path to write the plan to.
+        emit_hook: path of a Python file to write the plan to, as a hook with which the module loads
+            old state_dicts itself; its test is written next to it.
         max_shard_size: maximum bytes of one file of a folder.
         links: unchanged files of a folder may be hard links to the source's.
         provenance: record the plan and the digests in the result.
@@ -169,6 +177,10 @@ def migrate(  # noqa: PLR0913
     )
     if into is not None:
         reject_unused_options(
+            {"--emit-hook": emit_hook is not None},
+            "is for a whole module, and --into selects a part",
+        )
+        reject_unused_options(
             {"--into": module_target is None},
             "selects a submodule: -m package.module:Name is required",
         )
@@ -176,11 +188,12 @@ def migrate(  # noqa: PLR0913
             {"--input": inputs is not None}, "runs the whole module, and --into selects a part"
         )
     worker = get_worker()
+    load_module = partial(load_target_module, worker, module_target) if module_target else None
     result = run_migration(
         MigrationRequest(
             source=location,
             target=None if target is None else require_local_path(target),
-            module=partial(load_target_module, worker, module_target) if module_target else None,
+            module=load_module,
             at=module_target.at if module_target else at,
             into=into or "",
             to=to,
@@ -193,6 +206,7 @@ def migrate(  # noqa: PLR0913
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,
+            check_trace=check_hook if emit_hook is not None else None,
             save_plan=None if save_plan is None else require_local_path(save_plan),
             max_shard_size=max_shard_size,
             hard_links=links,
@@ -218,6 +232,9 @@ def migrate(  # noqa: PLR0913
     verdict = judge(
         run_rules(module_diffs, result.target or location), policy or Policy(), differs=differs
     )
+    if emit_hook is not None:
+        notes = _write_hook(require_local_path(emit_hook), result, load_module, force=force)
+        result = replace_field(result, notes=(*result.notes, *notes))
     migrate_report = build_migrate_report(result, verdict)
     if not pictures:
         return migrate_report
@@ -226,6 +243,49 @@ def migrate(  # noqa: PLR0913
         if result.diff
         else add_state_previews(migrate_report, result.state)
     )
+
+
+def check_hook(trace: "HookTrace") -> None:
+    """Check that a hook can do all steps of a plan.
+
+    Raises:
+        PlanError: it cannot do one; the message names it.
+    """
+    from ckptool.migration.hook.step_code import write_steps
+
+    write_steps(trace)
+
+
+def _write_hook(
+    path: Path,
+    result: "MigrationResult",
+    load_module: "Callable[[Checkpoint], TargetModule] | None",
+    *,
+    force: bool,
+) -> tuple[str, ...]:
+    """Write the plan as a hook, with its test; return notes on the files.
+
+    Raises:
+        PlanError: a hook cannot do a step of the plan.
+        WriteError: a file exists already, or cannot be written.
+    """
+    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files, write_hook_files
+
+    assert result.trace is not None
+    files, notes = build_hook_files(
+        HookRequest(
+            path,
+            result.trace,
+            result.plan,
+            result.state,
+            result.module_info,
+            result.module_info.target if result.module_info else "",
+            load_module,
+        )
+    )
+    write_hook_files(files, force=force)
+    names = ", ".join(file.name for file in files)
+    return (*notes, f"wrote {names}")
 
 
 def migrate_many(
@@ -250,7 +310,7 @@ def migrate_many(
         WriteError: the folder cannot be made.
         UsageError: two sources have one name, or an option is for one source.
     """
-    for name in ("save_plan", "merge_adapter"):
+    for name in ("save_plan", "emit_hook", "merge_adapter"):
         option = f"--{name.replace('_', '-')}"
         reject_unused_options({option: options.get(name) is not None}, "is for one source")
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)

@@ -26,6 +26,7 @@ from ckptool.migration.check.strict_load import (
     CheckResult,
     check_pending_file,
 )
+from ckptool.migration.hook.hook_trace import trace_plan
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -135,6 +136,9 @@ def _run_stages(
     plan = suggested.plan
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     result, diff = planned.result, planned.diff
+    trace = trace_plan(plan, draft, sources) if request.check_trace else None
+    if trace and request.check_trace:
+        request.check_trace(trace)
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
     check_outcome(request, planned, target_module)
@@ -192,6 +196,7 @@ def _run_stages(
         omitted=list_left_out(result, to),
         tree_changes=torch_file.changes if torch_file else (),
         stripped_places=stripped_places,
+        trace=trace,
     )
 
 

@@ -24,6 +24,7 @@ from ckptool.reports.digest import (
     TensorDigestReport,
 )
 from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
+from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -60,6 +61,7 @@ AnyReport = (
     | InitReport
     | RunReport
     | ExplainReport
+    | FixReport
 )
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "ExplanationReport",
     "FactReport",
     "FindingReport",
+    "FixReport",
     "GateReport",
     "GatedCheckpointReport",
     "InitModelReport",
@@ -103,6 +106,8 @@ __all__ = [
     "ProjectAuditReport",
     "ProjectLockReport",
     "PromiseReport",
+    "ProofReport",
+    "RefusedEditReport",
     "Report",
     "ResumeReport",
     "RuleReport",
@@ -112,6 +117,7 @@ __all__ = [
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
+    "SourceEditReport",
     "StateReport",
     "StepReport",
     "TensorDigestReport",
