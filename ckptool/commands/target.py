@@ -19,10 +19,11 @@ from ckptool.commands.sources.file_arguments import (
     format_argument,
     list_places,
     normalize_kwargs,
+    parse_configured_kwargs,
     read_file_arguments,
 )
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.components import merge_components
@@ -80,6 +81,8 @@ class ModuleTarget(Struct, frozen=True):
     folder: Location | None = None
     """Framework's folder whose configuration gives the constructor's arguments if `kwargs` has
     none and the module is a class of the framework; None for no folder."""
+    file_arguments: FileArguments = FileArguments()
+    """Constructor arguments of a checkpoint, for questions that name none."""
 
     @property
     def is_live(self) -> bool:
@@ -103,6 +106,8 @@ class ModuleTarget(Struct, frozen=True):
         """
         from ckptool.modules import ModuleSpec
 
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         is_named = isinstance(self.module, str)
         return ModuleSpec(
             self.module if isinstance(self.module, str) else name_object(self.module),
@@ -125,6 +130,8 @@ class ModuleTarget(Struct, frozen=True):
         file_arguments: FileArguments,
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         arguments = fill_places(self.kwargs, file_arguments)
         defaults = {**file_arguments.defaults, **arguments}
         return replace(self, module=module, kwargs={}, fresh=None).build_spec(
@@ -344,26 +351,12 @@ def _find_configured(
     loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
-        {**entry.kwargs, **normalize_kwargs(module_options.kwargs)},
+        {**parse_configured_kwargs(entry.kwargs), **normalize_kwargs(module_options.kwargs)},
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
         module_options.into or "",
     )
-
-
-def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
-    """Return the entries of `[[models]]` and their modules; of the same module, the first."""
-    entries = {
-        (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
-    }
-    return [
-        (
-            entry,
-            ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs),
-        )
-        for entry in reversed(entries.values())
-    ]
 
 
 def need_target(

@@ -30,6 +30,10 @@ class AuditReport(Report, frozen=True, kw_only=True):
     since: str = ""
     """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
 
+    @property
+    def has_details(self) -> bool:
+        return bool(self.unsaved) or super().has_details
+
 
 class ProjectAuditReport(Report, frozen=True, kw_only=True):
     """The modules of the configuration, each with a report of its own."""
