@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.rename_search.alike import SQUARE, is_square, match_modules, match_parameters
-from ckptool.compare.rename_search.key_patterns import generalize_numbers, mask_numbers
+from ckptool.compare.rename_search.key_patterns import generalize_numbers, is_pattern, mask_numbers
 from ckptool.compare.rename_search.links import (
     LinkKind,
     RenameContext,
@@ -60,8 +60,10 @@ def find_rename_groups(
 ) -> tuple[RenameGroup, ...]:
     """Return the renames that explain missing and unexpected keys, in order of their old keys.
 
-    A key of the file, and a key of the module, is in at most one group. Pairs have the same shape,
-    or are transposed. The work grows with the number of keys, not with pairs of keys.
+    A key of the file, and a key of the module, is in at most one group. Keys that read as a pattern
+    (a literal `*`, numbers in braces) are left out: no pattern would name them alone. Pairs have
+    the same shape, or are transposed. The work grows with the number of keys, not with pairs of
+    keys.
 
     Args:
         missing: what the module expects and the file lacks, as far as nothing else explains it.
@@ -74,12 +76,16 @@ def find_rename_groups(
         for key, tensor in expected.items()
         if key in actual and actual[key].shape != tensor.shape
     }
+    missing, unexpected, mismatched = (
+        {key: tensors[key] for key in keys if not is_pattern(key)}
+        for tensors, keys in ((missing, missing), (unexpected, unexpected), (expected, mismatched))
+    )
     if not (unexpected or mismatched) or not (missing or mismatched):
         return ()
     search = _RenameSearch(missing, unexpected, expected, actual)
     search.take(
         find_renumbered_layers(
-            {**missing, **{key: expected[key] for key in mismatched}},
+            {**missing, **mismatched},
             {**unexpected, **{key: actual[key] for key in mismatched}},
             expected,
             actual,
