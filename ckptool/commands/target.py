@@ -15,6 +15,7 @@ from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
     FileArguments,
+    drop_places,
     fill_places,
     format_argument,
     list_places,
@@ -122,6 +123,7 @@ class ModuleTarget(Struct, frozen=True):
             frozenset(name.partition(".")[0] for name in file_arguments.values),
             file_arguments.offers,
             partial(find_folder_arguments, self.folder) if self.folder else None,
+            file_arguments.given_names,
         )
 
     def build_spec_of(
@@ -135,7 +137,11 @@ class ModuleTarget(Struct, frozen=True):
         arguments = fill_places(self.kwargs, file_arguments)
         defaults = {**file_arguments.defaults, **arguments}
         return replace(self, module=module, kwargs={}, fresh=None).build_spec(
-            FileArguments(defaults, offers=file_arguments.offers)
+            FileArguments(
+                defaults,
+                offers=file_arguments.offers,
+                given_names=frozenset(drop_places(self.kwargs)),
+            )
         )
 
     def enter_module_code(self, file_arguments: FileArguments) -> "AbstractContextManager[None]":

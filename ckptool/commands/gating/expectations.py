@@ -259,7 +259,7 @@ def _resolve_against(
 def _build_module_contract(
     target: ModuleTarget, defaults: Mapping[str, object], worker: ModuleWorker
 ) -> Contract:
-    request = DescribeModule(target, FileArguments(defaults))
+    request = DescribeModule(target, FileArguments(defaults, given_names=frozenset(defaults)))
     return contract.build_module_contract(worker.ask(request).module_info)
 
 

@@ -41,6 +41,8 @@ class FileArguments(Struct, frozen=True):
     """Those that were asked for by name."""
     offers: Mapping[str, tuple[str, ...]] = {}
     """What could be asked for: place of a mapping -> its names."""
+    given_names: frozenset[str] = frozenset()
+    """Names in `defaults` that the user gave: they are not from the file."""
 
 
 def parse_place(text: str) -> FilePlace | None:
