@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.rules.fixes.commands import format_rewrite_command
+from ckptool.rules.fixes.commands import format_convert_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -181,7 +181,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             refusal=checkpoint.load_refusal,
-            command=format_rewrite_command(checkpoint, suffix=".pth"),
+            command=format_convert_command(checkpoint, suffix=".pth"),
         )
 
 
@@ -207,7 +207,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    command = format_rewrite_command(checkpoint, suffix=".pth")
+    command = format_convert_command(checkpoint, suffix=".pth")
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.COMPRESSED:
             yield hit(issue.key, command=command, **issue.facts)

@@ -114,7 +114,8 @@ def test_arguments_of_the_user_are_not_said_to_be_the_files(tmp_path, run_comman
     """The older module gets the arguments of the newer one; they come from the command line."""
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"
-        "class New(nn.Linear):\n    def __init__(self, width):\n        super().__init__(width, 2)\n"
+        "class New(nn.Linear):\n"
+        "    def __init__(self, width):\n        super().__init__(width, 2)\n"
         "class Old(New):\n    pass\n"
     )
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "model.pth")
