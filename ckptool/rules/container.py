@@ -362,7 +362,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.WARNING,
         summary="from_pretrained loads `{loaded}`, not the shards of `{key}` in the same folder",
         why=(
-            "transformers loads the single file if there is one, whatever the index says: if one "
+            "transformers loads the single file if there is one, even if there is an index: if one "
             "of the two is left over from an earlier save, the wrong weights are loaded."
         ),
         fix="Remove the one that is not intended.",
