@@ -362,8 +362,8 @@ def _list_unchecked(release: ReleaseCandidate) -> tuple[Skipped, ...]:
             "What the entry asks for is not checked: a typo in `path` would let every release pass."
         ),
         fix=(
-            "Correct `path`, delete the entry, or waive it with a reason; to check modules without weights: "
-            "ckptool gate --modules-only"
+            "Correct `path`, delete the entry, or waive it with a reason; to check modules without "
+            "weights: ckptool gate --modules-only"
         ),
         example='# path = "releese/*" in [[models]]\nckptool.gate()',
     ),

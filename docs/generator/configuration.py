@@ -13,8 +13,8 @@ INTRODUCTION = """\
 
 This page is generated from the code. ckptool reads `[tool.ckptool]` of the nearest
 `pyproject.toml`, or the whole of the nearest `ckptool.toml` (there without `tool.ckptool.` in
-front of a table's name), from the current directory up, never next to the checkpoint. An unknown key
-is an error that suggests the closest known one. Command-line options take precedence. See
+front of a table's name), from the current directory up, never next to the checkpoint. An unknown
+key is an error that suggests the closest known one. Command-line options take precedence. See
 [Gate](gate.md) for the keys of a policy, and [Lock](lock.md) for `against`, `fixtures` and
 `golden`.
 """
@@ -55,7 +55,8 @@ def _section(struct: type[Struct]) -> list[str]:
     for field in fields(struct):
         tables = list(_inside(field.kind))
         value = f"[{_name(tables[0])}](#{_anchor(tables[0])})" if tables else words(field.kind)
-        default = "required" if field.default is None else f"`{field.default}`" * bool(field.default)
+        written = f"`{field.default}`" * bool(field.default)
+        default = "required" if field.default is None else written
         lines.append(f"| `{field.name}` | {cell(value)} | {default} | {cell(field.says)} |")
     return [*lines, ""]
 

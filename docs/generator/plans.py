@@ -77,7 +77,8 @@ def _section(op: type[Operation]) -> list[str]:
     for field in fields(op):
         if field.name == "why":
             continue
-        default = "required" if field.default is None else f"`{field.default}`" * bool(field.default)
+        value = f"`{field.default}`" * bool(field.default)
+        default = "required" if field.default is None else value
         lines.append(f"| `{field.name}` | {words(field.kind)} | {default} | {cell(field.says)} |")
     return [*lines, ""]
 
