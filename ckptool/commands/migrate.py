@@ -285,7 +285,8 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        for finding in _find_errors(source, policy, outcome.source_diff):
+        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
                 key = covered_keys[0]
@@ -293,8 +294,10 @@ def refuse_errors(
                 raise PlanError(_format_refusal(source, finding, way_out))
     else:
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
+    if not outcome.result_diff.is_strict:
+        return
     for finding in _find_errors(source, policy, outcome.result_diff):
-        if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
+        if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 

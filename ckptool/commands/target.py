@@ -2,10 +2,10 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -442,12 +442,40 @@ def reject_invalid_path(path: object) -> None:
         UsageError: it is no path (a module, a state_dict), or "".
     """
     if not isinstance(path, PathLike):
-        description = f"a {type(path).__name__} was given"
         raise UsageError(
-            f"a checkpoint is given by its path; {description}. A live module is module=..."
+            f"a checkpoint is given by its path; {name_kind(path)} was given. A live module is "
+            "module=..."
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
+
+
+def is_live(value: object) -> bool:
+    """Whether a value is a live module or a mapping, where the path of a checkpoint may be too."""
+    is_module = hasattr(value, "named_modules") and not isinstance(value, type)
+    return is_module or isinstance(value, Mapping)
+
+
+def list_paths(paths: object) -> list[PathLike]:
+    """Return the paths of checkpoints that a caller gives: one, or several.
+
+    Raises:
+        UsageError: it is no path, and no list of paths.
+    """
+    if isinstance(paths, PathLike):
+        return [paths]
+    if is_live(paths) or not isinstance(paths, Iterable):
+        reject_invalid_path(paths)
+    path_list = list(cast("Iterable[PathLike]", paths))
+    for path in path_list:
+        reject_invalid_path(path)
+    return path_list
+
+
+def name_kind(value: object) -> str:
+    """Return the class of a value with its article: "a dict", "an OrderedDict"."""
+    name = type(value).__name__
+    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
 
 
 def require_local_path(path: PathLike) -> Path:
