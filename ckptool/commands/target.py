@@ -15,13 +15,15 @@ from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
     FileArguments,
+    drop_places,
     fill_places,
     format_argument,
     list_places,
     normalize_kwargs,
+    parse_configured_kwargs,
     read_file_arguments,
 )
-from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.components import merge_components
@@ -79,6 +81,8 @@ class ModuleTarget(Struct, frozen=True):
     folder: Location | None = None
     """Framework's folder whose configuration gives the constructor's arguments if `kwargs` has
     none and the module is a class of the framework; None for no folder."""
+    file_arguments: FileArguments = FileArguments()
+    """Constructor arguments of a checkpoint, for questions that name none."""
 
     @property
     def is_live(self) -> bool:
@@ -103,6 +107,8 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.loaders.own_classes import find_folder_arguments
         from ckptool.modules import ModuleSpec
 
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         is_named = isinstance(self.module, str)
         return ModuleSpec(
             self.module if isinstance(self.module, str) else name_object(self.module),
@@ -117,6 +123,7 @@ class ModuleTarget(Struct, frozen=True):
             frozenset(name.partition(".")[0] for name in file_arguments.values),
             file_arguments.offers,
             partial(find_folder_arguments, self.folder) if self.folder else None,
+            file_arguments.given_names,
         )
 
     def build_spec_of(
@@ -125,10 +132,16 @@ class ModuleTarget(Struct, frozen=True):
         file_arguments: FileArguments,
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         arguments = fill_places(self.kwargs, file_arguments)
         defaults = {**file_arguments.defaults, **arguments}
         return replace(self, module=module, kwargs={}, fresh=None).build_spec(
-            FileArguments(defaults, offers=file_arguments.offers)
+            FileArguments(
+                defaults,
+                offers=file_arguments.offers,
+                given_names=frozenset(drop_places(self.kwargs)),
+            )
         )
 
     def enter_module_code(self, file_arguments: FileArguments) -> "AbstractContextManager[None]":
@@ -344,26 +357,12 @@ def _find_configured(
     loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
-        {**entry.kwargs, **normalize_kwargs(module_options.kwargs)},
+        {**parse_configured_kwargs(entry.kwargs), **normalize_kwargs(module_options.kwargs)},
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
         module_options.into or "",
     )
-
-
-def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
-    """Return the entries of `[[models]]` and their modules; of the same module, the first."""
-    entries = {
-        (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
-    }
-    return [
-        (
-            entry,
-            ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs),
-        )
-        for entry in reversed(entries.values())
-    ]
 
 
 def need_target(

@@ -1,5 +1,7 @@
 """MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +94,17 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options of the request contradict each other.
     """
+    with open_migration(request) as result:
+        return result
+
+
+@contextmanager
+def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
+    """Run a migration as `run_migration` does; values that it computed can be read in the context.
+
+    Raises:
+        as `run_migration`.
+    """
     to = choose_output_container(request)
     with (
         raise_on_signal(),
@@ -99,7 +112,7 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,
     ):
-        return _run_stages(request, to, anonymous_file, fingerprints, early_copy)
+        yield _run_stages(request, to, anonymous_file, fingerprints, early_copy)
 
 
 def _run_stages(

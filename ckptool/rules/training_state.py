@@ -14,7 +14,7 @@ from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
-from ckptool.rules.fixes.commands import format_rewrite_command, name_result
+from ckptool.rules.fixes.commands import format_convert_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
@@ -46,7 +46,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            command=format_rewrite_command(checkpoint),
+            command=format_convert_command(checkpoint),
         )
 
 
@@ -120,8 +120,8 @@ def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> st
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
         at = ("--at", state.at) if state.at else ()
         whose = f"that of `{state.at}`{which}: " if which else ""
-        options = (*at, "--drop-extra")
-        return f"{whose}{format_rewrite_command(checkpoint, *options, suffix='.safetensors')}"
+        options = (*at, "--weights-only")
+        return f"{whose}{format_convert_command(checkpoint, *options, suffix='.safetensors')}"
     if state.at.isidentifier() and state.role == "state_dict":
         name = quote_python(name_result(checkpoint))
         return f"torch.save(checkpoint[{quote_python(state.at)}], {name})"

@@ -36,7 +36,16 @@ for finding in report.findings:
     print(finding.level, finding.code, finding.key, finding.message)
 ```
 """
-OTHERS = (Checkpoint, StateDict, TensorInfo, StorageInfo, Limits, CheckpointTensors, Watched, WatchedObject)
+OTHERS = (
+    Checkpoint,
+    StateDict,
+    TensorInfo,
+    StorageInfo,
+    Limits,
+    CheckpointTensors,
+    Watched,
+    WatchedObject,
+)
 """Types that are met by way of the functions, and need no import."""
 HEAD = re.compile(r"^(Args|Raises|Returns|Yields):$")
 ITEM = re.compile(r"^(?P<name>[\w*]+):\s+(?P<text>.*)$")
