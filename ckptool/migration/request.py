@@ -123,6 +123,8 @@ class MigrationResult:
     """Values that the result lacks, or has in another form, as weights_only=True refuses them."""
     stripped_places: tuple[str, ...] = ()
     """Places of the source that were stripped, as asked."""
+    refused_globals: tuple[str, ...] = ()
+    """Globals that the result keeps and `torch.load` refuses by default (weights_only=True)."""
 
     @property
     def is_converted(self) -> bool:

@@ -18,6 +18,8 @@ from ckptool.rules.fixes.commands import format_rewrite_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
 
+PARTITIONED_PARAMETERS: Final = "CK320"
+"""Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
     Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
@@ -308,7 +310,7 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
 @check(
     Checkpoint,
     Rule(
-        code="CK320",
+        code=PARTITIONED_PARAMETERS,
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
