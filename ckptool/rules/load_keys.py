@@ -209,7 +209,7 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.module.saved_tensors)
     keys_by_subtree = subtrees.group_keys(whats_by_key)
     for subtree, keys in keys_by_subtree.items():
-        code = format_drop_code(keys, subtree, diff.state.tensors)
+        code = format_drop_code(keys, subtree, diff.state)
         for key in keys:
             what, why_not, nbytes = whats_by_key[key]
             yield hit(key, what=what, why_not=why_not, nbytes=nbytes, code=code, subtree=subtree)
