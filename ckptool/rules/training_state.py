@@ -19,6 +19,8 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subj
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
 
+PARTITIONED_PARAMETERS: Final = "CK320"
+"""Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
     Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
@@ -311,7 +313,7 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
 @check(
     Checkpoint,
     Rule(
-        code="CK320",
+        code=PARTITIONED_PARAMETERS,
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
