@@ -11,6 +11,7 @@ from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
 from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.mismatches import drop_mismatches
 from ckptool.loaders.model_folder import find_model_folder
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
@@ -145,7 +146,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     with run_offline():
         loaded: Any = _copy_on_meta(module) if is_on_meta else copy.deepcopy(module)
         trace = TensorTrace(state, 0)
-        with trace, _reading(state), _dropping_mismatches(loaded) as mismatched_shapes:
+        with trace, _reading(state), drop_mismatches(loaded) as mismatched_shapes:
             adapter_name = next(iter(loaded.peft_config))
             result = loaded.load_adapter("", adapter_name)
     tensors = loaded.state_dict(keep_vars=True)
@@ -268,28 +269,3 @@ def _reading(state: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         peft_model.load_peft_weights = load_weights
-
-
-@contextmanager
-def _dropping_mismatches(model: Any) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Take tensors of another shape out of what `model` is given to load; collect their shapes.
-
-    Key of the module -> shape in the file. load_adapter would raise, and name no key in a way
-    that can be read.
-    """
-    load = model.load_state_dict
-    mismatched_shapes: dict[str, tuple[int, ...]] = {}
-
-    def load_the_others(state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        shapes = {key: tensor.shape for key, tensor in model.state_dict(keep_vars=True).items()}
-        mismatched_shapes.update(
-            {k: tuple(t.shape) for k, t in state.items() if t.shape != shapes.get(k, t.shape)}
-        )
-        others = {key: tensor for key, tensor in state.items() if key not in mismatched_shapes}
-        return load(others, *args, **kwargs)
-
-    model.load_state_dict = load_the_others
-    try:
-        yield mismatched_shapes
-    finally:
-        del model.load_state_dict
