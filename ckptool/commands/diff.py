@@ -32,7 +32,7 @@ from ckptool.policy import Policy, judge
 from ckptool.reports.diff import DiffModuleReport, build_module_diff_report
 from ckptool.reports.diff_files import DiffFilesReport, DiffShardReport
 from ckptool.rules import run_rules
-from ckptool.tensors.checkpoint_statistics import (
+from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
 )

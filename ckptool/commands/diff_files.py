@@ -30,10 +30,10 @@ from ckptool.reports.diff_files import (
     build_diff_shard_report,
 )
 from ckptool.rules import run_rules
-from ckptool.tensors.batch_runner import JOBS, BatchRunner
-from ckptool.tensors.dask import dask_batch_runner
-from ckptool.tensors.difference import Tolerances
-from ckptool.tensors.progress import start_step
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.dask import dask_batch_runner
+from ckptool.values.difference import Tolerances
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

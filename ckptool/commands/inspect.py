@@ -14,12 +14,12 @@ from ckptool.reports.inspect import SORTS, InspectReport, InspectView, build_ins
 from ckptool.reports.tensor_values import TensorValuesReport, build_values_report
 from ckptool.rules import run_rules
 from ckptool.rules.registry import sort_findings
-from ckptool.tensors.checkpoint_statistics import (
+from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
 )
-from ckptool.tensors.previews import read_preview
-from ckptool.tensors.printed_values import explain_unprinted, print_values
+from ckptool.values.previews import read_preview
+from ckptool.values.printed_values import explain_unprinted, print_values
 
 _MAX_COMPARED_KEYS: Final = 2000
 """Maximum number of keys compared for a suggestion."""

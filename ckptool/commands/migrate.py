@@ -200,7 +200,7 @@ def migrate(  # noqa: PLR0913
             limits=limits,
             progress=progress,
             check_plan=partial(
-                _refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
+                refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
             ),
             forward_check=_make_forward_check(
                 location,
@@ -264,7 +264,7 @@ def migrate_many(
     return build_many_report(batch.reports, batch.errors)
 
 
-def _refuse_errors(
+def refuse_errors(
     source: Location, policy: Policy, asked_keys: set[str], outcome: "PlanOutcome"
 ) -> None:
     """Refuse a plan that covers up an error of the source, or whose result has one.

@@ -38,7 +38,7 @@ from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -266,7 +266,7 @@ def find_target(
         ReadError: the configuration of the folder cannot be read.
         UsageError: `path` is not a path, or the folder is none of the framework that is named.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
     if named_target is not None:
@@ -410,7 +410,7 @@ def open_checkpoint_or_stdin(
         ReadError: it cannot be read.
         UsageError: `path` is not a path, or empty.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     if str(path) == "-":
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
@@ -437,7 +437,7 @@ def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
     return merge_components(pipeline.path, components)
 
 
-def _reject_invalid_path(path: object) -> None:
+def reject_invalid_path(path: object) -> None:
     """Reject values that callers pass by mistake.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import wraps
 from threading import Event, Lock, Thread
 from typing import Any, Final, Self, TypeVar
 
-from ckptool.tensors.progress import LISTENER, ProgressListener
+from ckptool.values.progress import LISTENER, ProgressListener
 
 R = TypeVar("R")
 

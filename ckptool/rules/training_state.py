@@ -17,7 +17,7 @@ from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDic
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_rewrite_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
-from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
+from ckptool.values.checkpoint_statistics import CheckpointStatistics
 
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",

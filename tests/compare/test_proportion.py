@@ -20,7 +20,7 @@ from ckptool.model import TensorInfo
 from ckptool.modules import describe_module
 from ckptool.rules.optimizer import find_slot_shape_mismatches
 from ckptool.rules.values import find_stale_ema_buffers
-from ckptool.tensors.checkpoint_statistics import compute_checkpoint_statistics
+from ckptool.values.checkpoint_statistics import compute_checkpoint_statistics
 
 ONE = torch.ones(1)
 

@@ -5,16 +5,16 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
-from ckptool.tensors import elements
-from ckptool.tensors.batch_runner import JOBS, BatchRunner
-from ckptool.tensors.elements import (
+from ckptool.values import elements
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.elements import (
     OpenFiles,
     has_component_tensors,
     iter_elements_from,
     split_span,
     unreadable_reason,
 )
-from ckptool.tensors.work_batches import TASK_NBYTES, find_matching_spans, group_into_batches
+from ckptool.values.work_batches import TASK_NBYTES, find_matching_spans, group_into_batches
 
 _ComparisonTask = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
 """(position of a pair, spans or whole tensors to compare)."""

@@ -8,8 +8,8 @@ from files import described
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.tensors import elements
-from ckptool.tensors.statistics import (
+from ckptool.values import elements
+from ckptool.values.statistics import (
     CastEffect,
     compute_statistics,
     compute_statistics_many,

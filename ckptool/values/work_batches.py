@@ -6,9 +6,9 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from ckptool.model import Span, TensorInfo
-from ckptool.tensors.batch_runner import Batch
-from ckptool.tensors.elements import contiguous_span, needs_byteswap, unwrap_single_chunk
-from ckptool.tensors.strides import compute_steps
+from ckptool.values.batch_runner import Batch
+from ckptool.values.elements import contiguous_span, needs_byteswap, unwrap_single_chunk
+from ckptool.values.strides import compute_steps
 
 TASK_NBYTES: Final = 32 << 20
 """Bytes per task: contiguous tensors are split at this size, small ones grouped up to it."""

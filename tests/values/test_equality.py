@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from safetensors.torch import save_file
-from tensors.written_tensors import big_endian, chunked, described, layered, tensor_bytes
+from values.written_tensors import big_endian, chunked, described, layered, tensor_bytes
 
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Span, StorageInfo, TensorInfo
-from ckptool.tensors import elements, equality, fingerprint, strides, work_batches
-from ckptool.tensors.elements import unreadable_reason
-from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
+from ckptool.values import elements, equality, fingerprint, strides, work_batches
+from ckptool.values.elements import unreadable_reason
+from ckptool.values.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 
 def read_elements(tensor: TensorInfo) -> bytes:

@@ -7,18 +7,18 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import DTYPE_BITS, TensorInfo
-from ckptool.tensors import elements, equality
-from ckptool.tensors.batch_runner import Batch, BatchRunner
-from ckptool.tensors.difference import pure_python, with_torch
-from ckptool.tensors.difference.import_budget import TORCH_IMPORT_BUDGET
-from ckptool.tensors.difference.sums import (
+from ckptool.values import elements, equality
+from ckptool.values.batch_runner import Batch, BatchRunner
+from ckptool.values.difference import pure_python, with_torch
+from ckptool.values.difference.import_budget import TORCH_IMPORT_BUDGET
+from ckptool.values.difference.sums import (
     DifferenceSums,
     Tolerances,
     ValueDifference,
     finalize_difference,
 )
-from ckptool.tensors.numbers import can_decode
-from ckptool.tensors.work_batches import split_pair
+from ckptool.values.numbers import can_decode
+from ckptool.values.work_batches import split_pair
 
 __all__ = ["Tolerances", "ValueDifference", "measure_many", "unmeasurable_reason"]
 

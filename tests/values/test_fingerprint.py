@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import examples
 from safetensors.torch import save_file
-from tensors.written_tensors import big_endian, described
+from values.written_tensors import big_endian, described
 
 from ckptool import api
 from ckptool.compare.digest import compute_state_digest, digest_checkpoint
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.modules.tensor_info import compute_fingerprint
-from ckptool.tensors import elements, fingerprint
-from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
+from ckptool.values import elements, fingerprint
+from ckptool.values.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 

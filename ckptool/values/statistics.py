@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool.model import DTYPE_BITS, TensorInfo
-from ckptool.tensors.elements import iter_elements, unreadable_reason
-from ckptool.tensors.fingerprint import fingerprint_chunks
-from ckptool.tensors.progress import get_byte_counter
-from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.values.elements import iter_elements, unreadable_reason
+from ckptool.values.fingerprint import fingerprint_chunks
+from ckptool.values.progress import get_byte_counter
+from ckptool.values.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.model import Kind, Preview, TensorInfo
-from ckptool.tensors import preview_grid
-from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.values import preview_grid
+from ckptool.values.elements import iter_elements, unreadable_reason
 
 MAX_DISTINCT: Final = 7
 """Maximum number of distinct values of a tensor that is taken for a mask or index table."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
-from ckptool.tensors.progress import start_step
-from ckptool.tensors.statistics import (
+from ckptool.values.progress import start_step
+from ckptool.values.statistics import (
     TensorStatistics,
     compute_statistics_many,
     statistics_unavailable_reason,

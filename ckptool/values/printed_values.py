@@ -3,7 +3,7 @@
 from typing import Final
 
 from ckptool.model import TensorInfo
-from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.values.elements import iter_elements, unreadable_reason
 
 _MAX_NBYTES: Final = 256 << 20
 """Bytes of the largest tensor whose values are read."""

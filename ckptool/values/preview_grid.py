@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ckptool.model import Preview
-from ckptool.tensors.numbers import decode_numbers
+from ckptool.values.numbers import decode_numbers
 
 MAX_SIDE: Final = 64
 """Maximum rows and columns of a preview; larger dimensions are subsampled with a stride."""

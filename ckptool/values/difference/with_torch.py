@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from ckptool.model import DTYPE_BITS
-from ckptool.tensors.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
+from ckptool.values.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
 
 if TYPE_CHECKING:
     from torch import Tensor

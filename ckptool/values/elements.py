@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ckptool.formats.files.source import SourceCache
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
-from ckptool.tensors.strides import (
+from ckptool.values.strides import (
     REGION,
     WORD_CODES,
     compute_extent,

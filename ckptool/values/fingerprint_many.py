@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckptool.model import Span, TensorInfo
-from ckptool.tensors import fingerprint
-from ckptool.tensors.batch_runner import JOBS, BatchRunner
-from ckptool.tensors.elements import (
+from ckptool.values import fingerprint
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.elements import (
     OpenFiles,
     has_component_tensors,
     iter_elements_from,
     split_span,
     unreadable_reason,
 )
-from ckptool.tensors.work_batches import find_digestible_span, group_into_batches
+from ckptool.values.work_batches import find_digestible_span, group_into_batches
 
 _DigestTask = tuple[int, Span | TensorInfo]
 """(position of a tensor, next span of it or the whole tensor to digest)."""

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tensors.written_tensors import big_endian, chunked, described, layered
+from values.written_tensors import big_endian, chunked, described, layered
 
 from ckptool.model import DTYPE_BITS, StorageInfo
-from ckptool.tensors import difference
-from ckptool.tensors.difference import Tolerances, measure_many, pure_python, with_torch
-from ckptool.tensors.difference.import_budget import TorchImportBudget
-from ckptool.tensors.difference.sums import DECADE_EDGES, finalize_difference
-from ckptool.tensors.numbers import can_decode, decode_numbers
+from ckptool.values import difference
+from ckptool.values.difference import Tolerances, measure_many, pure_python, with_torch
+from ckptool.values.difference.import_budget import TorchImportBudget
+from ckptool.values.difference.sums import DECADE_EDGES, finalize_difference
+from ckptool.values.numbers import can_decode, decode_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

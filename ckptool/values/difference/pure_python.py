@@ -8,9 +8,9 @@ from operator import mul
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
-from ckptool.tensors.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
-from ckptool.tensors.numbers import decode_numbers
-from ckptool.tensors.strides import WORD_CODES
+from ckptool.values.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
+from ckptool.values.numbers import decode_numbers
+from ckptool.values.strides import WORD_CODES
 
 _STRIP_ELEMENTS: Final = 4096
 """Elements per strip; strips with equal bytes take a faster path."""

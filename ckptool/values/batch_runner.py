@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
-from ckptool.tensors.progress import get_byte_counter
+from ckptool.values.progress import get_byte_counter
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
