@@ -22,6 +22,7 @@ from ckptool.commands.sources.file_arguments import (
     normalize_kwargs,
     parse_configured_kwargs,
     read_file_arguments,
+    read_hyper_parameters,
 )
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
@@ -495,7 +496,8 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
     Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is
-    imported: a file does not choose the code that is run.
+    imported: a file does not choose the code that is run. Of another file of Lightning, only that
+    it is one is known.
     """
     if checkpoint is None:
         return ""
@@ -511,6 +513,11 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
         ):
             package, _, class_name = name.rpartition(".")
             return f". The file itself refers to {name}: if you trust it, -m {package}:{class_name}"
+    if any(entry.at == "pytorch-lightning_version" for entry in checkpoint.entries):
+        arguments = tuple(read_hyper_parameters(checkpoint))
+        listed = join_limited(arguments, 8)
+        fields = f", built with its hyper_parameters ({listed})" if arguments else ""
+        return f". The file is a Lightning checkpoint: give its LightningModule{fields}"
     return ""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, ReadError
+from ckptool.modules.lightning import select_open_arguments
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
     describe_attempts,
@@ -218,7 +219,11 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
 
 def match_defaults(spec: ModuleSpec, function: Any) -> dict[str, object]:
     """Return the arguments of `spec.defaults` that a function accepts and `spec.kwargs` lack."""
-    return _match_names(spec.defaults, spec, function)
+    open_arguments = select_open_arguments(function, spec.defaults)
+    return {
+        **{k: v for k, v in open_arguments.items() if k not in spec.kwargs},
+        **_match_names(spec.defaults, spec, function),
+    }
 
 
 def _match_names(

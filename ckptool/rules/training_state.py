@@ -5,6 +5,7 @@ from math import prod
 from typing import Final
 
 from ckptool.compare.states import (
+    find_loaded_state,
     is_rank_part,
     list_float_weights,
     list_placeholders,
@@ -116,8 +117,9 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 
 def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> str:
     """Return the command or the code that writes the model alone."""
-    state = model_states[0]
-    others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
+    state = find_loaded_state(checkpoint)
+    state = state if state in model_states else model_states[0]
+    others = join_limited([s.at for s in model_states if s is not state], _MAX_LISTED, quote_code)
     which = f" (or of {others})" if others else ""
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
         at = ("--at", state.at) if state.at else ()
