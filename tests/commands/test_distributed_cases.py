@@ -99,9 +99,7 @@ def test_a_dcp_folder_with_bytes_beside_the_model(tmp_path):
     migrated = ckptool.migrate(tmp_path / "step5", tmp_path / "new.pth", module=build_net())
     written = torch.load(tmp_path / "new.pth")
     assert all(torch.equal(written["model"][k], v) for k, v in module.state_dict().items())
-    assert migrated.notes == (
-        "dropped, as loading it would run code: `train_state` (_io.BytesIO)",
-    )
+    assert migrated.notes == ("dropped, as loading it would run code: `train_state` (_io.BytesIO)",)
     assert written["dataloader"] == {"dp_rank_0": b"abc"}
 
 
@@ -125,7 +123,9 @@ def test_a_stale_single_file_beside_an_index_and_a_configuration_fails_the_gate(
 
     for name in ("model.safetensors", "model-00001-of-00001.safetensors"):
         save_file(build_net().state_dict(), tmp_path / name, metadata={"format": "pt"})
-    index = {"weight_map": dict.fromkeys(build_net().state_dict(), "model-00001-of-00001.safetensors")}
+    index = {
+        "weight_map": dict.fromkeys(build_net().state_dict(), "model-00001-of-00001.safetensors")
+    }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
     (tmp_path / "config.json").write_text(json.dumps(config))
