@@ -76,7 +76,7 @@ def test_a_migrated_file_that_torch_refuses_by_default_is_called_so(tmp_path):
             "torch.load refuses the file by default (weights_only=True): "
             "`argparse.Namespace`, `pathlib.WindowsPath`"
         )
-    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "new.pth")
     alone = ckptool.migrate(path, tmp_path / "alone.pth", module=module, drop_extra=True)
     assert "refuses" not in alone.verdict

@@ -102,6 +102,8 @@ def _find_makers(
         case ast.Assign(targets=[ast.Name(id=name)], value=value):
             if not name.startswith("_") and _makes_module(value, known_names):
                 yield FoundModule(file, name, (), (), is_importable)
+        case _:
+            pass
 
 
 def _is_factory(function: ast.FunctionDef, known_names: set[str]) -> bool:
