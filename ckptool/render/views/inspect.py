@@ -1,6 +1,6 @@
 """InspectReport -> blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ckptool.folding import FoldedItems
