@@ -14,9 +14,7 @@ nbformat = pytest.importorskip("nbformat")
 CELLS = {
     "shell": "import torch, ckptool\ntype(get_ipython()).__name__",
     "load": (
-        "m = torch.nn.Linear(2, 2)\n"
-        "torch.save(m.state_dict(), 'm.pth')\n"
-        "ckptool.load(m, 'm.pth')"
+        "m = torch.nn.Linear(2, 2)\ntorch.save(m.state_dict(), 'm.pth')\nckptool.load(m, 'm.pth')"
     ),
     "diff": "ckptool.diff(m, 'm.pth')",
     "digest": "ckptool.digest(m)",
