@@ -19,7 +19,7 @@ from ckptool.compare.rename_search.links import (
 from ckptool.compare.rename_search.names import pair_normalized_names
 from ckptool.compare.rename_search.renumbering import find_moved_layers, find_renumbered_layers
 from ckptool.compare.rename_search.subtrees import SubtreeMove, find_moved_subtrees
-from ckptool.model import Kind, ModuleTensor, StateDict, natural_sort_key, tied_keys
+from ckptool.model import Kind, ModuleTensor, StateDict, TensorInfo, natural_sort_key, tied_keys
 from ckptool.phrases import join_limited, pluralize, quote_code
 
 _MAX_NAMED_ALTERNATIVES: Final = 3
@@ -72,14 +72,11 @@ def find_rename_groups(
         actual: all tensors of the file.
     """
     mismatched = {
-        key
+        key: tensor
         for key, tensor in expected.items()
         if key in actual and actual[key].shape != tensor.shape
     }
-    missing, unexpected, mismatched = (
-        {key: tensors[key] for key in keys if not is_pattern(key)}
-        for tensors, keys in ((missing, missing), (unexpected, unexpected), (expected, mismatched))
-    )
+    missing, unexpected, mismatched = map(_drop_patterns, (missing, unexpected, mismatched))
     if not (unexpected or mismatched) or not (missing or mismatched):
         return ()
     search = _RenameSearch(missing, unexpected, expected, actual)
@@ -101,6 +98,10 @@ def find_rename_groups(
     links = _doubt_squares(search.links, unexpected)
     groups = [_build_group(joined) for joined in _join_links(links)]
     return tuple(sorted(groups, key=lambda group: natural_sort_key(next(iter(group.pairs)))))
+
+
+def _drop_patterns(tensors: Tensors) -> dict[str, TensorInfo]:
+    return {key: tensor for key, tensor in tensors.items() if not is_pattern(key)}
 
 
 def find_plain_renames(removed: Tensors, added: Tensors) -> dict[str, str]:
