@@ -32,6 +32,10 @@ class AuditReport(Report, frozen=True, kw_only=True):
     is_object: bool = False
     """Whether it is not a module, but a watched optimizer, scheduler or the like."""
 
+    @property
+    def has_details(self) -> bool:
+        return bool(self.unsaved) or super().has_details
+
 
 class ProjectAuditReport(Report, frozen=True, kw_only=True):
     """The modules of the configuration, each with a report of its own."""

@@ -21,7 +21,7 @@ from ckptool.reports.common import (
     build_finding_reports,
     build_skipped_reports,
 )
-from ckptool.reports.entry_changes import EntryChangeReport, build_entry_changes
+from ckptool.reports.details.entry_changes import EntryChangeReport, build_entry_changes
 
 _MAX_LISTED: Final = 10
 """Values beside the compared state that are named."""

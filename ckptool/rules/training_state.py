@@ -5,6 +5,7 @@ from math import prod
 from typing import Final
 
 from ckptool.compare.states import (
+    find_loaded_state,
     is_rank_part,
     list_float_weights,
     list_placeholders,
@@ -14,11 +15,13 @@ from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
-from ckptool.rules.fixes.commands import format_rewrite_command, name_result
+from ckptool.rules.fixes.commands import format_convert_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
 
+PARTITIONED_PARAMETERS: Final = "CK320"
+"""Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
     Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
@@ -46,7 +49,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            command=format_rewrite_command(checkpoint),
+            command=format_convert_command(checkpoint),
         )
 
 
@@ -114,14 +117,15 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 
 def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> str:
     """Return the command or the code that writes the model alone."""
-    state = model_states[0]
-    others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
+    state = find_loaded_state(checkpoint)
+    state = state if state in model_states else model_states[0]
+    others = join_limited([s.at for s in model_states if s is not state], _MAX_LISTED, quote_code)
     which = f" (or of {others})" if others else ""
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
         at = ("--at", state.at) if state.at else ()
         whose = f"that of `{state.at}`{which}: " if which else ""
-        options = (*at, "--drop-extra")
-        return f"{whose}{format_rewrite_command(checkpoint, *options, suffix='.safetensors')}"
+        options = (*at, "--weights-only")
+        return f"{whose}{format_convert_command(checkpoint, *options, suffix='.safetensors')}"
     if state.at.isidentifier() and state.role == "state_dict":
         name = quote_python(name_result(checkpoint))
         return f"torch.save(checkpoint[{quote_python(state.at)}], {name})"
@@ -267,12 +271,14 @@ _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
 )
 def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    if any(prod(tensor.shape) for tensor in tensors):
+        return
     is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
         map(list_placeholders, checkpoint.states)
     )
     is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
     is_unread = checkpoint.damage or checkpoint.faults
-    if is_known or is_code or is_unread or any(prod(tensor.shape) for tensor in tensors):
+    if is_known or is_code or is_unread:
         return
     yield hit(
         "",
@@ -309,7 +315,7 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
 @check(
     Checkpoint,
     Rule(
-        code="CK320",
+        code=PARTITIONED_PARAMETERS,
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",

@@ -6,10 +6,15 @@ from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
+    DTYPE,
     KIND,
+    SHAPE,
     SIZE,
     VALUE,
+    VERDICT,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -64,7 +69,8 @@ def build_blocks(
         yield VerdictBlock(report.verdict, bool(report.exit_code))
         yield from [LinesBlock(report.errors)] if report.errors else []
         rows = [(module.module, _format_audit_verdict(module)) for module in report.modules]
-        yield build_table("Modules", ("module", "verdict"), rows, options)
+        if rows:
+            yield build_table("Modules", ("module", VERDICT), rows, options)
         return
     yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
     if options.verbosity < 0 or report.is_object:
@@ -102,5 +108,5 @@ def build_unsaved_table(
         )
         for group in fold_unless_verbose(keyed_tensors, options)
     ]
-    headers = ("key", COUNT, KIND, "dtype", "shape", SIZE, VALUE, "on .to()")
+    headers = ("key", COUNT, KIND, DTYPE, SHAPE, SIZE, VALUE, Column("on .to()", ColumnKind.WORDS))
     return build_table("Tensors not in the module's state_dict", headers, rows, options)

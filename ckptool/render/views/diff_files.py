@@ -28,7 +28,11 @@ _MEASURES: Final = tuple(
     Column(header, ColumnKind.EXACT) for header in ("changed", "max abs", "relative")
 )
 _TENSOR_COLUMNS: Final[tuple[Column | str, ...]] = ("key", *_MEASURES, WHAT)
-_MODULE_COLUMNS: Final[tuple[Column | str, ...]] = ("module", "tensors", *_MEASURES)
+_MODULE_COLUMNS: Final[tuple[Column | str, ...]] = (
+    "module",
+    Column("tensors", ColumnKind.NUMBER),
+    *_MEASURES,
+)
 _MAX_TIES: Final = 3
 _MAX_ENTRIES: Final = 20
 """Maximum plain values shown; the rest is only counted. -v shows all."""
