@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
     from ckptool.commands.install import install, uninstall
-    from ckptool.commands.load import load
+    from ckptool.commands.load import load, tensors
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
     from ckptool.commands.run import run
-    from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
 
@@ -73,7 +72,7 @@ _HOMES = {
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
     "run": "ckptool.commands.run",
-    "tensors": "ckptool.commands.tensors",
+    "tensors": "ckptool.commands.load",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
     "uninstall": "ckptool.commands.install",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
 from ckptool.commands.previews import add_checkpoint_diff_previews
 from ckptool.commands.sources.live_objects import open_sources
+from ckptool.commands.sources.roles import ROLES, parse_role_names
 from ckptool.commands.target import PathLike, is_live
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
 from ckptool.compare.diff_shards import (
@@ -18,7 +19,6 @@ from ckptool.compare.diff_shards import (
     build_shard,
     encode_shard,
 )
-from ckptool.compare.roles import ROLES, parse_role_names
 from ckptool.compare.structural_diff import StructuralDiff, compare_structure
 from ckptool.compare.value_checks import plan_value_checks, run_value_checks
 from ckptool.errors import UsageError

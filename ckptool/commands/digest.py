@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.live_objects import open_sources
+from ckptool.commands.sources.roles import add_unsaved_tensors
 from ckptool.commands.target import (
     PathLike,
     is_live,
@@ -23,7 +24,6 @@ from ckptool.compare.digest import (
     read_saved_digest,
     textconv_lines,
 )
-from ckptool.compare.roles import add_unsaved_tensors
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import parse_location

@@ -1,4 +1,4 @@
-"""Checkpoint x live module -> LoadReport, with the checkpoint's tensors in the module."""
+"""Checkpoint -> its tensors as a lazy mapping, or in a live module with a LoadReport."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,18 @@ from ckptool.commands.target import (
     find_target,
     name_kind,
     open_checkpoint_or_stdin,
+    reject_invalid_path,
 )
-from ckptool.commands.tensors import guard_source
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
-from ckptool.errors import LoadError, PlanError, UsageError
+from ckptool.compare.states import find_loaded_state, list_model_states, require_state_or_part
+from ckptool.errors import LoadError, NoStateError, PlanError, UsageError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, StateDict
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.policy import Policy, judge
 from ckptool.reports.load import (
     LoadedKeys,
@@ -38,9 +41,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ckptool.loading.accepted_answers import AcceptedAnswers
-    from ckptool.loading.planned_load import PlannedLoad
-    from ckptool.loading.state_dict import Placement
+    from ckptool.migration.load.accepted_answers import AcceptedAnswers
+    from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
+    from ckptool.migration.load.planned_load import PlannedLoad
+    from ckptool.migration.load.state_dict import Placement
     from ckptool.migration.plan.anonymous_file import AnonymousFile
     from ckptool.migration.plan.plan_file import Plan
 
@@ -96,8 +100,8 @@ def load(
         UsageError: an argument is invalid.
     """
     require_module(module)
-    from ckptool.loading.accepted_answers import parse_answers
-    from ckptool.loading.state_dict import parse_placement, require_target
+    from ckptool.migration.load.accepted_answers import parse_answers
+    from ckptool.migration.load.state_dict import parse_placement, require_target
     from ckptool.migration.plan.anonymous_file import AnonymousFile
     from ckptool.migration.write.inflate_storages import inflate_storages
 
@@ -161,7 +165,7 @@ class _LoadJob:
         Raises:
             PlanError: the file is not loaded.
         """
-        from ckptool.loading.planned_load import LoadPlanner, require_loadable
+        from ckptool.migration.load.planned_load import LoadPlanner, require_loadable
         from ckptool.migration.plan.plan_file import read_plan_file
         from ckptool.migration.request import MigrationRequest
 
@@ -210,11 +214,11 @@ class _LoadJob:
         Raises:
             PlanError: `load_state_dict` raised; the module is put back.
         """
-        from ckptool.loading.accepted_answers import format_question
-        from ckptool.loading.module_load import load_into_module
-        from ckptool.loading.planned_load import describe_state_choice
-        from ckptool.loading.state_dict import build_state_dict, place_tensors
-        from ckptool.loading.tensor_reader import TensorReader
+        from ckptool.migration.load.accepted_answers import format_question
+        from ckptool.migration.load.module_load import load_into_module
+        from ckptool.migration.load.planned_load import describe_state_choice
+        from ckptool.migration.load.state_dict import build_state_dict, place_tensors
+        from ckptool.migration.load.tensor_reader import TensorReader
 
         start_step(f"loading {self.checkpoint.path.name}")
         reader = TensorReader(self.checkpoint, planned.draft.state.at, self.source_guard)
@@ -247,7 +251,7 @@ class _LoadJob:
 
 def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> LoadError:
     """Return the error whose text is the short form of the report that it has."""
-    from ckptool.loading.accepted_answers import format_in_python, format_question
+    from ckptool.migration.load.accepted_answers import format_in_python, format_question
     from ckptool.migration.plan.open_decisions import UndecidedError
 
     questions: tuple[str, ...] = ()
@@ -257,3 +261,62 @@ def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> 
         reason = ""
     report = build_refusal_report(checkpoint, module_name, format_in_python(reason), questions)
     return LoadError(format_short(report), report)
+
+
+def tensors(
+    path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> "CheckpointTensors":
+    """Return the tensors of a checkpoint as a read-only mapping; no tensor is read before its use.
+
+    Nothing in the file is executed. A local file is mapped into memory, so that a tensor takes no
+    memory of its own; of a remote file, a tensor is read when it is asked for.
+
+    Args:
+        path: a file, a folder of shards, a distributed checkpoint, or a URL.
+        at: dotted place of the state in the file ("model", "optimizer"); None takes the only model,
+            or the one in the usual place.
+        limits: bounds on the memory and time that reading the file may take.
+
+    Raises:
+        ReadError: it cannot be read.
+        NoStateError: it has no tensors there, or several states and no usual place.
+    """
+    from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
+
+    source_guard = guard_source(path)
+    checkpoint = open_checkpoint_or_stdin(path, limits)
+    state = _find_only_state(checkpoint) if at is None else require_state_or_part(checkpoint, at)
+    if not state.tensors:
+        place = "" if at is None else f" at `{at}`"
+        raise NoStateError(f"{checkpoint.path}: there are no tensors{place}")
+    return CheckpointTensors(checkpoint, state, source_guard, limits)
+
+
+def guard_source(path: PathLike) -> SourceGuard:
+    """Return a guard that knows the files at `path` as they are now; it knows no remote file.
+
+    Raises:
+        ReadError: a folder cannot be listed.
+        UsageError: `path` is not a path.
+    """
+    reject_invalid_path(path)
+    source_guard = SourceGuard()
+    location = parse_location(path)
+    if isinstance(location, Path):
+        is_index = location.name.endswith(".json") or location.name == ".metadata"
+        source_guard.add_path(location.parent if is_index else location)
+    return source_guard
+
+
+def _find_only_state(checkpoint: Checkpoint) -> StateDict:
+    """Return the model's state: the only one, or that in the usual place.
+
+    Raises:
+        NoStateError: there are several, and none is in the usual place.
+    """
+    states = [state for state in list_model_states(checkpoint) if state.tensors]
+    usual_state = find_loaded_state(checkpoint)
+    if len(states) > 1 and usual_state is None:
+        places = join_limited([state.at or "." for state in states], MAX_NAMED, quote_code)
+        raise NoStateError(f"{checkpoint.path}: has states at {places}: name one with at=")
+    return usual_state or (states[0] if states else StateDict("", {}))

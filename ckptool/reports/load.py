@@ -16,7 +16,7 @@ from ckptool.reports.common import (
 from ckptool.reports.migrate import StepReport, build_step_report
 
 if TYPE_CHECKING:
-    from ckptool.loading.planned_load import PlannedLoad
+    from ckptool.migration.load.planned_load import PlannedLoad
     from ckptool.migration.plan.key_operations import Operation
     from ckptool.model import Checkpoint
 
@@ -52,8 +52,8 @@ def format_short(report: LoadReport) -> str:
     """Return the verdict, and below it the open questions: the text of a `LoadError`."""
     shown = report.questions[:_MAX_QUESTIONS]
     more = len(report.questions) - len(shown)
-    rest = (f"and {more} more",) if more else ()
-    return "\n  ".join((f"{report.path}: {report.verdict}", *shown, *rest))
+    ending = (f"and {more} more",) if more else ()
+    return "\n  ".join((f"{report.path}: {report.verdict}", *shown, *ending))
 
 
 class LoadedKeys(Struct, frozen=True):

@@ -16,7 +16,7 @@
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK315, CK317, CK322, CK601-CK603 | container.py | content of files |
-| CK305, CK309, CK320, CK321, CK327, CK604 | training_state.py | what training writes |
+| CK305, CK309, CK320-CK321, CK327, CK336-CK337, CK604 | training_state.py | what training writes |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |

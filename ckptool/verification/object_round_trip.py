@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ckptool.model import Skipped
-from ckptool.modules.object_snapshot import ObjectValue, copy_object, take_object_snapshot
+from ckptool.modules.live.object_snapshot import ObjectValue, copy_object, take_object_snapshot
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.result import ObjectChange, ObjectChanges
 

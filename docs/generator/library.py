@@ -13,7 +13,7 @@ import ckptool
 from ckptool import errors
 from ckptool.commands.watch import Watched, WatchedObject
 from ckptool.formats.limits import Limits
-from ckptool.loading.checkpoint_tensors import CheckpointTensors
+from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
 from ckptool.model import Checkpoint, StateDict, StorageInfo, TensorInfo
 from generator.reports import report_structs
 from generator.structs import cell, fields

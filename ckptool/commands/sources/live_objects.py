@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ckptool.commands.sources.roles import parse_roles, restrict_to_roles
 from ckptool.commands.target import (
     PathLike,
     is_live,
     open_checkpoint_or_stdin,
     reject_invalid_path,
 )
-from ckptool.compare.roles import parse_roles, restrict_to_roles
 from ckptool.formats.limits import Limits
 from ckptool.model import Checkpoint
 
@@ -44,7 +44,7 @@ def open_sources(
         checkpoints = tuple(open_checkpoint_or_stdin(path, limits) for path in sources)  # type: ignore[arg-type]
         yield checkpoints if kinds is None else restrict_to_roles(checkpoints, kinds)
         return
-    from ckptool.modules.live_checkpoint import LiveObjects
+    from ckptool.modules.live.live_checkpoint import LiveObjects
 
     # A file has no attributes to compare them with.
     are_modules = all(hasattr(source, "named_modules") for source in sources)

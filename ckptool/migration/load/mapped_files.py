@@ -62,8 +62,8 @@ class MappedFiles:
         is_swapped = storage.byteorder != "little" and nbytes > 1
         word_nbytes = (nbytes // 2 if dtype.startswith("complex") else nbytes) if is_swapped else 1
         if (storage, word_nbytes) not in self._storages:
-            made = self._make_storage(storage, nbytes)
-            self._storages[storage, word_nbytes] = _swap_bytes(made, word_nbytes)
+            little_or_big = self._make_storage(storage, nbytes)
+            self._storages[storage, word_nbytes] = _swap_bytes(little_or_big, word_nbytes)
         return self._storages[storage, word_nbytes]
 
     def _make_storage(self, storage: StorageInfo, alignment: int) -> "UntypedStorage":

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ckptool.errors import ReadError
-from ckptool.loading.mapped_files import MappedFiles
+from ckptool.migration.load.mapped_files import MappedFiles
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, Checkpoint, TensorInfo
 from ckptool.values.elements import unreadable_reason, unwrap_single_chunk

@@ -212,9 +212,8 @@ def test_a_repacked_archive_is_loaded(tmp_path):
 
 def test_a_plan_is_applied(tmp_path):
     path, plan = save(tmp_path / "old.pth", Old().state_dict()), tmp_path / "plan.toml"
-    plan.write_text(
-        'schema = 1\n[[ops]]\nop = "rename"\nkey = "encoder"\nto = "body"\nhow = "prefix"\n'
-    )
+    step = 'op = "rename"\nkey = "encoder"\nto = "body"\nhow = "prefix"\n'
+    plan.write_text(f"schema = 1\n[[ops]]\n{step}")
     module = New()
     assert ckptool.load(module, path, plan=plan).verdict == "loaded strictly after 1 step"
     assert same_bits(module.body.weight, torch.load(path)["encoder.weight"])

@@ -36,7 +36,7 @@ from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write.tied_items import restore_ties
 from ckptool.model import Checkpoint, StateDict
 from ckptool.modules import ModuleSpec
-from ckptool.modules.saved_state import describe_saved_state
+from ckptool.modules.live.saved_state import describe_saved_state
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.verification.load_probe import loads_by_own_code
 
@@ -79,28 +79,28 @@ class LoadPlanner:
     def _plan_copy(self) -> PlannedLoad | None:
         """Return the plan of a load that copies by name; None where more has to be asked."""
         info = describe_saved_state(self.module, type(self.module).__qualname__)
-        found = build_module_diff(self.checkpoint, info, self.request.at)
-        if not _matches_by_name(found):
+        diff = build_module_diff(self.checkpoint, info, self.request.at)
+        if not _matches_by_name(diff):
             return None
         reject_packed_weights(self.checkpoint)
-        reject_absent_values(self.checkpoint.path, found.state, info)
-        draft = self._create_draft(found.state)
+        reject_absent_values(self.checkpoint.path, diff.state, info)
+        draft = self._create_draft(diff.state)
         ties = [
             TieTensors(key=key, to=kept_key, why="tied in the module (CK501)")
-            for key, kept_key in found.tied_missing_keys.items()
+            for key, kept_key in diff.tied_missing_keys.items()
             if key not in draft.items
         ]
         source = LocalModule(self.module, info.target, self.spec, "torch")
         target = TargetModule(info, source)
-        if ties or draft.items.keys() != found.state.tensors.keys():
+        if ties or draft.items.keys() != diff.state.tensors.keys():
             planned = self._apply(SuggestedPlan(Plan(tuple(ties))), draft, target)
             return planned if planned.diff.is_strict else None
-        answer = source.ask_loader(found)
+        answer = source.ask_loader(diff)
         if answer.unchecked or answer.outcome:
             return None
-        result = PlannedResult(Plan(), draft, draft, found, already_applied=False)
+        result = PlannedResult(Plan(), draft, draft, diff, already_applied=False)
         check_outcome(self.request, result, target)
-        return PlannedLoad(Plan(), draft, found)
+        return PlannedLoad(Plan(), draft, diff)
 
     def _plan_migration(self) -> PlannedLoad:
         target = self.describe_target()

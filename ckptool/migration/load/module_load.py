@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckptool.errors import PlanError
-from ckptool.loading.page_use import PageUse
+from ckptool.migration.load.page_use import PageUse
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code

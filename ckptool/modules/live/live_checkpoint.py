@@ -137,14 +137,15 @@ class LiveObjects:
             raise ModuleError(name, f"walking through it raised {error}") from error
         others = [state for state in saved.states if state.at]
         (root,) = [state for state in saved.states if not state.at] or [StateDict("", {})]
-        kinds = {found.path: found.kind for found in walk.tensors if found.is_registered}
-        registered_ids = {id(found.value) for found in walk.tensors if found.is_registered}
+        registered = [tensor for tensor in walk.tensors if tensor.is_registered]
+        kinds = {tensor.path: tensor.kind for tensor in registered}
+        registered_ids = {id(tensor.value) for tensor in registered}
         storages = _MemoryStorages(self)
         unsaved = {
-            found.path: self._describe_found(found, storages)
-            for found in walk.tensors
-            if not (found.is_registered and found.path in root.tensors)
-            and (found.is_registered or id(found.value) not in registered_ids)
+            found_tensor.path: self._describe_found(found_tensor, storages)
+            for found_tensor in walk.tensors
+            if not (found_tensor.is_registered and found_tensor.path in root.tensors)
+            and (found_tensor.is_registered or id(found_tensor.value) not in registered_ids)
         }
         tensors = {
             key: replace(tensor, kind=kinds.get(key, Kind.ATTRIBUTE))
@@ -160,8 +161,8 @@ class LiveObjects:
             contents={**saved.contents, **attributes},
         )
 
-    def _describe_found(self, found: FoundTensor, storages: "_MemoryStorages") -> TensorInfo:
-        value = found.value
+    def _describe_found(self, found_tensor: FoundTensor, storages: "_MemoryStorages") -> TensorInfo:
+        value = found_tensor.value
         if isinstance(value, Tensor):
             value = value.detach()
             if value.layout is torch.strided and not value.is_quantized and not value.is_nested:
@@ -169,7 +170,7 @@ class LiveObjects:
         elif not value.dtype.hasobject:
             value = _convert_array(value)
         self._kept.append(value)
-        return describe_tensor(found.path, value, found.kind, storages)
+        return describe_tensor(found_tensor.path, value, found_tensor.kind, storages)
 
     def locate_storage(self, storage: Any, nbytes: int) -> Span | None:
         """Return the span of a storage's bytes; None if it has none, as on meta."""

@@ -8,7 +8,7 @@ import torch
 from msgspec import Struct
 
 from ckptool.errors import UsageError
-from ckptool.loading.tensor_reader import TensorReader
+from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ def parse_placement(
         placed = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device={device!r}: torch knows no such device") from error
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    torch_dtype = (
+        getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    )
+    if dtype is not None and not (
+        isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point
+    ):
         raise UsageError(f"dtype={dtype!r}: expected a floating-point dtype, such as 'bfloat16'")
-    return Placement(placed, found)
+    return Placement(placed, torch_dtype)
 
 
 def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -> None:
@@ -119,8 +123,8 @@ def _iter_targets(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
                 yield f"{prefix}.{name}".lstrip("."), buffer
 
 
-def _is_same_device(asked: torch.device, own: torch.device) -> bool:
-    return asked.type == own.type and asked.index in {None, own.index}
+def _is_same_device(device: torch.device, own: torch.device) -> bool:
+    return device.type == own.type and device.index in {None, own.index}
 
 
 def _choose_device(target: "Tensor | None") -> torch.device:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.loading.tensor_reader import TensorReader
+from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write.inflate_storages import inflate_storages
@@ -32,7 +32,7 @@ class CheckpointTensors(Mapping[str, "Tensor"]):
     ) -> None:
         self._inflated = AnonymousFile()
         whole = inflate_storages(checkpoint, self._inflated, limits)
-        states = [found for found in whole.states if found.at == state.at]
+        states = [other for other in whole.states if other.at == state.at]
         self._state = states[0] if whole is not checkpoint and states else state
         self._reader = TensorReader(whole, state.at, source_guard)
         self.path = checkpoint.path

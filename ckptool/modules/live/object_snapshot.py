@@ -54,7 +54,7 @@ def copy_object(owner: Any) -> Any:
 
 
 def _iter_values(
-    value: object, path: str, depth: int, seen: set[int], *, is_root: bool = False
+    value: object, path: str, depth: int, visited_ids: set[int], *, is_root: bool = False
 ) -> Iterator[tuple[str, object]]:
     if isinstance(value, bool | int | float | str | None) or _is_leaf(value):
         if not isinstance(value, nn.Parameter):
@@ -64,12 +64,12 @@ def _iter_values(
         isinstance(value, nn.Module) or callable(value) or hasattr(value, "load_state_dict")
     ):
         return
-    if depth == _MAX_DEPTH or (id(value) in seen and not is_root):
+    if depth == _MAX_DEPTH or (id(value) in visited_ids and not is_root):
         return
-    seen.add(id(value))
+    visited_ids.add(id(value))
     children = _iter_attributes(value) if is_root else iter_children(value)
     for step, child in children:
-        yield from _iter_values(child, f"{path}{step}", depth + 1, seen)
+        yield from _iter_values(child, f"{path}{step}", depth + 1, visited_ids)
 
 
 def _iter_attributes(owner: object) -> Iterator[tuple[str, object]]:
