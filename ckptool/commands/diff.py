@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool.commands.diff_files import ValueComparisonOptions, diff_files
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_negative_numbers
 from ckptool.commands.previews import add_checkpoint_diff_previews
+from ckptool.commands.sources.option_checks import reject_negative_numbers
 from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
 from ckptool.compare.diff_shards import (

@@ -13,8 +13,8 @@ from ckptool.commands.gating.named_checkpoints import (
     find_unmatched_entries,
     list_configured_checkpoints,
 )
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     PathLike,

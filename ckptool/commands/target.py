@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
@@ -21,6 +20,7 @@ from ckptool.commands.sources.file_arguments import (
     normalize_kwargs,
     read_file_arguments,
 )
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
