@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
     from ckptool.commands.explain import explain
+    from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.hooks.install import install, uninstall
     from ckptool.commands.init import init
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
+    from ckptool.commands.run import run
     from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
@@ -30,6 +32,7 @@ __all__ = [
     "digest",
     "effective_policy",
     "explain",
+    "fix",
     "gate",
     "init",
     "inspect",
@@ -41,6 +44,7 @@ __all__ = [
     "migrate",
     "migrate_many",
     "rule",
+    "run",
     "tensors",
     "text",
     "textconv",
@@ -56,6 +60,7 @@ _HOMES = {
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
     "explain": "ckptool.commands.explain",
+    "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
@@ -67,6 +72,7 @@ _HOMES = {
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
+    "run": "ckptool.commands.run",
     "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
     "explain": "Explain an error message: the probable cause, and what to run next.",
+    "fix": "Register the state that audit finds, in the source of the module.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",
@@ -29,6 +30,7 @@ COMMANDS: Final = {
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Explain a rule and how to fix its findings.",
+    "run": "Run a training command, and report what its loads and saves did.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2
@@ -42,7 +44,7 @@ class OneLineError(click.ClickException):
     exit_code = COULD_NOT_CHECK
 
     def __init__(self, error: click.UsageError, name: str, words: Iterable[str] = ()) -> None:
-        from ckptool.cli.secrets import find_secrets, mask_secrets
+        from ckptool.cli.outputs.secrets import find_secrets, mask_secrets
 
         path = error.ctx.command_path if error.ctx else name
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -91,7 +93,7 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
-        from ckptool.cli.secrets import remember_secrets
+        from ckptool.cli.outputs.secrets import remember_secrets
 
         remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
@@ -140,7 +142,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
     if ctx.obj and ctx.obj.get("trace"):
         import traceback
 
-        from ckptool.cli.secrets import mask_secrets
+        from ckptool.cli.outputs.secrets import mask_secrets
 
         click.echo(mask_credentials(mask_secrets(traceback.format_exc())), err=True)
     text = "\n  ".join(map(format_one_line, lines))
@@ -149,7 +151,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
-    from ckptool.cli.progress import close_progress
+    from ckptool.cli.outputs.progress import close_progress
 
     close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)

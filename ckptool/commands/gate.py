@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.gating.expectations import GateExpectations, list_unreplayed
 from ckptool.commands.gating.named_checkpoints import (
     NamedCheckpoints,
@@ -13,11 +14,11 @@ from ckptool.commands.gating.named_checkpoints import (
     find_unmatched_entries,
     list_configured_checkpoints,
 )
-from ckptool.commands.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     PathLike,
+    list_paths,
     require_local_path,
 )
 from ckptool.commands.worker.worker import get_worker
@@ -120,7 +121,7 @@ def gate(  # noqa: PLR0913
     old_baseline = (
         None if baseline_path is None else _read_old_baseline(baseline_path, update=update_baseline)
     )
-    given_paths = [paths] if isinstance(paths, PathLike) else list(paths)
+    given_paths = list_paths(paths)
     reject_unused_options(
         {"--modules-only": modules_only and bool(given_paths)}, "judges no checkpoint: name none"
     )

@@ -1,5 +1,7 @@
 """MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from ckptool.migration.check.strict_load import (
     CheckResult,
     check_pending_file,
 )
+from ckptool.migration.hook.hook_trace import trace_plan
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -91,6 +94,17 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options of the request contradict each other.
     """
+    with open_migration(request) as result:
+        return result
+
+
+@contextmanager
+def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
+    """Run a migration as `run_migration` does; values that it computed can be read in the context.
+
+    Raises:
+        as `run_migration`.
+    """
     to = choose_output_container(request)
     with (
         raise_on_signal(),
@@ -98,7 +112,7 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,
     ):
-        return _run_stages(request, to, anonymous_file, fingerprints, early_copy)
+        yield _run_stages(request, to, anonymous_file, fingerprints, early_copy)
 
 
 def _run_stages(
@@ -135,6 +149,9 @@ def _run_stages(
     plan = suggested.plan
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     result, diff = planned.result, planned.diff
+    trace = trace_plan(plan, draft, sources) if request.check_trace else None
+    if trace and request.check_trace:
+        request.check_trace(trace)
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
     check_outcome(request, planned, target_module)
@@ -192,6 +209,7 @@ def _run_stages(
         omitted=list_left_out(result, to),
         tree_changes=torch_file.changes if torch_file else (),
         stripped_places=stripped_places,
+        trace=trace,
     )
 
 

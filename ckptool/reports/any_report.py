@@ -24,6 +24,7 @@ from ckptool.reports.digest import (
     TensorDigestReport,
 )
 from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
+from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -37,6 +38,7 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
+from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
 AnyReport = (
@@ -57,7 +59,9 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | RunReport
     | ExplainReport
+    | FixReport
 )
 
 __all__ = [
@@ -84,6 +88,7 @@ __all__ = [
     "ExplanationReport",
     "FactReport",
     "FindingReport",
+    "FixReport",
     "GateReport",
     "GatedCheckpointReport",
     "InitModelReport",
@@ -101,11 +106,18 @@ __all__ = [
     "ProjectAuditReport",
     "ProjectLockReport",
     "PromiseReport",
+    "ProofReport",
+    "RefusedEditReport",
     "Report",
+    "ResumeReport",
     "RuleReport",
+    "RunLoadReport",
+    "RunReport",
+    "RunSaveReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
+    "SourceEditReport",
     "StateReport",
     "StepReport",
     "TensorDigestReport",

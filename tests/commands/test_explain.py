@@ -89,7 +89,7 @@ def test_an_exception():
 
 
 def test_control_characters_are_not_printed(run_command, tmp_path):
-    text = 'ValueError: Can\'t find \'adapter_config.json\' at \'a\x1b]0;title\x07b\x08`rm -rf`\''
+    text = "ValueError: Can't find 'adapter_config.json' at 'a\x1b]0;title\x07b\x08`rm -rf`'"
     (tmp_path / "train.log").write_text(text)
     ran = run_command("explain", "train.log", cwd=tmp_path)
     assert "\x1b" not in ran.out

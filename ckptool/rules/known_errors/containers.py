@@ -5,7 +5,9 @@ from typing import Final
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
 _INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {file:sh}")
-_FETCH_ANEW: Final = Advice("write or download it again, and compare its size with that of the source")
+_FETCH_ANEW: Final = Advice(
+    "write or download it again, and compare its size with that of the source"
+)
 
 CONTAINER_ERRORS: Final = (
     KnownError(
@@ -75,7 +77,11 @@ CONTAINER_ERRORS: Final = (
             "an empty file, or a pickle of torch.save"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(_INSPECT, Advice("if it is a Git LFS pointer", command="git lfs pull"), _FETCH_ANEW),
+        advice=(
+            _INSPECT,
+            Advice("if it is a Git LFS pointer", command="git lfs pull"),
+            _FETCH_ANEW,
+        ),
     ),
     KnownError(
         name="safetensors-incomplete",
