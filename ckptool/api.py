@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ckptool.commands.explain import explain
     from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
+    from ckptool.commands.hooks.install import install, uninstall
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
-    from ckptool.commands.install import install, uninstall
     from ckptool.commands.load import load, tensors
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
@@ -63,7 +63,7 @@ _HOMES = {
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
-    "install": "ckptool.commands.install",
+    "install": "ckptool.commands.hooks.install",
     "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
@@ -75,7 +75,7 @@ _HOMES = {
     "tensors": "ckptool.commands.load",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
-    "uninstall": "ckptool.commands.install",
+    "uninstall": "ckptool.commands.hooks.install",
     "verify": "ckptool.commands.verify",
     "watch": "ckptool.commands.watch",
 }

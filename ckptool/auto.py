@@ -1,5 +1,5 @@
 """`import ckptool.auto` is `ckptool.install()`: notes at the errors of loading functions."""
 
-from ckptool.commands.install import install
+from ckptool.commands.hooks.install import install
 
 install()

@@ -44,7 +44,7 @@ class OneLineError(click.ClickException):
     exit_code = COULD_NOT_CHECK
 
     def __init__(self, error: click.UsageError, name: str, words: Iterable[str] = ()) -> None:
-        from ckptool.cli.secrets import find_secrets, mask_secrets
+        from ckptool.cli.outputs.secrets import find_secrets, mask_secrets
 
         path = error.ctx.command_path if error.ctx else name
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -93,7 +93,7 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
-        from ckptool.cli.secrets import remember_secrets
+        from ckptool.cli.outputs.secrets import remember_secrets
 
         remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
@@ -142,7 +142,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
     if ctx.obj and ctx.obj.get("trace"):
         import traceback
 
-        from ckptool.cli.secrets import mask_secrets
+        from ckptool.cli.outputs.secrets import mask_secrets
 
         click.echo(mask_credentials(mask_secrets(traceback.format_exc())), err=True)
     text = "\n  ".join(map(format_one_line, lines))

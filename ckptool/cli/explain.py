@@ -57,6 +57,7 @@ def _read_log(path: Path) -> str:
         stream.seek(0)
         if size <= 4 * MAX_CHARS:
             return _decode(stream.read())
+        click.echo(f"ckptool: {path}: {size:,} bytes: its first and last part are read", err=True)
         head = stream.read(MAX_CHARS)
         stream.seek(size - 2 * MAX_CHARS)
         return _decode(head + b"\n" + stream.read())

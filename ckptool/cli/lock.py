@@ -8,7 +8,6 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.notices import announce_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -18,8 +17,9 @@ from ckptool.cli.options import (
     target_options,
 )
 from ckptool.cli.output import ReportOutput
+from ckptool.cli.outputs.notices import announce_old_spelling
 from ckptool.cli.parsing import reject_duplicates
-from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location

@@ -11,7 +11,8 @@ import click
 from msgspec.structs import replace
 
 from ckptool.cli.given_words import collect_given_words
-from ckptool.cli.notices import (
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.outputs.notices import (
     announce_configured_code,
     announce_file_kwargs,
     announce_model_folder,
@@ -19,12 +20,11 @@ from ckptool.cli.notices import (
     announce_user_warnings,
     show_user_output,
 )
-from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.outputs.output_targets import resolve_outputs
 from ckptool.cli.outputs.progress import show_progress
+from ckptool.cli.outputs.secrets import remember_secrets
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
-from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     GIVEN_WORDS,
     TRUST_RULE,

@@ -4,7 +4,6 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.notices import take_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     base_option,
@@ -14,6 +13,7 @@ from ckptool.cli.options import (
     report_options,
 )
 from ckptool.cli.output import ReportOutput
+from ckptool.cli.outputs.notices import take_old_spelling
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import ExitCode, Policy

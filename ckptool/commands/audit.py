@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_unused_options
-from ckptool.commands.previews import add_module_previews
+from ckptool.commands.comparison.previews import add_module_previews
 from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import Arguments
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.batch import choose_suffix, is_batch, list_sources, run_batch
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import PathLike, require_local_path
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ckptool.commands.diff_files import ValueComparisonOptions, diff_files
-from ckptool.commands.option_checks import reject_unused_options
-from ckptool.commands.previews import add_module_diff_previews
+from ckptool.commands.comparison.diff_files import ValueComparisonOptions, diff_files
+from ckptool.commands.comparison.previews import add_module_diff_previews
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

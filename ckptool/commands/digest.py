@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.live_objects import open_sources
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.sources.roles import add_unsaved_tensors
 from ckptool.commands.target import (
     PathLike,

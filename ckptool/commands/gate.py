@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.gating.expectations import GateExpectations, list_unreplayed
 from ckptool.commands.gating.named_checkpoints import (
     NamedCheckpoints,
@@ -13,8 +14,7 @@ from ckptool.commands.gating.named_checkpoints import (
     find_unmatched_entries,
     list_configured_checkpoints,
 )
-from ckptool.commands.option_checks import reject_unused_options
-from ckptool.commands.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     PathLike,

@@ -83,7 +83,7 @@ def inspect(
     )
     if not pictures:
         return inspect_report
-    from ckptool.commands.previews import add_checkpoint_previews
+    from ckptool.commands.comparison.previews import add_checkpoint_previews
 
     return add_checkpoint_previews(inspect_report, checkpoints)
 

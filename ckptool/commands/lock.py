@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.configured_models import list_configured_targets
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from ckptool.commands.diff_files import judge_diff
+from ckptool.commands.comparison.diff_files import judge_diff
 from ckptool.compare.diff_shards import (
     DiffShard,
     decode_shard,

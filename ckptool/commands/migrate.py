@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_unused_options
-from ckptool.commands.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
@@ -24,6 +23,7 @@ from ckptool.commands.sources.file_arguments import (
     read_file_arguments,
     read_hyper_parameters,
 )
+from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
-from ckptool.commands.previews import add_module_diff_previews
+from ckptool.commands.comparison.previews import add_module_diff_previews
+from ckptool.commands.sources.option_checks import reject_negative_numbers, reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     PathLike,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from ckptool.cli import COMMANDS, main
-from ckptool.cli.secrets import find_secrets, mask_secrets
+from ckptool.cli.outputs.secrets import find_secrets, mask_secrets
 
 CONTEXT = click.Context(main)
 URL = "https://user:hunter2secret@127.0.0.1:1/model.pth?X-Signature=SIGNATURE123&b=2"

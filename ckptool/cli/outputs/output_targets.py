@@ -12,7 +12,7 @@ from typing import Final
 import click
 from msgspec import Struct
 
-from ckptool.cli.notices import announce_old_spelling
+from ckptool.cli.outputs.notices import announce_old_spelling
 from ckptool.errors import UsageError
 
 _STDOUT: Final = Path("-")

@@ -44,15 +44,15 @@ class FileOrigins:
 
         None if one of those looked at came from elsewhere, or has another key in the file.
         """
-        found: set[StateOrigin] = set()
+        origins: set[StateOrigin] = set()
         for _, key, value in islice(_iter_tensors(state_dict, "", 0), _MAX_COMPARED):
             entry = self._origins.get(id(value))
             if entry is None or entry[0]() is not value or entry[1] != key:
                 return None
-            found.add(entry[2])
-        if len(found) > 1:  # a whole training checkpoint: its states are at several places
-            found = {StateOrigin(origin.path, "") for origin in found}
-        return found.pop() if len(found) == 1 else None
+            origins.add(entry[2])
+        if len(origins) > 1:  # a whole training checkpoint: its states are at several places
+            origins = {StateOrigin(origin.path, "") for origin in origins}
+        return origins.pop() if len(origins) == 1 else None
 
     def _build_cleanup(self, tensor_id: int) -> Callable[[object], None]:
         origins = self._origins

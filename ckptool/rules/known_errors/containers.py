@@ -5,7 +5,9 @@ from typing import Final
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
 _INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {file:sh}")
-_AGAIN: Final = Advice("write or download it again, and compare its size with that of the source")
+_FETCH_ANEW: Final = Advice(
+    "write or download it again, and compare its size with that of the source"
+)
 
 CONTAINER_ERRORS: Final = (
     KnownError(
@@ -16,7 +18,7 @@ CONTAINER_ERRORS: Final = (
             "stopped while saving, a full disk, an interrupted download)"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(_INSPECT, _AGAIN),
+        advice=(_INSPECT, _FETCH_ANEW),
     ),
     KnownError(
         name="zip-record-missing",
@@ -46,7 +48,7 @@ CONTAINER_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(
             Advice("to see what is damaged", command="ckptool inspect {file:sh} --deep"),
-            _AGAIN,
+            _FETCH_ANEW,
         ),
     ),
     KnownError(
@@ -75,7 +77,11 @@ CONTAINER_ERRORS: Final = (
             "an empty file, or a pickle of torch.save"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(_INSPECT, Advice("if it is a Git LFS pointer", command="git lfs pull"), _AGAIN),
+        advice=(
+            _INSPECT,
+            Advice("if it is a Git LFS pointer", command="git lfs pull"),
+            _FETCH_ANEW,
+        ),
     ),
     KnownError(
         name="safetensors-incomplete",
@@ -87,7 +93,7 @@ CONTAINER_ERRORS: Final = (
             "the safetensors file has another size than its header says: it was cut off or damaged"
         ),
         certainty=Certainty.CERTAIN,
-        advice=(_INSPECT, _AGAIN),
+        advice=(_INSPECT, _FETCH_ANEW),
     ),
     KnownError(
         name="safetensors-offsets",
@@ -98,7 +104,7 @@ CONTAINER_ERRORS: Final = (
         ),
         cause="the header of the safetensors file is inconsistent: it is damaged",
         certainty=Certainty.CERTAIN,
-        advice=(_INSPECT, _AGAIN),
+        advice=(_INSPECT, _FETCH_ANEW),
     ),
     KnownError(
         name="safetensors-shared",

@@ -65,8 +65,8 @@ def find_flat_parameters(difference: KeyDifference) -> PatternMatch | None:
     for keys, side in ((difference.unexpected, "checkpoint"), (difference.missing, "module")):
         flat = [key for key in keys if "_flat_param" in key]
         if flat:
-            both = (*difference.missing, *difference.unexpected)
-            return PatternMatch(both, {"side": side, "key": flat[0]})
+            keys_of_sides = (*difference.missing, *difference.unexpected)
+            return PatternMatch(keys_of_sides, {"side": side, "key": flat[0]})
     return None
 
 

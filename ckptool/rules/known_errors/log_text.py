@@ -100,12 +100,15 @@ def squeeze_spaces(text: str) -> str:
 def clean_log(text: str) -> LogText:
     """Return the lines of a log without colours, carriage returns, timestamps and ranks."""
     omitted_chars = max(0, len(text) - MAX_CHARS)
+    head_lines = omitted_lines = 0
     if omitted_chars:
         head = MAX_CHARS // 4
+        head_lines = text.count("\n", 0, head) + 1
+        omitted_lines = text.count("\n", head, head + omitted_chars) - 1
         text = text[:head] + "\n" + text[head + omitted_chars :]
     raw_lines = _ESCAPE.sub("", text.replace("\r\n", "\n")).replace("\r", "\n").split("\n")
     numbered = [
-        (_find_rank(line), number, piece)
+        (_find_rank(line), number + omitted_lines * (number > head_lines), piece)
         for number, line in enumerate(raw_lines, 1)
         for piece in _split_line(_strip_prefixes(line))
     ]

@@ -254,9 +254,9 @@ _DOWNLOADS: Final = {
 
 
 def _find_first_byte(code: int, facts: ErrorFacts) -> Iterator[Explanation]:
-    known = _DOWNLOADS.get(chr(code))
+    download = _DOWNLOADS.get(chr(code))
     inspect = Advice("to see what the file is", command="ckptool inspect {file:sh}")
-    if known is None:
+    if download is None:
         name, certainty = "not-a-pickle", Certainty.POSSIBLE
         cause = (
             "the file is not a checkpoint of torch.save: a safetensors file, another format or a "
@@ -264,7 +264,7 @@ def _find_first_byte(code: int, facts: ErrorFacts) -> Iterator[Explanation]:
         )
         advice: tuple[Advice, ...] = (inspect,)
     else:
-        name, cause, step = known
+        name, cause, step = download
         certainty, advice = Certainty.PROBABLE, (inspect, step)
     yield Explanation(name, cause, certainty, fill_advice(advice, facts.words))
 

@@ -13,7 +13,7 @@ from rules.known_errors.error_texts import Model, net, old_names
 from torch import nn
 
 import ckptool as package
-from ckptool.commands import install as install_module
+from ckptool.commands.hooks import install as install_module
 
 FUNCTIONS = [
     (nn.Module, "load_state_dict"),

@@ -72,7 +72,7 @@ def take_old_spelling(
 
 def show_user_output(lines: Sequence[str]) -> None:
     """Show what code of the user printed, in lines that are safe to show."""
-    from ckptool.cli.secrets import mask_secrets
+    from ckptool.cli.outputs.secrets import mask_secrets
 
     echo_error(mask_secrets("\n".join(lines)))
 

@@ -1,0 +1,1 @@
+"""Parts of `diff` that other commands use too."""

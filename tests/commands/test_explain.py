@@ -1,0 +1,96 @@
+"""`ckptool explain`: formats, standard input, exit codes, long logs."""
+
+import json
+
+import pytest
+from rules.known_errors.error_texts import QUOTED
+
+import ckptool
+from ckptool.rules.known_errors import log_text
+
+TEXT = QUOTED["no GPU"][0]
+
+
+def test_a_file(run_command, tmp_path):
+    (tmp_path / "train.log").write_text(TEXT)
+    ran = run_command("explain", "train.log", cwd=tmp_path)
+    assert ran.code == 0
+    assert ran.out.startswith("certain: the checkpoint was saved from a GPU")
+    assert 'map_location="cpu"' in ran.out
+    assert "CHECKPOINT stands for the path of your checkpoint" in ran.out
+
+
+@pytest.mark.process
+def test_standard_input(tmp_path):
+    import subprocess
+    import sys
+
+    for words in ([], ["-"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptool", "explain", *words],
+            input=TEXT.encode() + b"\n\xff\xfe odd bytes",
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert b"saved from a GPU" in done.stdout
+
+
+def test_nothing_known_is_one_line_and_exit_2(run_command, tmp_path):
+    (tmp_path / "train.log").write_text("epoch 1\nepoch 2\n")
+    ran = run_command("explain", "train.log", cwd=tmp_path)
+    assert ran.code == 2
+    assert len(ran.out.splitlines()) == 1
+    assert ran.out.startswith("no known error in 2 lines")
+
+
+def test_no_file_and_a_folder(run_command, tmp_path):
+    assert run_command("explain", "nope.log", cwd=tmp_path).code == 2
+    ran = run_command("explain", ".", cwd=tmp_path)
+    assert ran.code == 2
+    assert "is a folder" in ran.err
+
+
+def test_formats(run_command, tmp_path):
+    (tmp_path / "train.log").write_text(TEXT + "\n" + QUOTED["dcp"][0])
+    ran = run_command(
+        "explain", "train.log", "--format", "json", "-o", "a.json", "--format", "markdown",
+        cwd=tmp_path,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert [error["name"] for error in report["errors"]] == ["saved-on-cuda", "dcp-missing-key"]
+    assert report["errors"][0]["certainty"] == "certain"
+    assert ran.out.startswith("### 2 causes; first, certain:")
+
+
+@pytest.mark.parametrize("format_", ["html", "github", "gitlab", "sarif", "junit"])
+def test_other_formats(run_command, tmp_path, format_):
+    (tmp_path / "train.log").write_text(TEXT)
+    ran = run_command("explain", "train.log", "--format", format_, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert ran.out
+
+
+def test_powershell_writes_utf16(run_command, tmp_path):
+    (tmp_path / "train.log").write_text(TEXT, encoding="utf-16")
+    assert run_command("explain", "train.log", cwd=tmp_path).code == 0
+
+
+def test_the_middle_of_a_long_log_is_not_checked(monkeypatch):
+    monkeypatch.setattr(log_text, "MAX_CHARS", 4000)
+    report = ckptool.explain("x\n" * 5000 + TEXT)
+    assert report.errors[0].line == 5001
+    assert "in the middle of the log" in report.skipped[0].what
+
+
+def test_an_exception():
+    report = ckptool.explain(RuntimeError(TEXT))
+    assert report.errors[0].name == "saved-on-cuda"
+
+
+def test_control_characters_are_not_printed(run_command, tmp_path):
+    text = "ValueError: Can't find 'adapter_config.json' at 'a\x1b]0;title\x07b\x08`rm -rf`'"
+    (tmp_path / "train.log").write_text(text)
+    ran = run_command("explain", "train.log", cwd=tmp_path)
+    assert "\x1b" not in ran.out
+    assert "\x08" not in ran.out
