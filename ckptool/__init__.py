@@ -11,15 +11,17 @@ if TYPE_CHECKING:
         gate,
         init,
         inspect,
+        load,
         lock,
         merge,
         migrate,
         rule,
+        tensors,
         text,
         verify,
         watch,
     )
-    from ckptool.errors import CkptoolError
+    from ckptool.errors import CkptoolError, LoadError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CkptoolError",
     "Level",
+    "LoadError",
     "Policy",
     "audit",
     "convert",
@@ -35,11 +38,13 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "lock",
     "merge",
     "migrate",
     "open_checkpoint",
     "rule",
+    "tensors",
     "text",
     "verify",
     "watch",
@@ -48,6 +53,7 @@ __all__ = [
 _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
+    "LoadError": "ckptool.errors",
     "Policy": "ckptool.policy",
     "open_checkpoint": "ckptool.formats",
 }

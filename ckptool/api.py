@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
+    from ckptool.commands.load import load
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
+    from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
 
@@ -28,12 +30,14 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "lock",
     "lock_all",
     "merge",
     "migrate",
     "migrate_many",
     "rule",
+    "tensors",
     "text",
     "textconv",
     "verify",
@@ -49,12 +53,14 @@ _HOMES = {
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
+    "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
+    "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
     "verify": "ckptool.commands.verify",

@@ -8,6 +8,7 @@ CkptoolError
 │   ├── UnknownFormatError     no reader recognises the first bytes
 │   └── CorruptCheckpointError the container is recognised, and inconsistent or truncated
 ├── ModuleError            the module cannot be imported or constructed
+├── LoadError              a checkpoint was not loaded into a live module, which is as it was
 ├── PlanError              a migration plan does not fit the checkpoint
 │   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
 │   └── UnsupportedValueError  the container cannot hold some tensors (CK311)
@@ -19,6 +20,7 @@ Interrupted(SystemExit): a signal ended the process.
 
 import signal
 from pathlib import Path
+from typing import Any
 
 from ckptool.locations import Location
 from ckptool.phrases import MAX_LINE_CHARS, cut_middle
@@ -78,6 +80,24 @@ class ModuleError(CkptoolError):
         super().__init__(f"{target}: {reason}")
         self.target = target
         self.reason = reason
+
+
+class LoadError(CkptoolError):
+    """A checkpoint was not loaded into a live module; the text is the report's short form."""
+
+    def __init__(self, text: str, report: Any = None) -> None:
+        super().__init__(text, report)
+        self.text = text
+        self.report = report
+        """The LoadReport."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The verdict and the open questions."""
+        return tuple(line.strip() for line in self.text.splitlines())
 
 
 class PlanError(CkptoolError):

@@ -45,7 +45,9 @@ def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[
     """
     groups: dict[object, list[tuple[str, T]]] = {}
     for key, attributes, item in items:
-        group_key = (replace_layer_numbers(key), attributes)
+        # A literal "*" is no number: such a key is a group by itself.
+        pattern = "" if "*" in key else replace_layer_numbers(key)
+        group_key = (pattern or key, not pattern, attributes)
         groups.setdefault(group_key, []).append((key, item))
     names = _name_groups([[key for key, _ in members] for members in groups.values()])
     return [

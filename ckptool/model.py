@@ -88,6 +88,8 @@ class Container(StrEnum):
     SHARDED_SAFETENSORS = "sharded-safetensors"
     SHARDED_TORCH = "sharded-torch"
     DCP = "dcp"
+    LIVE = "live"
+    """No file: a module or a state_dict in this process's memory."""
 
 
 class Kind(StrEnum):

@@ -185,3 +185,17 @@ def test_folding_loses_no_item_and_gives_no_name_twice(keys, max_count):
         assert sorted(item for group in result for item in group.items) == sorted(keys)
         names = [group.key for group in result]
         assert len(names) == len(set(names))
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["*", "1", "2", "a*", "a"]), min_size=1, max_size=4).map(".".join),
+        unique=True,
+        max_size=12,
+    )
+)
+def test_a_literal_star_is_no_layer_number(keys):
+    groups = fold_by_pattern((key, len(key) % 2, key) for key in keys)
+    assert sorted(key for group in groups for key in group.items) == sorted(keys)
+    for group in groups:
+        assert len(group.items) == 1 or not any("*" in key for key in group.items)

@@ -13,7 +13,7 @@ from ckptool.cli.progress import report_interrupt
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
-from ckptool.tensors.progress import get_byte_counter
+from ckptool.values.progress import get_byte_counter
 
 
 @click.command("convert", cls=GroupedCommand)

@@ -18,7 +18,7 @@ from ckptool.cli.parsing import parse_shard
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
-from ckptool.tensors.progress import get_byte_counter
+from ckptool.values.progress import get_byte_counter
 
 
 @click.command("diff", cls=GroupedCommand)

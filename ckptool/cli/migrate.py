@@ -29,7 +29,7 @@ from ckptool.locations import Location
 from ckptool.phrases import make_printable
 from ckptool.policy import Policy
 from ckptool.reports.migrate import MigrateManyReport, MigrateReport
-from ckptool.tensors.progress import get_byte_counter
+from ckptool.values.progress import get_byte_counter
 
 
 def _is_old_target(ctx: click.Context, path: Path) -> bool:

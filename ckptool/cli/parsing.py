@@ -1,6 +1,5 @@
 """Command-line strings -> constructor arguments, limits and shard numbers."""
 
-import ast
 import importlib
 import json
 import tomllib
@@ -15,6 +14,7 @@ from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import read_small_file
+from ckptool.python_text import evaluate_literal
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
         if not equals or not all(part.isidentifier() for part in path):
             raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
         try:
-            value = parse_place(text) or ast.literal_eval(text)
+            value = parse_place(text) or evaluate_literal(text)
             _set_field(arguments, path, value, pair)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise UsageError(

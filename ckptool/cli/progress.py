@@ -7,7 +7,7 @@ import click
 
 from ckptool.errors import Interrupted
 from ckptool.render.progress_bar import ProgressBar, can_draw
-from ckptool.tensors.progress import LISTENER
+from ckptool.values.progress import LISTENER
 
 
 @contextmanager

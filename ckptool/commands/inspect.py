@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint, join_key
@@ -14,12 +14,12 @@ from ckptool.reports.inspect import SORTS, InspectReport, InspectView, build_ins
 from ckptool.reports.tensor_values import TensorValuesReport, build_values_report
 from ckptool.rules import run_rules
 from ckptool.rules.registry import sort_findings
-from ckptool.tensors.checkpoint_statistics import (
+from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
 )
-from ckptool.tensors.previews import read_preview
-from ckptool.tensors.printed_values import explain_unprinted, print_values
+from ckptool.values.previews import read_preview
+from ckptool.values.printed_values import explain_unprinted, print_values
 
 _MAX_COMPARED_KEYS: Final = 2000
 """Maximum number of keys compared for a suggestion."""
@@ -53,7 +53,7 @@ def inspect(
         raise UsageError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
     checkpoints_with_statistics: list[tuple[Checkpoint, tuple[CheckpointStatistics, ...]]] = []
     errors: list[ReadError] = []
-    for path in [paths] if isinstance(paths, PathLike) else paths:
+    for path in list_paths(paths):
         try:
             checkpoint = open_checkpoint_or_stdin(path, limits)
             checkpoints_with_statistics.append(

@@ -200,7 +200,7 @@ def migrate(  # noqa: PLR0913
             limits=limits,
             progress=progress,
             check_plan=partial(
-                _refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
+                refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
             ),
             forward_check=_make_forward_check(
                 location,
@@ -264,7 +264,7 @@ def migrate_many(
     return build_many_report(batch.reports, batch.errors)
 
 
-def _refuse_errors(
+def refuse_errors(
     source: Location, policy: Policy, asked_keys: set[str], outcome: "PlanOutcome"
 ) -> None:
     """Refuse a plan that covers up an error of the source, or whose result has one.
@@ -283,7 +283,8 @@ def _refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        for finding in _find_errors(source, policy, outcome.source_diff):
+        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
                 key = covered_keys[0]
@@ -291,8 +292,10 @@ def _refuse_errors(
                 raise PlanError(_format_refusal(source, finding, way_out))
     else:
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
+    if not outcome.result_diff.is_strict:
+        return
     for finding in _find_errors(source, policy, outcome.result_diff):
-        if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
+        if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 

@@ -11,7 +11,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, ModuleInfo, Preview, StateDict, TensorInfo
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.pictures import R, TensorPreview, with_pictures
-from ckptool.tensors.previews import (
+from ckptool.values.previews import (
     MAX_READ,
     find_masks,
     looks_like_mask,

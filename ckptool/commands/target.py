@@ -2,10 +2,10 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -37,7 +37,7 @@ from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -265,7 +265,7 @@ def find_target(
         ReadError: the configuration of the folder cannot be read.
         UsageError: `path` is not a path, or the folder is none of the framework that is named.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
     if named_target is not None:
@@ -409,7 +409,7 @@ def open_checkpoint_or_stdin(
         ReadError: it cannot be read.
         UsageError: `path` is not a path, or empty.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     if str(path) == "-":
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
@@ -436,19 +436,47 @@ def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
     return merge_components(pipeline.path, components)
 
 
-def _reject_invalid_path(path: object) -> None:
+def reject_invalid_path(path: object) -> None:
     """Reject values that callers pass by mistake.
 
     Raises:
         UsageError: it is no path (a module, a state_dict), or "".
     """
     if not isinstance(path, PathLike):
-        description = f"a {type(path).__name__} was given"
         raise UsageError(
-            f"a checkpoint is given by its path; {description}. A live module is module=..."
+            f"a checkpoint is given by its path; {name_kind(path)} was given. A live module is "
+            "module=..."
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
+
+
+def is_live(value: object) -> bool:
+    """Whether a value is a live module or a mapping, where the path of a checkpoint may be too."""
+    is_module = hasattr(value, "named_modules") and not isinstance(value, type)
+    return is_module or isinstance(value, Mapping)
+
+
+def list_paths(paths: object) -> list[PathLike]:
+    """Return the paths of checkpoints that a caller gives: one, or several.
+
+    Raises:
+        UsageError: it is no path, and no list of paths.
+    """
+    if isinstance(paths, PathLike):
+        return [paths]
+    if is_live(paths) or not isinstance(paths, Iterable):
+        reject_invalid_path(paths)
+    path_list = list(cast("Iterable[PathLike]", paths))
+    for path in path_list:
+        reject_invalid_path(path)
+    return path_list
+
+
+def name_kind(value: object) -> str:
+    """Return the class of a value with its article: "a dict", "an OrderedDict"."""
+    name = type(value).__name__
+    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
 
 
 def require_local_path(path: PathLike) -> Path:

@@ -18,7 +18,7 @@ from ckptool.model import (
     TensorInfo,
     tied_keys,
 )
-from ckptool.tensors.difference.sums import Tolerances, ValueDifference
+from ckptool.values.difference.sums import Tolerances, ValueDifference
 
 
 class CheckpointDiff(Struct, frozen=True):

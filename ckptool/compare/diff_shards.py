@@ -23,7 +23,7 @@ from ckptool.errors import UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, StateDict, TensorInfo
-from ckptool.tensors.difference import Tolerances
+from ckptool.values.difference import Tolerances
 
 _SAMPLE_COUNT: Final = 64
 _SAMPLE_NBYTES: Final = 4096

@@ -13,10 +13,10 @@ from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, read_small_file
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
-from ckptool.tensors.elements import unreadable_reason
-from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
-from ckptool.tensors.fingerprint_many import fingerprint_many
-from ckptool.tensors.progress import start_step
+from ckptool.values.elements import unreadable_reason
+from ckptool.values.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
+from ckptool.values.fingerprint_many import fingerprint_many
+from ckptool.values.progress import start_step
 
 ALL_STATES: Final = "*"
 """Value of `CheckpointDigest.at` for all states of a file."""

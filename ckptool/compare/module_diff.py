@@ -50,9 +50,9 @@ from ckptool.model import (
     tied_keys,
 )
 from ckptool.phrases import join_limited
-from ckptool.tensors import equality
-from ckptool.tensors.fingerprint_many import fingerprint_tensor
-from ckptool.tensors.statistics import CastEffect
+from ckptool.values import equality
+from ckptool.values.fingerprint_many import fingerprint_tensor
+from ckptool.values.statistics import CastEffect
 
 
 class ModuleDiff(Struct, frozen=True):

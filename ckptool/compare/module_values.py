@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from ckptool.compare.changes import Changed
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, ModuleTensor, TensorInfo
-from ckptool.tensors.fingerprint_many import fingerprint_tensor
-from ckptool.tensors.statistics import (
+from ckptool.values.fingerprint_many import fingerprint_tensor
+from ckptool.values.statistics import (
     compute_statistics,
     half_precision_fingerprints,
     measure_cast,

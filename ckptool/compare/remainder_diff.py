@@ -16,7 +16,7 @@ from ckptool.formats.contents.collector import CLASS_SUFFIX
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
 from ckptool.model import Checkpoint, TensorInfo, join_key
 from ckptool.phrases import pluralize
-from ckptool.tensors import equality
+from ckptool.values import equality
 
 ALL_STATES: Final = "*"
 """Place of the comparison of all states."""

@@ -12,11 +12,11 @@ from ckptool.compare.changes import (
 from ckptool.compare.renames import pair_by_fingerprint
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.model import TensorInfo, tied_keys
-from ckptool.tensors import difference, equality
-from ckptool.tensors.batch_runner import BatchRunner
-from ckptool.tensors.difference import Tolerances, ValueDifference
-from ckptool.tensors.elements import unreadable_reason
-from ckptool.tensors.fingerprint_many import fingerprint_many
+from ckptool.values import difference, equality
+from ckptool.values.batch_runner import BatchRunner
+from ckptool.values.difference import Tolerances, ValueDifference
+from ckptool.values.elements import unreadable_reason
+from ckptool.values.fingerprint_many import fingerprint_many
 
 
 class SharedKey(Struct, frozen=True):

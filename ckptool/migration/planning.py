@@ -1,23 +1,38 @@
 """MigrationRequest and draft -> Plan, or the questions that are open, and the plan file."""
 
 import shlex
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.errors import UnconfirmedRenamesError, UsageError
+from ckptool.compare.states import find_best_state, get_state, list_model_states, split_part
+from ckptool.errors import PlanError, ReadError, UnconfirmedRenamesError, UsageError
 from ckptool.formats.files.atomic import write_file
-from ckptool.migration.plan.container_limits import SAFETENSORS, keeps_saved_object
-from ckptool.migration.plan.draft import Draft
+from ckptool.formats.files.source import open_source
+from ckptool.migration.check.plan_outcome import PlanOutcome
+from ckptool.migration.plan.container_limits import (
+    SAFETENSORS,
+    keeps_saved_object,
+    reject_absent_values,
+    reject_packed_weights,
+)
+from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
-from ckptool.migration.plan.plan_file import Plan, reverse_plan
+from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan, suggest_plan
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
-from ckptool.model import Checkpoint
+from ckptool.migration.write.provenance import PROVENANCE_KEY, RECORD_SUFFIX, is_applied
+from ckptool.model import Checkpoint, ModuleInfo, StateDict
+from ckptool.modules.submodule import select_submodule
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
+
+_MAX_RECORD_NBYTES: Final = 16 << 20
+"""Maximum size in bytes of the record file beside a .pth."""
 
 
 def choose_plan(
@@ -60,6 +75,57 @@ def choose_plan(
             "--accept-renames ask for to it, as steps"
         )
     return SuggestedPlan(reverse_plan(request.plan) if request.reverse else request.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedResult:
+    """A state_dict with its plan applied: what a migration writes, and a load hands on."""
+
+    plan: Plan
+    source: Draft
+    result: Draft
+    diff: ModuleDiff | None
+    """The result compared with the module; None without a module."""
+    already_applied: bool
+    """Whether the source already has this plan applied, by its provenance."""
+
+
+def apply_suggested(
+    request: MigrationRequest,
+    to: str,
+    suggested: SuggestedPlan,
+    draft: Draft,
+    target_module: "TargetModule | None",
+    sources: ValueSources,
+) -> PlannedResult:
+    """Apply a plan to the draft, and predict what the module will do with the result.
+
+    Raises:
+        PlanError: a step cannot be applied.
+    """
+    plan = suggested.plan
+    already_applied = is_applied(plan, _read_provenance(draft))
+    result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
+    diff = predict_load(target_module, result, to)
+    return PlannedResult(plan, draft, result, diff, already_applied)
+
+
+def check_outcome(
+    request: MigrationRequest, planned: PlannedResult, target_module: "TargetModule | None"
+) -> None:
+    """Have the request judge the plan, where there is a module.
+
+    Raises:
+        PlanError: the request refuses it.
+    """
+    if target_module and planned.diff:
+        source_diff = (
+            planned.diff
+            if planned.result is planned.source
+            else target_module.predict_load(planned.source, state_only=False, keeps_versions=True)
+        )
+        is_derived = request.plan is None
+        request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
 
 
 def _loads_whole(
@@ -115,3 +181,49 @@ def save_plan(request: MigrationRequest, text: str) -> None:
     if request.save_plan is None:
         return
     write_file(request.save_plan, text.encode(), force=request.force)
+
+
+def select_state(
+    checkpoint: Checkpoint, module_info: ModuleInfo | None, request: MigrationRequest, to: str
+) -> StateDict:
+    """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
+    if request.at is not None:
+        state = get_state(checkpoint, request.at)
+        owner, _ = split_part(checkpoint, request.at)
+        state = state if state.tensors or owner is None else owner
+    elif module_info is not None:
+        path = module_info.submodule
+        part_info = select_submodule(module_info, path) if path else module_info
+        state = find_best_state(checkpoint, part_info)
+    else:
+        model_states = list_model_states(checkpoint) or [*checkpoint.states]
+        if len(model_states) > 1 and not _keeps_all_states(checkpoint, request, to):
+            places = [state.at or "." for state in model_states]
+            state_paths = join_limited(places, MAX_NAMED, quote_code)
+            raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
+        state = model_states[0] if model_states else StateDict("", {})
+    reject_packed_weights(checkpoint)
+    reject_absent_values(checkpoint.path, state, module_info)
+    if not state.tensors and not state.unsaved_tensors:
+        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
+    return state
+
+
+def _keeps_all_states(checkpoint: Checkpoint, request: MigrationRequest, to: str) -> bool:
+    """Whether a conversion writes every state as it is, so that none has to be named."""
+    if request.conversion is None or request.conversion.is_state_alone:
+        return False
+    draft = create_draft(checkpoint, checkpoint.states[0])
+    return keeps_saved_object(draft, to) and request.choices == PlanChoices()
+
+
+def _read_provenance(draft: Draft) -> str | None:
+    path = draft.checkpoint.path
+    record_path = path.with_name(path.name + RECORD_SUFFIX)
+    try:
+        if record := draft.checkpoint.metadata.get(PROVENANCE_KEY):
+            return record
+        with open_source(record_path) as source:
+            return source.read_head(_MAX_RECORD_NBYTES).decode()
+    except (ReadError, UnicodeDecodeError):
+        return None

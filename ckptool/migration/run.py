@@ -2,31 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from ckptool.compare.module_diff import strict_load_obstacles
 from ckptool.compare.states import (
     equally_good_states,
-    find_best_state,
-    get_state,
-    list_model_states,
-    split_part,
 )
 from ckptool.errors import (
     PlanError,
-    ReadError,
     UnconfirmedRenamesError,
     UsageError,
 )
 from ckptool.formats import open_checkpoint
 from ckptool.formats.files.atomic import check_target
 from ckptool.formats.files.signals import raise_on_signal
-from ckptool.formats.files.source import open_source
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import RemotePath
-from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.check.restricted_load import check_restricted_load
 from ckptool.migration.check.strict_load import (
     STRICT_LOAD,
@@ -41,23 +34,20 @@ from ckptool.migration.plan.container_limits import (
     get_result_place,
     keeps_saved_object,
     list_left_out,
-    reject_absent_values,
-    reject_packed_weights,
 )
 from ckptool.migration.plan.conversion import find_stripped_places, restrict_draft, strip_places
 from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.pending_file import PendingFile
-from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan
-from ckptool.migration.plan.suggest import (
-    PlanChoices,
-)
+from ckptool.migration.plan.plan_file import Plan, format_plan
 from ckptool.migration.plan.value_sources import ValueSources, describe_rounding
 from ckptool.migration.planning import (
     add_undecided_hint,
+    apply_suggested,
     ask_again,
+    check_outcome,
     choose_plan,
-    predict_load,
     save_plan,
+    select_state,
 )
 from ckptool.migration.request import (
     MigrationRequest,
@@ -77,25 +67,18 @@ from ckptool.migration.write.file import (
 )
 from ckptool.migration.write.inflate_storages import inflate_storages
 from ckptool.migration.write.provenance import (
-    PROVENANCE_KEY,
-    RECORD_SUFFIX,
     MigrationDigests,
     check_record_target,
-    is_applied,
 )
 from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
-from ckptool.model import Checkpoint, ModuleInfo, Safety, StateDict, all_tensors, join_key
-from ckptool.modules.submodule import select_submodule
+from ckptool.model import Checkpoint, ModuleInfo, Safety, all_tensors, join_key
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
-
-_MAX_RECORD_NBYTES: Final = 16 << 20
-"""Maximum size in bytes of the record file beside a .pth."""
 
 
 def run_migration(request: MigrationRequest) -> MigrationResult:
@@ -141,7 +124,7 @@ def _run_stages(
     target_module = _load_module(request, checkpoint)
     module_info = target_module.module_info if target_module else None
     draft = tied_items.restore_ties(
-        create_draft(checkpoint, _select_state(checkpoint, module_info, request, to))
+        create_draft(checkpoint, select_state(checkpoint, module_info, request, to))
     )
     draft = replace(draft, is_extracted=request.writes_state_alone)
     draft = restrict_draft(draft, conversion, stripped_places) if conversion else draft
@@ -150,14 +133,11 @@ def _run_stages(
     )
     suggested = choose_plan(request, draft, target_module, sources)
     plan = suggested.plan
-    already_applied = is_applied(plan, _read_provenance(draft))
-    result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
-    diff = predict_load(target_module, result, to)
+    planned = apply_suggested(request, to, suggested, draft, target_module, sources)
+    result, diff = planned.result, planned.diff
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
-    if target_module and diff:
-        source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
-        request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
+    check_outcome(request, planned, target_module)
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
     has_more = bool(result.state.at or checkpoint.entries or len(checkpoint.states) > 1)
@@ -197,7 +177,7 @@ def _run_stages(
         checkpoint=checkpoint,
         state=result.state,
         module_info=module_info,
-        plan=Plan() if already_applied else plan,
+        plan=Plan() if planned.already_applied else plan,
         to=to,
         target=request.target,
         diff=diff,
@@ -205,7 +185,7 @@ def _run_stages(
         digests=digests,
         notes=notes,
         state_changed=state_changed or bool(torch_file and torch_file.changes),
-        already_applied=already_applied,
+        already_applied=planned.already_applied,
         container=get_result_container(request, to),
         tensors=result.result_state.tensors,
         is_alone=result.is_extracted,
@@ -333,52 +313,6 @@ def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetMo
         return None
     target_module = request.module(checkpoint)
     return target_module.restrict(request.into) if request.into else target_module
-
-
-def _select_state(
-    checkpoint: Checkpoint, module_info: ModuleInfo | None, request: MigrationRequest, to: str
-) -> StateDict:
-    """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
-    if request.at is not None:
-        state = get_state(checkpoint, request.at)
-        owner, _ = split_part(checkpoint, request.at)
-        state = state if state.tensors or owner is None else owner
-    elif module_info is not None:
-        path = module_info.submodule
-        part_info = select_submodule(module_info, path) if path else module_info
-        state = find_best_state(checkpoint, part_info)
-    else:
-        model_states = list_model_states(checkpoint) or [*checkpoint.states]
-        if len(model_states) > 1 and not _keeps_all_states(checkpoint, request, to):
-            places = [state.at or "." for state in model_states]
-            state_paths = join_limited(places, MAX_NAMED, quote_code)
-            raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
-        state = model_states[0] if model_states else StateDict("", {})
-    reject_packed_weights(checkpoint)
-    reject_absent_values(checkpoint.path, state, module_info)
-    if not state.tensors and not state.unsaved_tensors:
-        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
-    return state
-
-
-def _keeps_all_states(checkpoint: Checkpoint, request: MigrationRequest, to: str) -> bool:
-    """Whether a conversion writes every state as it is, so that none has to be named."""
-    if request.conversion is None or request.conversion.is_state_alone:
-        return False
-    draft = create_draft(checkpoint, checkpoint.states[0])
-    return keeps_saved_object(draft, to) and request.choices == PlanChoices()
-
-
-def _read_provenance(draft: Draft) -> str | None:
-    path = draft.checkpoint.path
-    record_path = path.with_name(path.name + RECORD_SUFFIX)
-    try:
-        if record := draft.checkpoint.metadata.get(PROVENANCE_KEY):
-            return record
-        with open_source(record_path) as source:
-            return source.read_head(_MAX_RECORD_NBYTES).decode()
-    except (ReadError, UnicodeDecodeError):
-        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,16 @@ class SourceGuard:
             if identity is not None:
                 self._identities.setdefault(file, identity)
 
+    def has_changed(self, path: Location) -> bool:
+        """Whether a local file is not as it was recorded; False for one that was not recorded."""
+        if isinstance(path, RemotePath) or path not in self._identities:
+            return False
+        return not _is_same_content(self._identities[path], _read_identity(path))
+
+    def list_changed(self) -> list[Path]:
+        """Return the local files that were changed, replaced or removed."""
+        return [path for path in self._identities if self.has_changed(path)]
+
     def check_unchanged(self) -> None:
         """Raise if a recorded file has changed since it was recorded.
 
@@ -52,11 +62,10 @@ class SourceGuard:
             WriteError: a local file was changed, replaced or removed.
             ReadError: a remote file was changed, or can no longer be reached.
         """
-        for path, identity in self._identities.items():
-            if not _is_same_content(identity, _read_identity(path)):
-                raise WriteError(
-                    f"{path}: changed while it was read: nothing was written, run the command again"
-                )
+        for path in self.list_changed():
+            raise WriteError(
+                f"{path}: changed while it was read: nothing was written, run the command again"
+            )
         if self._remote_files:
             from ckptool.formats.files.remote import check_unchanged, map_concurrently
 

@@ -72,7 +72,7 @@ def build_module_info(
     Raises:
         ModuleError: its state_dict() raises, or returns no mapping.
     """
-    tensors, non_tensors = _split_tensors(_call_state_dict(module, target))
+    tensors, non_tensors = split_tensors(call_state_dict(module, target))
     describer = _ModuleDescriber(module_walk, tensors, non_tensors, probe_results)
     saved = list(describer.iter_saved())
     unsaved = sorted(
@@ -85,10 +85,10 @@ def build_module_info(
     return ModuleInfo(
         target=target,
         tensors={module_tensor.key: module_tensor for module_tensor in (*saved, *unsaved)},
-        non_tensors={key: _describe_non_tensor(value) for key, value in non_tensors.items()},
+        non_tensors={key: describe_non_tensor(value) for key, value in non_tensors.items()},
         none_buffers=module_walk.none_buffers,
         none_buffer_writes=_find_none_buffer_writes(module_walk),
-        modules={prefix: _describe_class(member) for prefix, member in module_walk.modules},
+        modules={prefix: describe_class(member) for prefix, member in module_walk.modules},
         hidden_modules=module_walk.hidden_modules,
         skipped=(*probe_results.skipped, *unsearched_paths),
     )
@@ -106,7 +106,7 @@ def _find_none_buffer_writes(module_walk: ModuleWalk) -> dict[str, str]:
     return writes
 
 
-def _call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
+def call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     state_dict: Callable[..., Any] = module.state_dict
     try:
         with user_code():
@@ -129,7 +129,7 @@ def _make_keep_vars(state_dict: Callable[..., Any]) -> dict[str, bool]:
     return {"keep_vars": True} if accepts_keep_vars else {}
 
 
-def _split_tensors(state: Mapping[Any, Any]) -> "tuple[dict[str, Tensor], dict[str, object]]":
+def split_tensors(state: Mapping[Any, Any]) -> "tuple[dict[str, Tensor], dict[str, object]]":
     from torch import Tensor
 
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -338,7 +338,7 @@ def _is_statistic(found_tensor: FoundTensor, written_at: str) -> bool:
     return bool(written_at) or (is_running_statistic and isinstance(found_tensor.owner, _NormBase))
 
 
-def _describe_class(module: "nn.Module") -> ModuleClass:
+def describe_class(module: "nn.Module") -> ModuleClass:
     cls = type(module)
     ancestors = {get_qualified_name(base) for base in cls.__mro__}
     version = getattr(cls, "_version", None)
@@ -369,7 +369,7 @@ def _is_torch_hook(hook: Any) -> bool:
     return str(module).partition(".")[0] == "torch"
 
 
-def _describe_non_tensor(value: object) -> str:
+def describe_non_tensor(value: object) -> str:
     """Return a short description of a state_dict value that is not a tensor."""
     if isinstance(value, bool | int | float | None):
         return repr(value)

@@ -25,8 +25,8 @@ from ckptool.modules.tensor_parts import (
     list_inner_tensors,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.tensors import preview_grid
-from ckptool.tensors.fingerprint import create_hasher, fingerprint_chunks
+from ckptool.values import preview_grid
+from ckptool.values.fingerprint import create_hasher, fingerprint_chunks
 
 if TYPE_CHECKING:
     import torch

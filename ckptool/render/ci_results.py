@@ -17,6 +17,7 @@ from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.digest import DigestReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
+from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import LockReport, ProjectLockReport
 from ckptool.reports.migrate import MigrateReport
 from ckptool.reports.problems import group_by_cause
@@ -84,7 +85,7 @@ def get_subjects(report: "AnyReport") -> tuple[str, ...]:
             return tuple(checkpoint.path for checkpoint in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
-        case DiffModuleReport() | VerifyReport() | LockReport():
+        case DiffModuleReport() | VerifyReport() | LockReport() | LoadReport():
             return (report.path,)
         case MigrateReport():
             return (report.target or report.source,)

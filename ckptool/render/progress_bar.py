@@ -2,13 +2,14 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextvars import Token
 from functools import wraps
 from threading import Event, Lock, Thread
 from typing import Any, Final, Self, TypeVar
 
-from ckptool.tensors.progress import LISTENER, ProgressListener
+from ckptool.values.progress import LISTENER, ProgressListener
 
 R = TypeVar("R")
 
@@ -128,7 +129,9 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
         if is_notebook():
-            from tqdm.auto import tqdm
+            with warnings.catch_warnings():  # without ipywidgets it draws a line of text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
         else:
             from tqdm.std import tqdm  # tqdm.auto imports asyncio
 

@@ -32,6 +32,7 @@ from ckptool.reports.gate import (
 )
 from ckptool.reports.init import InitModelReport, InitReport
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
+from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
@@ -47,6 +48,7 @@ AnyReport = (
     | ConvertReport
     | MigrateReport
     | MigrateManyReport
+    | LoadReport
     | VerifyReport
     | LockReport
     | ProjectLockReport
@@ -85,6 +87,7 @@ __all__ = [
     "KeyReport",
     "LeftOutReport",
     "LevelReport",
+    "LoadReport",
     "LockReport",
     "MigrateManyReport",
     "MigrateReport",

@@ -8,7 +8,7 @@ from ckptool.compare.digest import CheckpointDigest, DigestDiff, SavedDigest
 from ckptool.errors import ReadError
 from ckptool.policy import ExitCode, Policy, judge
 from ckptool.reports.common import Report, build_skipped_reports
-from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT
+from ckptool.values.fingerprint import FINGERPRINT_FORMAT
 
 
 class TensorDigestReport(Struct, frozen=True, kw_only=True):

@@ -77,9 +77,9 @@ class MigrateManyReport(Report, frozen=True, kw_only=True):
     """One line for each source that was not migrated."""
 
 
-def list_assumptions(report: MigrateReport) -> tuple[str, ...]:
+def list_assumptions(steps: Sequence[StepReport]) -> tuple[str, ...]:
     """Return what the steps rest on without proof, each once, in order."""
-    return tuple(dict.fromkeys(step.assumption for step in report.steps if step.assumption))
+    return tuple(dict.fromkeys(step.assumption for step in steps if step.assumption))
 
 
 def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> MigrateReport:

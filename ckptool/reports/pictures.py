@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ckptool.model import Preview, TensorInfo
 from ckptool.reports.common import DrawingReport, PictureReport, Report, build_tensor_report
-from ckptool.tensors.previews import MAX_DISTINCT
+from ckptool.values.previews import MAX_DISTINCT
 
 R = TypeVar("R", bound=Report)
 NON_FINITE_LABELS: Final = ("-inf", "inf", "NaN")

@@ -8,8 +8,8 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
-from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.placeholders import find_placeholder_targets
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor

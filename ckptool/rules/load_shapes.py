@@ -11,7 +11,7 @@ from ckptool.phrases import quote_code
 from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.tensors.statistics import CastEffect
+from ckptool.values.statistics import CastEffect
 
 
 @check(

@@ -16,7 +16,8 @@ from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDic
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_rewrite_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
-from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
+from ckptool.values.checkpoint_statistics import CheckpointStatistics
+from ckptool.verification.result import ObjectChanges
 
 PARTITIONED_PARAMETERS: Final = "CK320"
 """Code of the one finding for all placeholders without elements."""
@@ -372,3 +373,76 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.RANK_FILE:
             yield hit(issue.key, None, (), **issue.facts)
+
+
+LOST_OBJECT_STATE: Final = "CK336"
+"""Code of findings about values of an optimizer, scheduler, ... that a load does not restore."""
+
+
+@check(
+    ObjectChanges,
+    Rule(
+        code=LOST_OBJECT_STATE,
+        name="object-state-not-restored",
+        level=Level.WARNING,
+        summary=(
+            "`{key}` of {name} changed{change} {since}, and load_state_dict() does not restore it"
+        ),
+        detail="a resumed run continues with another value",
+        why=(
+            "Optimizers, schedulers, samplers and averages are saved by their own state_dict(). "
+            "What changes in them and is not in it is lost when training resumes: it continues, "
+            "but not as an uninterrupted run would."
+        ),
+        fix=(
+            "Return it from state_dict() of {name} and set it in load_state_dict(), or register it "
+            "as a buffer if {name} is a module."
+        ),
+        example=(
+            "class Sampler:\n"
+            "    def __init__(self):\n"
+            "        self.epoch, self.position = 0, 0\n"
+            "\n"
+            "    def state_dict(self):\n"
+            '        return {"epoch": self.epoch}  # and not the position'
+        ),
+    ),
+)
+def find_lost_object_state(changes: ObjectChanges) -> Iterator[RuleHit]:
+    for change in changes.lost:
+        text = f" from {change.before} to {change.after}" if change.before else ""
+        is_opaque = change.before == change.after
+        yield hit(
+            change.path,
+            None if change.is_plain_number else Level.ERROR,
+            name=changes.name,
+            since=changes.since,
+            change="" if is_opaque else text,
+        )
+
+
+@check(
+    ObjectChanges,
+    Rule(
+        code="CK337",
+        name="object-state-does-not-load",
+        level=Level.ERROR,
+        summary="{key} does not load its own state_dict(): {error}",
+        why=(
+            "A checkpoint of it can be written, and training cannot be resumed from it: "
+            "load_state_dict() raises."
+        ),
+        fix="Have load_state_dict() of {key} take what its state_dict() returns.",
+        example=(
+            "class Average:\n"
+            "    def state_dict(self):\n"
+            '        return {"shadow": self.shadow}\n'
+            "\n"
+            "    def load_state_dict(self, state):\n"
+            '        self.shadow = state["average"]  # KeyError'
+        ),
+    ),
+)
+def find_unloadable_object_state(changes: ObjectChanges) -> Iterator[RuleHit]:
+    if changes.load_error:
+        yield hit(changes.name, error=changes.load_error)

@@ -11,8 +11,8 @@ from typing import Final
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.renames import WRAPPERS
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
-from ckptool.tensors.statistics import TensorStatistics
+from ckptool.values.checkpoint_statistics import CheckpointStatistics
+from ckptool.values.statistics import TensorStatistics
 
 _SENTINEL_NAMES: Final = frozenset(
     ["min_val", "max_val", "best_score", "best_model_score", "kth_value", "best"]

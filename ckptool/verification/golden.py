@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ckptool.errors import CorruptCheckpointError, ModuleError, ReadError, UsageError
 from ckptool.model import Skipped, StateDict, natural_sort_key
-from ckptool.tensors.fingerprint_many import fingerprint_tensor
+from ckptool.values.fingerprint_many import fingerprint_tensor
 from ckptool.verification.backends import cpu, cuda
 from ckptool.verification.forward_pass import ForwardPass, Inputs
 from ckptool.verification.levels import device_and_forward, load

@@ -131,6 +131,13 @@ def _is_user_class(module: nn.Module) -> bool:
     return not type(module).__module__.startswith("torch.")
 
 
+def loads_by_own_code(module: nn.Module) -> bool:
+    """Whether code other than torch's copying takes part in a load whose keys and shapes match."""
+    return not all(
+        _only_fills_keys(module.get_submodule(prefix)) for prefix in find_loading_code(module)
+    )
+
+
 def _only_fills_keys(module: nn.Module) -> bool:
     """Whether it is one of torch's norm layers: their code acts only on keys that do not match."""
     return type(module).__module__ in _NORM_MODULES and not _has_hooks(module)

@@ -17,7 +17,7 @@ from ckptool.formats.files.source import open_local_copy
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, Kind, StateDict, TensorInfo
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.values.elements import iter_elements, unreadable_reason
 
 
 def load_tensors(

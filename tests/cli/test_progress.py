@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 from ckptool.render.progress_bar import ProgressBar
-from ckptool.tensors.progress import LISTENER, get_byte_counter, start_step
+from ckptool.values.progress import LISTENER, get_byte_counter, start_step
 
 SLOW = """
 import time

@@ -76,7 +76,7 @@ def test_a_migrated_file_that_torch_refuses_by_default_is_called_so(tmp_path):
             "torch.load refuses the file by default (weights_only=True): "
             "`argparse.Namespace`, `pathlib.WindowsPath`"
         )
-    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "new.pth")
     alone = ckptool.migrate(path, tmp_path / "alone.pth", module=module, drop_extra=True)
     assert "refuses" not in alone.verdict
@@ -99,9 +99,7 @@ def test_a_dcp_folder_with_bytes_beside_the_model(tmp_path):
     migrated = ckptool.migrate(tmp_path / "step5", tmp_path / "new.pth", module=build_net())
     written = torch.load(tmp_path / "new.pth")
     assert all(torch.equal(written["model"][k], v) for k, v in module.state_dict().items())
-    assert migrated.notes == (
-        "dropped, as loading it would run code: `train_state` (_io.BytesIO)",
-    )
+    assert migrated.notes == ("dropped, as loading it would run code: `train_state` (_io.BytesIO)",)
     assert written["dataloader"] == {"dp_rank_0": b"abc"}
 
 
@@ -125,7 +123,9 @@ def test_a_stale_single_file_beside_an_index_and_a_configuration_fails_the_gate(
 
     for name in ("model.safetensors", "model-00001-of-00001.safetensors"):
         save_file(build_net().state_dict(), tmp_path / name, metadata={"format": "pt"})
-    index = {"weight_map": dict.fromkeys(build_net().state_dict(), "model-00001-of-00001.safetensors")}
+    index = {
+        "weight_map": dict.fromkeys(build_net().state_dict(), "model-00001-of-00001.safetensors")
+    }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -149,3 +149,14 @@ def test_nothing_is_guessed_among_equal_tensors(tmp_path):
     report = ckptool.diff(tmp_path / "old.pth", tmp_path / "new.pth")
     assert report.renamed_keys == {}
     assert "CK211" not in {f.code for f in report.findings}
+
+
+def test_a_file_in_half_precision_loads_exactly_and_is_said_to(tmp_path):
+    """DeepSeek's routing bias rounded by the one who saved: the file alone does not show it."""
+    state = {key: value.bfloat16() for key, value in build_net().state_dict().items()}
+    torch.save(state, tmp_path / "bf16.pth")
+    report = ckptool.diff(tmp_path / "bf16.pth", module=build_net())
+    assert report.verdict == "loads strictly"
+    loaded = build_net()
+    loaded.load_state_dict(torch.load(tmp_path / "bf16.pth"))
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in loaded.state_dict().items())

@@ -22,8 +22,8 @@ from ckptool.compare.value_checks import merge_value_results, plan_value_checks,
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.render import RenderOptions, render
-from ckptool.tensors.batch_runner import BatchRunner
-from ckptool.tensors.difference import Tolerances
+from ckptool.values.batch_runner import BatchRunner
+from ckptool.values.difference import Tolerances
 
 
 def base() -> dict[str, torch.Tensor]:

@@ -574,3 +574,22 @@ def test_the_layer_that_was_removed_is_unexpected(tmp_path):
     assert found == {
         ("CK204", "net.0.weight"), ("CK204", "net.0.bias"), ("CK211", "net.{0,1}.*"),
     }  # fmt: skip
+
+
+wildcard_segments = st.sampled_from(["*", "1", "2", "a*", "a1", "{1,2}", "b"])
+wildcard_keys = st.sets(
+    st.lists(wildcard_segments, min_size=1, max_size=4).map(".".join), max_size=12
+)
+
+
+@given(wildcard_keys, wildcard_keys)
+@settings(max_examples=examples(300))
+def test_keys_with_a_literal_wildcard_are_left_out(old_keys, new_keys):
+    """A mutant of a safetensors header had a key `*.`, which ended `diff` in a traceback."""
+    old, new = ({key: tensor(key) for key in keys} for keys in (old_keys, new_keys))
+    missing = {key: t for key, t in new.items() if key not in old}
+    unexpected = {key: t for key, t in old.items() if key not in new}
+    groups = find_rename_groups(missing, unexpected, new, old)
+    for group in groups:
+        for pair in group.pairs.items():
+            assert not any("*" in key or "{" in key for key in pair)

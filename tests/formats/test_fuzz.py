@@ -32,7 +32,7 @@ from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 from ckptool.model import Checkpoint
-from ckptool.tensors.elements import unreadable_reason
+from ckptool.values.elements import unreadable_reason
 
 CORPUS = ROOT / "tests" / "corpus"
 MUTANTS = int(os.environ.get("CKPTOOL_FUZZ", "8000" if IS_CI else "1000"))

@@ -10,8 +10,8 @@ import ckptool
 PACKAGE = Path(ckptool.__file__).parent
 READERS = (
     "model.py", "locations.py", "formats/**/*.py", "reports/*.py", "compare/*.py",
-    "tensors/elements.py", "tensors/equality.py", "tensors/fingerprint*.py", "tensors/strides.py",
-    "tensors/preview_grid.py", "tensors/work_batches.py",
+    "values/elements.py", "values/equality.py", "values/fingerprint*.py", "values/strides.py",
+    "values/preview_grid.py", "values/work_batches.py",
 )  # fmt: skip
 READ_PATH = sorted(path for pattern in READERS for path in PACKAGE.glob(pattern))
 LOADERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -21,7 +21,7 @@ from ckptool.formats.files.source import SourceCache
 from ckptool.formats.limits import Limits
 from ckptool.formats.unrecognized import HEAD_BYTES, describe_unknown_file, identify_other_format
 from ckptool.model import Container
-from ckptool.tensors.elements import iter_elements
+from ckptool.values.elements import iter_elements
 
 OID = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize 12345\n"

@@ -26,7 +26,7 @@ from hostile.zip_archives import (
 )
 
 from ckptool.formats import open_checkpoint
-from ckptool.tensors.elements import iter_elements
+from ckptool.values.elements import iter_elements
 
 pytestmark = pytest.mark.process
 

@@ -10,7 +10,7 @@ from torch import nn
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind, ModuleClass, tied_keys
 from ckptool.modules import describe_module
-from ckptool.tensors.fingerprint import fingerprint_chunks
+from ckptool.values.fingerprint import fingerprint_chunks
 
 
 def test_a_parameter_that_state_dict_drops_is_unsaved():

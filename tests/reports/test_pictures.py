@@ -12,8 +12,8 @@ from ckptool import api
 from ckptool.formats import open_checkpoint
 from ckptool.modules import describe_module
 from ckptool.reports.pictures import TensorPreview, build_picture_reports
-from ckptool.tensors import preview_grid
-from ckptool.tensors.previews import find_masks, read_preview
+from ckptool.values import preview_grid
+from ckptool.values.previews import find_masks, read_preview
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8,

@@ -37,7 +37,7 @@ from ckptool.policy import Policy
 from ckptool.reports.gate import (
     GateEvidence,
 )
-from ckptool.tensors.checkpoint_statistics import (
+from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
 )

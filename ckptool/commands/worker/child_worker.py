@@ -36,7 +36,7 @@ from ckptool.commands.worker.user_output import UserOutput
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from subprocess import Popen

@@ -7,7 +7,7 @@ from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.session import ModuleSession
 from ckptool.locations import Location
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 A = TypeVar("A")
 

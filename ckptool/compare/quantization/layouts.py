@@ -9,7 +9,7 @@ from ckptool.compare.quantization.scheme import NAME, Parts, WeightFormat
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import DTYPE_BITS, TensorInfo
-from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.values.elements import iter_elements, unreadable_reason
 
 _MAX_READ_NBYTES: Final = 4096
 """Bytes of a tensor of settings (a shape, a number of bits) up to which its values are read."""

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.rename_search.alike import SQUARE, is_square, match_modules, match_parameters
-from ckptool.compare.rename_search.key_patterns import generalize_numbers, mask_numbers
+from ckptool.compare.rename_search.key_patterns import generalize_numbers, is_pattern, mask_numbers
 from ckptool.compare.rename_search.links import (
     LinkKind,
     RenameContext,
@@ -19,7 +19,7 @@ from ckptool.compare.rename_search.links import (
 from ckptool.compare.rename_search.names import pair_normalized_names
 from ckptool.compare.rename_search.renumbering import find_moved_layers, find_renumbered_layers
 from ckptool.compare.rename_search.subtrees import SubtreeMove, find_moved_subtrees
-from ckptool.model import Kind, ModuleTensor, StateDict, natural_sort_key, tied_keys
+from ckptool.model import Kind, ModuleTensor, StateDict, TensorInfo, natural_sort_key, tied_keys
 from ckptool.phrases import join_limited, pluralize, quote_code
 
 _MAX_NAMED_ALTERNATIVES: Final = 3
@@ -60,8 +60,10 @@ def find_rename_groups(
 ) -> tuple[RenameGroup, ...]:
     """Return the renames that explain missing and unexpected keys, in order of their old keys.
 
-    A key of the file, and a key of the module, is in at most one group. Pairs have the same shape,
-    or are transposed. The work grows with the number of keys, not with pairs of keys.
+    A key of the file, and a key of the module, is in at most one group. Keys that read as a pattern
+    (a literal `*`, numbers in braces) are left out: no pattern would name them alone. Pairs have
+    the same shape, or are transposed. The work grows with the number of keys, not with pairs of
+    keys.
 
     Args:
         missing: what the module expects and the file lacks, as far as nothing else explains it.
@@ -70,16 +72,17 @@ def find_rename_groups(
         actual: all tensors of the file.
     """
     mismatched = {
-        key
+        key: tensor
         for key, tensor in expected.items()
         if key in actual and actual[key].shape != tensor.shape
     }
+    missing, unexpected, mismatched = map(_drop_patterns, (missing, unexpected, mismatched))
     if not (unexpected or mismatched) or not (missing or mismatched):
         return ()
     search = _RenameSearch(missing, unexpected, expected, actual)
     search.take(
         find_renumbered_layers(
-            {**missing, **{key: expected[key] for key in mismatched}},
+            {**missing, **mismatched},
             {**unexpected, **{key: actual[key] for key in mismatched}},
             expected,
             actual,
@@ -95,6 +98,10 @@ def find_rename_groups(
     links = _doubt_squares(search.links, unexpected)
     groups = [_build_group(joined) for joined in _join_links(links)]
     return tuple(sorted(groups, key=lambda group: natural_sort_key(next(iter(group.pairs)))))
+
+
+def _drop_patterns(tensors: Tensors) -> dict[str, TensorInfo]:
+    return {key: tensor for key, tensor in tensors.items() if not is_pattern(key)}
 
 
 def find_plain_renames(removed: Tensors, added: Tensors) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
+from ckptool.python_text import parse_module
+
 _MAX_NAME_CHARACTERS = 1000
 MAX_SOURCE_BYTES = 4 << 20
 """Maximum size of a source file that is parsed, in bytes; torch's largest has a tenth of it."""
@@ -35,7 +37,7 @@ def parse_source(file: Path) -> tuple[list[ast.stmt], bytes] | None:
         if file.stat().st_size > MAX_SOURCE_BYTES:
             return None
         text = file.read_bytes()
-        return ast.parse(text).body, text
+        return parse_module(text).body, text
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return None
 

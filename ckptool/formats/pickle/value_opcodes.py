@@ -129,13 +129,13 @@ def _load_unicode(m: PickleMachine, pos: int) -> int:
 
 @_opcode(0x53)  # STRING
 def _load_string(m: PickleMachine, pos: int) -> int:
-    from codecs import escape_decode
+    from ckptool.python_text import decode_escapes
 
     line, pos = m.read_line(pos)
     line = line.strip()
     if len(line) < 2 or line[:1] not in {b"'", b'"'} or line[:1] != line[-1:]:
         raise BrokenPickleError("a string without its quotes")
-    m.stack.append(_decode_python2_string(m, escape_decode(line[1:-1])[0]))
+    m.stack.append(_decode_python2_string(m, decode_escapes(line[1:-1])))
     return pos
 
 

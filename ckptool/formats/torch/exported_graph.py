@@ -16,6 +16,7 @@ from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.safe_globals import classify_name
 from ckptool.locations import Location
 from ckptool.model import GlobalUse, Safety
+from ckptool.python_text import parse_single_expression
 
 _MAX_EXPRESSION_CHARACTERS: Final = 10_000
 _OPERATOR: Final = re.compile(
@@ -69,7 +70,7 @@ def is_arithmetic(text: str) -> bool:
     if len(text) > _MAX_EXPRESSION_CHARACTERS:
         return False
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = parse_single_expression(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return all(_is_harmless(node) for node in ast.walk(tree))

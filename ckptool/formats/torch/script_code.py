@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.zip.archive import ZipMember, read_member
 from ckptool.model import GlobalUse, Safety
+from ckptool.python_text import parse_module
 
 if TYPE_CHECKING:
     from ckptool.formats.torch.zip_reader import ArchiveRecords
@@ -75,7 +76,7 @@ def _read_code(records: "ArchiveRecords", member: ZipMember) -> bytes:
 def _parse_methods(text: str) -> Mapping[str, Mapping[str, ast.FunctionDef]] | None:
     """Return class -> method -> definition; None if the code cannot be parsed as Python."""
     try:
-        tree = ast.parse(text)
+        tree = parse_module(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return {

@@ -19,7 +19,7 @@ from ckptool.modules import ModuleSpec, rebuild_with_seed
 from ckptool.modules.tensor_info import get_dtype_name
 from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
-from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.values.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, try_strict_load
 from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file
 

@@ -11,7 +11,7 @@ from ckptool.migration.plan.conversion import TreeChange
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
 from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 from ckptool.phrases import join_limited, pluralize, quote_code
-from ckptool.tensors.elements import unreadable_reason
+from ckptool.values.elements import unreadable_reason
 
 SAFETENSORS: Final = "safetensors"
 TORCH: Final = "pth"

@@ -1,6 +1,5 @@
 """Array of an .npz archive -> TensorInfo, without numpy."""
 
-import ast
 from typing import Any, Final
 
 from ckptool.errors import PlanError
@@ -12,6 +11,7 @@ from ckptool.locations import Location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
 from ckptool.phrases import MAX_NAMED, join_limited
+from ckptool.python_text import evaluate_literal
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER_NBYTES: Final = 65536
@@ -78,7 +78,7 @@ def _parse_header(
     length = int.from_bytes(header_bytes[8:12] if has_long_length else header_bytes[8:10], "little")
     header_start = 12 if has_long_length else 10
     try:
-        header = ast.literal_eval(
+        header = evaluate_literal(
             header_bytes[header_start : header_start + length].decode("latin-1").strip()
         )
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:

@@ -34,7 +34,7 @@ from ckptool.migration.plan.rename_steps import (
 from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
-from ckptool.tensors.fingerprint_many import fingerprint_tensor
+from ckptool.values.fingerprint_many import fingerprint_tensor
 
 _CONFIRMED: Final = (
     "confirmed by the old module's outputs: bitwise equal, and different with other values"

@@ -23,7 +23,7 @@ from ckptool.migration.plan.draft import (
 from ckptool.migration.plan.key_operations import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.torch_arithmetic import multiply
 from ckptool.model import DTYPE_BITS, StorageInfo, TensorComponent, TensorInfo, contiguous_stride
-from ckptool.tensors import equality
+from ckptool.values import equality
 
 FLOAT_DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",

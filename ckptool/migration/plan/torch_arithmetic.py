@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ckptool.compare.parametrization.norm_dims import find_spectral_norm_dims, find_weight_norm_dims
 from ckptool.errors import PlanError
 from ckptool.model import TensorInfo
-from ckptool.tensors.elements import iter_elements
+from ckptool.values.elements import iter_elements
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
 from ckptool.phrases import MAX_NAMED, join_limited
-from ckptool.tensors.elements import unreadable_reason
-from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.values.elements import unreadable_reason
+from ckptool.values.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ from threading import Event
 from typing import Final, Self
 
 from ckptool.model import StateDict, TensorInfo
-from ckptool.tensors.fingerprint import create_hasher
-from ckptool.tensors.fingerprint_many import fingerprint_many
+from ckptool.values.fingerprint import create_hasher
+from ckptool.values.fingerprint_many import fingerprint_many
 
 _BATCH_NBYTES: Final = 64 << 20
 """Bytes per batch; the stop flag is checked between batches."""

@@ -14,7 +14,7 @@ from ckptool.errors import WriteError
 from ckptool.formats.files.atomic import translate_os_errors
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.files.writer import ProgressCallback
-from ckptool.tensors.fingerprint import fingerprint_chunks
+from ckptool.values.fingerprint import fingerprint_chunks
 
 _THREAD_COUNT: Final = 2
 _CHUNK_NBYTES: Final = 1 << 20

@@ -16,7 +16,7 @@ from ckptool.locations import Location
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.copy_threads import CopyRange, CopyThreads
 from ckptool.model import Span, StateDict, TensorInfo
-from ckptool.tensors.fingerprint_many import fingerprint_many
+from ckptool.values.fingerprint_many import fingerprint_many
 
 MIN_EARLY_COPY_NBYTES: Final = 64 << 20
 """Minimum size in bytes of a state_dict for an early copy."""

@@ -27,9 +27,9 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.phrases import join_limited
-from ckptool.tensors import fingerprint
-from ckptool.tensors.equality import are_equal, equal_many
-from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
+from ckptool.values import fingerprint
+from ckptool.values.equality import are_equal, equal_many
+from ckptool.values.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 
 def read_back_file(

@@ -35,7 +35,7 @@ from ckptool.migration.write.shard_layout import (
 from ckptool.migration.write.sidecar_files import copy_sidecar_files, list_sidecar_files
 from ckptool.migration.write.torch_pickle import build_shard_file
 from ckptool.model import StateDict
-from ckptool.tensors.fingerprint_many import fingerprint_many
+from ckptool.values.fingerprint_many import fingerprint_many
 
 
 def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDigests:

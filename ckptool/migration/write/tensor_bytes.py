@@ -6,8 +6,8 @@ from typing import Final
 from ckptool.formats.files.writer import Blob
 from ckptool.migration.plan.draft import PlannedTensor
 from ckptool.model import DTYPE_BITS, TensorInfo
-from ckptool.tensors.elements import iter_elements
-from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.values.elements import iter_elements
+from ckptool.values.torch_bytes import copy_tensor_bytes
 
 _PIECE_NBYTES: Final = 1 << 20
 _MAX_WHOLE_NBYTES: Final = 64 << 20

@@ -44,7 +44,7 @@ from ckptool.model import (
     join_key,
 )
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-from ckptool.tensors.elements import unreadable_reason
+from ckptool.values.elements import unreadable_reason
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")

@@ -24,6 +24,7 @@ from ckptool.modules.source.attribute_writes import (
 )
 from ckptool.modules.source.local_aliases import ANY_NAME, match_path
 from ckptool.modules.walk import list_classes_below_module
+from ckptool.python_text import parse_module
 
 _FORWARD_METHODS: Final = ("forward", "__call__")
 _CONSTRUCTOR_METHODS: Final = ("__init__", "__new__", "__post_init__")
@@ -308,7 +309,7 @@ def _parse_source(file: str) -> ast.Module | None:
 def _parse_text(text: str) -> ast.Module | None:
     """Parse a file once for the checkpoints of one process: their classes are often in one file."""
     try:
-        return ast.parse(text)
+        return parse_module(text)
     except (SyntaxError, ValueError, RecursionError):
         # Not Python (a compiled cell, a template), or changed since it was imported.
         return None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ckptool.python_text import parse_module
+
 _MAX_FILES: Final = 2000
 _MAX_NBYTES: Final = 1_000_000
 _OTHER_FOLDERS: Final = frozenset(
@@ -87,7 +89,7 @@ def iter_project_files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 def _parse_file(path: Path) -> ast.Module | None:
     try:
         content = path.read_bytes()
-        return ast.parse(content) if len(content) <= _MAX_NBYTES else None
+        return parse_module(content) if len(content) <= _MAX_NBYTES else None
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from ckptool.phrases import join_limited
+from ckptool.python_text import parse_module
 
 _UNIONS: Final = (typing.Union, types.UnionType)
 _PLAIN_CLASSES: Final = (str, bytes, int, float, complex, bool, type(None), object)
@@ -202,7 +203,7 @@ def list_read_attributes(function: Any, name: str) -> set[str]:
     """
     constructor = _get_constructor(function)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(constructor))))
+        tree = parse_module(textwrap.dedent(inspect.getsource(inspect.unwrap(constructor))))
     except (OSError, TypeError, SyntaxError):
         return set()
     reads = [

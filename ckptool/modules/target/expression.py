@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ckptool.python_text import parse_single_expression
+
 _ALLOWED: Final = (
     ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant, ast.Load,
     ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp, ast.USub,
@@ -54,7 +56,7 @@ def parse_expression(text: str) -> TargetExpression | None:
     It may contain names, attributes, subscripts, calls and literals: nothing that computes.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = parse_single_expression(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
     if not all(isinstance(node, _ALLOWED) for node in ast.walk(tree)):

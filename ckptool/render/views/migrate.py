@@ -1,6 +1,6 @@
 """MigrateReport -> blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ckptool.folding import name_like, replace_layer_numbers
@@ -54,7 +54,7 @@ def _build_migration_blocks(report: MigrateReport, options: RenderOptions) -> It
     passed_checks = [
         f"checked: {c.name}: {c.reason}" for c in report.checks if c.result == "passed"
     ]
-    assumptions = [f"assumed: {text}" for text in list_assumptions(report)]
+    assumptions = [f"assumed: {text}" for text in list_assumptions(report.steps)]
     yield LinesBlock(
         (
             f"{report.source}{location}{module_text} -> {target}",
@@ -63,7 +63,12 @@ def _build_migration_blocks(report: MigrateReport, options: RenderOptions) -> It
             *report.notes,
         )
     )
-    groups = fold_unless_verbose(((s.before, _describe_step(s), s) for s in report.steps), options)
+    yield from build_steps_blocks(report.steps, options)
+
+
+def build_steps_blocks(steps: Sequence[StepReport], options: RenderOptions) -> Iterator[Block]:
+    """Yield the table of the steps of a plan, and what they lose."""
+    groups = fold_unless_verbose(((s.before, _describe_step(s), s) for s in steps), options)
     rows = [
         (
             first.op,

@@ -1,0 +1,259 @@
+"""Checkpoint x live module -> LoadReport, with the checkpoint's tensors in the module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool.commands.migrate import refuse_errors
+from ckptool.commands.sources.file_arguments import FileArguments
+from ckptool.commands.target import (
+    ModuleOptions,
+    PathLike,
+    find_target,
+    name_kind,
+    open_checkpoint_or_stdin,
+)
+from ckptool.commands.tensors import guard_source
+from ckptool.commands.worker.migration_requests import load_target_module
+from ckptool.commands.worker.worker import get_worker
+from ckptool.errors import LoadError, PlanError, UsageError
+from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.migration.source_guard import SourceGuard
+from ckptool.model import Checkpoint
+from ckptool.policy import Policy, judge
+from ckptool.reports.load import (
+    LoadedKeys,
+    LoadReport,
+    build_load_report,
+    build_refusal_report,
+    format_short,
+)
+from ckptool.rules import run_rules
+from ckptool.values.progress import start_step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ckptool.loading.accepted_answers import AcceptedAnswers
+    from ckptool.loading.planned_load import PlannedLoad
+    from ckptool.loading.state_dict import Placement
+    from ckptool.migration.plan.anonymous_file import AnonymousFile
+    from ckptool.migration.plan.plan_file import Plan
+
+
+def load(
+    module: "nn.Module",
+    path: PathLike,
+    *,
+    at: str | None = None,
+    strict: bool = True,
+    assign: bool = False,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype | None" = None,
+    plan: "str | Path | Plan | None" = None,
+    accept: Sequence[str] = (),
+    kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> LoadReport:
+    """Load a checkpoint into a live module: `module.load_state_dict(torch.load(path))`, and more.
+
+    Nothing in the file is executed. A local file is mapped into memory, so that there is no second
+    copy of it. What a migration would do with proof is done before (a wrapper's prefix, ties, a
+    buffer that the constructor recreates); then the module's own `load_state_dict` is called. If
+    this raises, the module is as it was; where code of the module's own takes part, its tensors are
+    copied first for that.
+
+    Args:
+        module: a live module.
+        path: the checkpoint: a file, a folder of shards, a distributed checkpoint, or a URL.
+        at: dotted place of the state in the file ("model"); None takes the best match.
+        strict: whether missing and unexpected keys are errors. With False, questions stay open and
+            the report has the keys; a shape mismatch is an error all the same.
+        assign: put the tensors of the file in the place of the module's, instead of copying their
+            values, as `load_state_dict(assign=True)`; for modules on meta.
+        device: with `assign`, the device of the tensors; None for that of the module's own, or the
+            CPU if these are on meta. Without it, the module's, or an error.
+        dtype: with `assign`, the dtype of floating-point tensors; None for the file's. Without it,
+            the module's, or an error.
+        plan: a plan, or the path of a plan file; None derives the plan.
+        accept: answers to open questions, as a LoadError names them: "drop KEY", "rename OLD=NEW",
+            "inject KEY=SOURCE", "renames" for all that are unambiguous, or the code of a rule that
+            refuses the load.
+        kwargs: constructor arguments of the module, where a buffer that is not in the file is to
+            be recreated.
+        fresh: function that builds a module like this one, if `kwargs` do not determine it.
+        limits: bounds on the memory and time that reading the file may take.
+
+    Raises:
+        LoadError: it is not loaded; the text is the short form of the report in `report`.
+        ReadError: the file cannot be read.
+        ModuleError: the module cannot be examined.
+        UsageError: an argument is invalid.
+    """
+    require_module(module)
+    from ckptool.loading.accepted_answers import parse_answers
+    from ckptool.loading.state_dict import parse_placement, require_target
+    from ckptool.migration.plan.anonymous_file import AnonymousFile
+    from ckptool.migration.write.inflate_storages import inflate_storages
+
+    answers = parse_answers(accept)
+    placement = parse_placement(device, dtype)
+    require_target(module, placement, assign=assign)
+    source_guard = guard_source(path)
+    checkpoint = open_checkpoint_or_stdin(path, limits)
+    with AnonymousFile() as anonymous_file:
+        job = _LoadJob(
+            module=module,
+            checkpoint=inflate_storages(checkpoint, anonymous_file, limits),
+            options=ModuleOptions(module, kwargs, at, loader="torch", fresh=fresh),
+            at=at,
+            strict=strict,
+            answers=answers,
+            source_guard=source_guard,
+            anonymous_file=anonymous_file,
+            limits=limits,
+        )
+        try:
+            planned = job.plan_load(plan)
+            return job.load_planned(planned, placement, assign=assign)
+        except PlanError as error:
+            raise _build_error(checkpoint, job.module_name, error) from error
+
+
+def require_module(module: object) -> None:
+    """Reject what is no live module.
+
+    Raises:
+        UsageError: it is a class, a name, or another object.
+    """
+    if isinstance(module, type):
+        raise UsageError(f"{module.__qualname__} is a class: give an instance of it")
+    if not (hasattr(module, "named_modules") and hasattr(module, "load_state_dict")):
+        raise UsageError(f"load() takes a live module, not {name_kind(module)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _LoadJob:
+    """One load: the file and the module, and what was asked for."""
+
+    module: "nn.Module"
+    checkpoint: Checkpoint
+    options: ModuleOptions
+    at: str | None
+    strict: bool
+    answers: "AcceptedAnswers"
+    source_guard: SourceGuard
+    anonymous_file: "AnonymousFile"
+    limits: Limits
+
+    @property
+    def module_name(self) -> str:
+        return type(self.module).__qualname__
+
+    def plan_load(self, plan: "str | Path | Plan | None") -> "PlannedLoad":
+        """Return what `load_state_dict` gets.
+
+        Raises:
+            PlanError: the file is not loaded.
+        """
+        from ckptool.loading.planned_load import LoadPlanner, require_loadable
+        from ckptool.migration.plan.plan_file import read_plan_file
+        from ckptool.migration.request import MigrationRequest
+
+        if self.checkpoint.damage:
+            raise PlanError(self.checkpoint.damage)
+        location, is_file = self.checkpoint.path, isinstance(plan, str | Path)
+        target = find_target(location, self.options, None)
+        assert target is not None
+        request = MigrationRequest(
+            source=location,
+            target=None,
+            at=self.at,
+            plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            plan_name=str(plan) if is_file else "",
+            choices=self.answers.choices,
+            drop_extra=True,
+            dry_run=True,
+            limits=self.limits,
+            check_plan=partial(
+                refuse_errors,
+                location,
+                self._policy,
+                {*self.answers.choices.inject, *self.answers.choices.drop},
+            ),
+        )
+        planner = LoadPlanner(
+            module=self.module,
+            spec=target.build_spec(FileArguments()),
+            checkpoint=self.checkpoint,
+            request=request,
+            strict=self.strict,
+            describe_target=partial(load_target_module, get_worker(), target, self.checkpoint),
+            anonymous_file=self.anonymous_file,
+            source_guard=self.source_guard,
+        )
+        with pause_gc():
+            planned = planner.plan_load()
+        require_loadable(planned.diff, strict=self.strict)
+        return planned
+
+    def load_planned(
+        self, planned: "PlannedLoad", placement: "Placement", *, assign: bool
+    ) -> LoadReport:
+        """Give the tensors to the module, and return the report.
+
+        Raises:
+            PlanError: `load_state_dict` raised; the module is put back.
+        """
+        from ckptool.loading.accepted_answers import format_question
+        from ckptool.loading.module_load import load_into_module
+        from ckptool.loading.planned_load import describe_state_choice
+        from ckptool.loading.state_dict import build_state_dict, place_tensors
+        from ckptool.loading.tensor_reader import TensorReader
+
+        start_step(f"loading {self.checkpoint.path.name}")
+        reader = TensorReader(self.checkpoint, planned.draft.state.at, self.source_guard)
+        try:
+            state_dict = build_state_dict(planned.draft, reader)
+            if assign:
+                place_tensors(state_dict, self.module, placement)
+            keys = load_into_module(
+                self.module, state_dict, reader.pages, strict=self.strict, assign=assign
+            )
+        finally:
+            reader.close()
+        if changed := self.source_guard.list_changed():
+            raise PlanError(f"{changed[0]} was changed while it was read: load it again")
+        differs = bool(keys.missing_keys or keys.unexpected_keys)
+        findings = run_rules([planned.diff], self.checkpoint.path)
+        return build_load_report(
+            planned,
+            self.module_name,
+            LoadedKeys(tuple(keys.missing_keys), tuple(keys.unexpected_keys)),
+            judge(findings, self._policy, differs=differs),
+            describe_state_choice(planned, self.at),
+            tuple(map(format_question, planned.questions)),
+        )
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(ignore=self.answers.ignored_codes)
+
+
+def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> LoadError:
+    """Return the error whose text is the short form of the report that it has."""
+    from ckptool.loading.accepted_answers import format_in_python, format_question
+    from ckptool.migration.plan.open_decisions import UndecidedError
+
+    questions: tuple[str, ...] = ()
+    reason = str(error).removeprefix(f"{checkpoint.path}: ").removeprefix("not migrated: ")
+    if isinstance(error, UndecidedError):
+        questions = tuple(format_question(decision.question) for decision in error.decisions)
+        reason = ""
+    report = build_refusal_report(checkpoint, module_name, format_in_python(reason), questions)
+    return LoadError(format_short(report), report)

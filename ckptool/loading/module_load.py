@@ -1,0 +1,146 @@
+"""Tensors -> a live module, by its own load_state_dict; undone where that raises."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from mmap import mmap
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ckptool.errors import PlanError
+from ckptool.loading.page_use import PageUse
+from ckptool.modules.tensor_info import have_same_bytes
+from ckptool.modules.user_code import format_exception_line
+from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
+from ckptool.verification.load_probe import loads_by_own_code
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    LoadedKeys = Any
+    """torch's _IncompatibleKeys: `missing_keys` and `unexpected_keys`."""
+
+
+def load_into_module(
+    module: "nn.Module",
+    state_dict: Mapping[str, Any],
+    pages: Sequence[tuple[int, mmap]],
+    *,
+    strict: bool,
+    assign: bool,
+) -> "LoadedKeys":
+    """Call `load_state_dict`; where it raises, put back all that can be put back.
+
+    With `assign`, torch makes a parameter of each name; what was tied is tied again after it.
+
+    Tensors that torch overwrites in place are copied before only if code of the module's own loads
+    them: torch's code was asked beforehand, and does not raise.
+
+    Args:
+        module: changed in place.
+        state_dict: lazy tensors of mapped files.
+        pages: these files, each with its address.
+        strict: as of `load_state_dict`.
+        assign: the same.
+
+    Raises:
+        PlanError: it raised; the message says what of the module is not as it was.
+    """
+    has_own_code = loads_by_own_code(module)
+    before = _ModuleState.record(module, with_values=has_own_code)
+    only_copies = not (has_own_code or assign)
+    try:
+        with PageUse(pages) if only_copies else nullcontext():
+            keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
+    except Exception as error:
+        remark = before.restore(module)
+        raise PlanError(f"{format_exception_line(error)}; {remark}") from error
+    except BaseException:  # an interrupt ends the program, and is not ours to replace
+        before.restore(module)
+        raise
+    if assign:
+        _tie_again(module, before)
+    return keys
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ModuleState:
+    """What a module was before a load."""
+
+    attributes: "list[tuple[nn.Module, dict[str, Any]]]"
+    """Each sub-module with a copy of its `__dict__`, in which the registries are copies too."""
+    versions: "dict[str, tuple[Tensor, int]]"
+    """Key -> tensor and torch's count of the writes into it."""
+    values: "dict[str, Tensor]"
+    """Key -> copy of the elements; empty if none were made."""
+
+    @classmethod
+    def record(cls, module: "nn.Module", *, with_values: bool) -> "_ModuleState":
+        tensors = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        return cls(
+            [(member, _copy_attributes(member)) for member in module.modules()],
+            {key: (tensor, _read_version(tensor)) for key, tensor in tensors.items()},
+            {key: tensor.detach().clone() for key, tensor in tensors.items()}
+            if with_values
+            else {},
+        )
+
+    def restore(self, module: "nn.Module") -> str:
+        """Put back what can be; return a clause on what is not as it was."""
+        for member, attributes in self.attributes:
+            vars(member).clear()
+            vars(member).update(attributes)
+        written = [
+            key
+            for key, (tensor, version) in self.versions.items()
+            if _read_version(tensor) != version
+        ]
+        with torch.no_grad():
+            for key in written:
+                if key in self.values:
+                    self.versions[key][0].copy_(self.values[key])
+        lost = [key for key in written if key not in self.values]
+        if lost:
+            names = join_limited(lost, MAX_NAMED, quote_code)
+            return f"{pluralize(len(lost), 'tensor')} had been overwritten by then: {names}"
+        if loads_by_own_code(module):
+            return (
+                "its tensors and attributes are as before; what its own code changed in place of "
+                "other objects cannot be undone"
+            )
+        return "the module is unchanged"
+
+
+def _tie_again(module: "nn.Module", before: _ModuleState) -> None:
+    """Give tied names one parameter again, where those that were assigned have equal elements."""
+    groups: dict[int, list[str]] = {}
+    for key, (tensor, _) in before.versions.items():
+        groups.setdefault(id(tensor), []).append(key)
+    for first, *others in groups.values():
+        for key in others:
+            _share_tensor(module, key, first)
+
+
+def _share_tensor(module: "nn.Module", key: str, first_key: str) -> None:
+    (owner, name), (first_owner, first_name) = (
+        (module.get_submodule(path), name)
+        for path, _, name in (key.rpartition("."), first_key.rpartition("."))
+    )
+    tensor, first = getattr(owner, name), getattr(first_owner, first_name)
+    if tensor is not first and have_same_bytes(tensor, first):
+        setattr(owner, name, first)
+
+
+def _copy_attributes(member: "nn.Module") -> dict[str, Any]:
+    registries = {"_parameters", "_buffers", "_modules"}
+    return {
+        name: value.copy() if name in registries else value for name, value in vars(member).items()
+    }
+
+
+def _read_version(tensor: "Tensor") -> int:
+    return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001

@@ -1,0 +1,134 @@
+"""Draft -> the argument of load_state_dict: lazy tensors, values that are no tensor, versions."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from msgspec import Struct
+
+from ckptool.errors import UsageError
+from ckptool.loading.tensor_reader import TensorReader
+from ckptool.migration.plan.draft import Draft, PlannedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Placement(Struct, frozen=True):
+    """Device and dtype of the tensors that `assign=True` puts into a module."""
+
+    device: torch.device | None = None
+    """None for that of the module's tensor; the CPU where that is on meta."""
+    dtype: torch.dtype | None = None
+    """Of floating-point tensors; None for the file's."""
+
+
+def parse_placement(
+    device: "str | torch.device | None", dtype: "str | torch.dtype | None"
+) -> Placement:
+    """Return the placement of a device and a dtype, or of their names.
+
+    Raises:
+        UsageError: torch knows no such device, or it is no dtype of floating-point numbers.
+    """
+    try:
+        placed = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device={device!r}: torch knows no such device") from error
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise UsageError(f"dtype={dtype!r}: expected a floating-point dtype, such as 'bfloat16'")
+    return Placement(placed, found)
+
+
+def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -> None:
+    """Refuse what copying into the module's own tensors cannot do.
+
+    Raises:
+        UsageError: they are on meta, or on another device or of another dtype than asked.
+    """
+    if assign:
+        return
+    for key, tensor in _iter_targets(module):
+        wants_device = placement.device is not None and not _is_same_device(
+            placement.device, tensor.device
+        )
+        is_cast = tensor.is_floating_point() and placement.dtype not in {None, tensor.dtype}
+        if tensor.is_meta:
+            raise UsageError(f"`{key}` of the module is on meta and takes no values: assign=True")
+        if wants_device or is_cast:
+            own = tensor.device if wants_device else tensor.dtype
+            raise UsageError(
+                f"device= and dtype= are those of the tensors that assign=True puts into the "
+                f"module: `{key}` is {own} and would stay so; call .to() on the module, or use "
+                "assign=True"
+            )
+
+
+def build_state_dict(draft: Draft, reader: TensorReader) -> "OrderedDict[str, Any]":
+    """Return the state_dict of a draft; no elements are read, except of what is cast.
+
+    Raises:
+        ReadError: the file cannot be read.
+    """
+    state_dict: OrderedDict[str, Any] = OrderedDict(
+        (key, _make_tensor(item, reader)) for key, item in draft.items.items()
+    )
+    for key, source_key in draft.non_tensor_keys.items():
+        state_dict[key] = reader.read_value(source_key, key)
+    if draft.versions is not None:
+        state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
+            (prefix, {"version": version}) for prefix, version in draft.versions.items()
+        )
+    return state_dict
+
+
+def place_tensors(
+    state_dict: "OrderedDict[str, Any]", module: "nn.Module", placement: Placement
+) -> None:
+    """Move and cast the tensors of a state_dict in place, for the module that takes them over.
+
+    Tied tensors stay tied.
+    """
+    targets = dict(_iter_targets(module))
+    moved: dict[object, Tensor] = {}
+    for key, tensor in list(state_dict.items()):
+        if isinstance(tensor, torch.Tensor):
+            device = placement.device or _choose_device(targets.get(key))
+            dtype = placement.dtype if tensor.is_floating_point() else None
+            form = (*_identify_view(tensor), device, dtype)
+            if form not in moved:
+                moved[form] = tensor.to(device=device, dtype=dtype)
+            state_dict[key] = moved[form]
+
+
+def _make_tensor(item: PlannedTensor, reader: TensorReader) -> "Tensor":
+    tensor = reader.read_tensor(item.tensor, item.source_key)
+    for dtype in item.casts:
+        tensor = tensor.to(getattr(torch, dtype))
+    return tensor.clone() if item.own_storage and not item.casts else tensor
+
+
+def _iter_targets(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
+    """Yield the parameters and the buffers that are saved, tied ones under each name."""
+    yield from module.named_parameters(remove_duplicate=False)
+    for prefix, member in module.named_modules(remove_duplicate=False):
+        for name, buffer in member.named_buffers(recurse=False):
+            if name not in member._non_persistent_buffers_set:  # noqa: SLF001
+                yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def _is_same_device(asked: torch.device, own: torch.device) -> bool:
+    return asked.type == own.type and asked.index in {None, own.index}
+
+
+def _choose_device(target: "Tensor | None") -> torch.device:
+    return torch.device("cpu") if target is None or target.is_meta else target.device
+
+
+def _identify_view(tensor: "Tensor") -> tuple[object, ...]:
+    """Return what tensors share that are one view of one storage."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))

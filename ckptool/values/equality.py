@@ -1,0 +1,155 @@
+"""Pairs of tensors -> equal, different, or None where they cannot be compared."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from ckptool.model import DTYPE_BITS, Span, TensorInfo
+from ckptool.values import elements
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.elements import (
+    OpenFiles,
+    has_component_tensors,
+    iter_elements_from,
+    split_span,
+    unreadable_reason,
+)
+from ckptool.values.work_batches import TASK_NBYTES, find_matching_spans, group_into_batches
+
+_ComparisonTask = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
+"""(position of a pair, spans or whole tensors to compare)."""
+
+
+def are_equal(a: TensorInfo, b: TensorInfo) -> bool | None:
+    """Whether two tensors have the same dtype, shape and bits.
+
+    Returns:
+        None if the elements cannot be read without torch (see `unreadable_reason`), or if the
+        components of sparse or quantised tensors do not correspond.
+
+    Raises:
+        ReadError: a file became unreadable or changed since it was described.
+    """
+    with OpenFiles() as files:
+        return _are_equal(a, b, files)
+
+
+def equal_many(
+    pairs: Iterable[tuple[TensorInfo, TensorInfo]],
+    jobs: int = JOBS,
+    runner: BatchRunner | None = None,
+) -> list[bool | None]:
+    """Return `are_equal` of each pair, in order; large tensors are split into several tasks.
+
+    Args:
+        pairs: the tensors to compare.
+        jobs: number of threads if there is no `runner`.
+        runner: runs the tasks instead of threads.
+    """
+    pair_list = list(pairs)
+    results: list[bool | None] = [True] * len(pair_list)
+    tasks = (
+        (nbytes, item)
+        for position, pair in enumerate(pair_list)
+        for nbytes, item in _iter_comparison_tasks(position, *pair)
+        if results[position]
+    )
+    for items, batch_results in (runner or BatchRunner(jobs)).map_batches(
+        _compare_batch, group_into_batches(tasks)
+    ):
+        for (position, *_), is_equal in zip(items, batch_results, strict=True):
+            if results[position] and is_equal is not True:
+                results[position] = is_equal
+    return results
+
+
+def iter_aligned_blocks(
+    a: TensorInfo, b: TensorInfo, element_count: int, folder: Path = Path()
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield blocks of `element_count` elements of two tensors of one shape, as `iter_elements`.
+
+    Only for readable tensors (`unreadable_reason` is "") with elements of whole bytes.
+    """
+    with OpenFiles(folder) as files:
+        first_blocks, second_blocks = (
+            _iter_blocks(
+                iter_elements_from(tensor, files), element_count * DTYPE_BITS[tensor.dtype] // 8
+            )
+            for tensor in (a, b)
+        )
+        yield from zip(first_blocks, second_blocks, strict=True)
+
+
+def _are_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    if has_component_tensors(a) or has_component_tensors(b):
+        return _are_components_equal(a, b, files)
+    if spans := find_matching_spans(a, b):
+        return _are_spans_equal(*spans, files)
+    if unreadable_reason(a) or unreadable_reason(b):
+        return None
+    streams = (_iter_blocks(iter_elements_from(tensor, files), elements.CHUNK) for tensor in (a, b))
+    blocks = zip_longest(*streams)
+    return all(x == y for x, y in blocks)
+
+
+def _are_components_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
+    if a.layout != b.layout or [part.name for part in a.parts] != [part.name for part in b.parts]:
+        return None
+    component_pairs = zip(a.parts, b.parts, strict=True)
+    results = [_are_equal(first.tensor, second.tensor, files) for first, second in component_pairs]
+    return False if False in results else None if None in results else True
+
+
+def _are_spans_equal(a: Span, b: Span, files: OpenFiles) -> bool:
+    if a == b:
+        return True
+    chunk_pairs = zip(split_span(a, elements.CHUNK), split_span(b, elements.CHUNK), strict=True)
+    return all(files.equal_spans(first, second) for first, second in chunk_pairs)
+
+
+def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
+    """Regroup a stream of bytes into blocks of `nbytes`; the last may be shorter."""
+    buffer = bytearray()
+    for piece in pieces:
+        if not buffer and len(piece) == nbytes:
+            yield piece
+            continue
+        buffer += piece
+        whole_nbytes = len(buffer) - len(buffer) % nbytes
+        for start in range(0, whole_nbytes, nbytes):
+            yield bytes(buffer[start : start + nbytes])
+        del buffer[:whole_nbytes]
+    if buffer:
+        yield bytes(buffer)
+
+
+def _iter_comparison_tasks(
+    position: int, a: TensorInfo, b: TensorInfo
+) -> Iterator[tuple[int, _ComparisonTask]]:
+    """Yield (bytes read of each tensor, task) for a pair."""
+    spans = (
+        None if has_component_tensors(a) or has_component_tensors(b) else find_matching_spans(a, b)
+    )
+    if spans is None:
+        yield a.nbytes, (position, a, b)
+        return
+    for first, second in zip(
+        split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True
+    ):
+        yield first.nbytes, (position, first, second)
+
+
+def _compare_batch(folder: Path, tasks: Sequence[_ComparisonTask]) -> list[bool | None]:
+    with OpenFiles(folder) as files:
+        return [_run_comparison(task, files) for task in tasks]
+
+
+def _run_comparison(task: _ComparisonTask, files: OpenFiles) -> bool | None:
+    match task:
+        case (_, Span() as first_span, Span() as second_span):
+            return _are_spans_equal(first_span, second_span, files)
+        case (_, TensorInfo() as a, TensorInfo() as b):
+            return _are_equal(a, b, files)
+    raise AssertionError(task)

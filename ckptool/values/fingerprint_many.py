@@ -1,0 +1,94 @@
+"""TensorInfos -> fingerprints, read and hashed in threads or on a cluster."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ckptool.model import Span, TensorInfo
+from ckptool.values import fingerprint
+from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.elements import (
+    OpenFiles,
+    has_component_tensors,
+    iter_elements_from,
+    split_span,
+    unreadable_reason,
+)
+from ckptool.values.work_batches import find_digestible_span, group_into_batches
+
+_DigestTask = tuple[int, Span | TensorInfo]
+"""(position of a tensor, next span of it or the whole tensor to digest)."""
+
+
+def fingerprint_tensor(tensor: TensorInfo) -> str | None:
+    """Return the content fingerprint of a tensor; None if it cannot be read without torch.
+
+    Raises:
+        ReadError: the file became unreadable or changed since it was described.
+    """
+    with OpenFiles() as files:
+        return _fingerprint_tensor(tensor, files)
+
+
+def fingerprint_many(
+    tensors: Iterable[TensorInfo], jobs: int = JOBS, runner: BatchRunner | None = None
+) -> list[str | None]:
+    """Return `fingerprint_tensor` of each, in order; large tensors are split into several tasks."""
+    tensor_list = list(tensors)
+    fingerprints: list[str | None] = [None] * len(tensor_list)
+    pieces: dict[int, list[bytes]] = {}
+    tasks = (
+        item
+        for position, tensor_info in enumerate(tensor_list)
+        for item in _iter_digest_tasks(position, tensor_info)
+    )
+    for items, batch_digests in (runner or BatchRunner(jobs)).map_batches(
+        _digest_batch, group_into_batches(tasks)
+    ):
+        for (position, _), digest in zip(items, batch_digests, strict=True):
+            if isinstance(digest, bytes):
+                pieces.setdefault(position, []).append(digest)
+            else:
+                fingerprints[position] = digest
+    for position, digests in pieces.items():
+        tensor = tensor_list[position]
+        fingerprints[position] = fingerprint.combine_piece_digests(
+            tensor.dtype, tensor.shape, digests
+        )
+    return fingerprints
+
+
+def _fingerprint_tensor(tensor: TensorInfo, files: OpenFiles) -> str | None:
+    if unreadable_reason(tensor):
+        return None
+    return fingerprint.fingerprint_chunks(tensor.dtype, tensor.shape, _iter_content(tensor, files))
+
+
+def _iter_content(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
+    """Yield the elements' bytes; each component is preceded by its name, dtype and shape."""
+    if not has_component_tensors(tensor):
+        yield from iter_elements_from(tensor, files)
+        return
+    for part in tensor.parts:
+        yield f"{part.name} {part.tensor.dtype}{list(part.tensor.shape)}".encode()
+        yield from _iter_content(part.tensor, files)
+
+
+def _iter_digest_tasks(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _DigestTask]]:
+    """Yield (bytes read, task) for a tensor."""
+    contiguous = find_digestible_span(tensor)
+    if contiguous is None or tensor.nbytes <= fingerprint.PIECE:
+        yield tensor.nbytes, (position, tensor)
+        return
+    for span in split_span(contiguous, fingerprint.PIECE):
+        yield span.nbytes, (position, span)
+
+
+def _digest_batch(folder: Path, tasks: Sequence[_DigestTask]) -> list[bytes | str | None]:
+    """Return the digest (bytes) of each span and the fingerprint (str, None) of each tensor."""
+    with OpenFiles(folder) as files:
+        return [
+            next(fingerprint.iter_piece_digests(files.iter_chunks(target)))
+            if isinstance(target, Span)
+            else _fingerprint_tensor(target, files)
+            for _, target in tasks
+        ]
