@@ -149,3 +149,14 @@ def test_nothing_is_guessed_among_equal_tensors(tmp_path):
     report = ckptool.diff(tmp_path / "old.pth", tmp_path / "new.pth")
     assert report.renamed_keys == {}
     assert "CK211" not in {f.code for f in report.findings}
+
+
+def test_a_file_in_half_precision_loads_exactly_and_is_said_to(tmp_path):
+    """DeepSeek's routing bias rounded by the one who saved: the file alone does not show it."""
+    state = {key: value.bfloat16() for key, value in build_net().state_dict().items()}
+    torch.save(state, tmp_path / "bf16.pth")
+    report = ckptool.diff(tmp_path / "bf16.pth", module=build_net())
+    assert report.verdict == "loads strictly"
+    loaded = build_net()
+    loaded.load_state_dict(torch.load(tmp_path / "bf16.pth"))
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in loaded.state_dict().items())

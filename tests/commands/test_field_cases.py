@@ -392,3 +392,56 @@ def test_the_code_of_a_wrappers_fix_makes_the_state_load(prefix, tmp_path):
     build().load_state_dict(names["state_dict"])
     ckptool.migrate(tmp_path / "wrapped.pth", tmp_path / "new.pth", module=build())
     assert load_with_torch(tmp_path / "new.pth", build()) is None
+
+
+class AnchorHead(nn.Module):
+    """Keeps grids in lists, as YOLO's head does: made in forward(), and never saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid, self.stride = [torch.empty(0)], torch.zeros(1)
+        self.register_buffer("anchors", torch.tensor([[10.0, 13.0], [16.0, 30.0]]))
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.grid[0].shape[-2:] != x.shape[-2:]:
+            self.grid[0] = torch.ones_like(x[0])
+        return (x + self.grid[0]) * self.stride
+
+
+class Detector(nn.Module):
+    def __init__(self, moves_lists=True):
+        super().__init__()
+        self.head, self.moves_lists = AnchorHead(), moves_lists
+        self.head.stride = torch.tensor([8.0])
+        self.head.anchors /= 8
+
+    def forward(self, x):
+        return self.head(x)
+
+    def _apply(self, fn):
+        super()._apply(fn)
+        if self.moves_lists:
+            self.head.stride = fn(self.head.stride)
+            self.head.grid = [fn(grid) for grid in self.head.grid]
+        return self
+
+
+@pytest.mark.parametrize("moves_lists", [True, False])
+def test_a_detector_whose_grids_are_made_in_forward(moves_lists, tmp_path):
+    trained = Detector(moves_lists).eval()
+    trained(torch.ones(1, 3, 4, 4))
+    torch.save(trained.state_dict(), tmp_path / "yolo.pth")
+    report = assert_judged_as_torch_does(tmp_path / "yolo.pth", lambda: Detector(moves_lists))
+    assert not report.missing_keys + report.unexpected_keys
+    unsaved = {f.key for f in report.findings if f.code in {"CK101", "CK102", "CK103", "CK104"}}
+    assert "head.stride" in unsaved or "head.stride" in {t.key for t in report.unsaved}
+    # What Module.to() leaves behind without the override is said of the same attribute.
+    audited = ckptool.audit(lambda: Detector(moves_lists))
+    stays = {f.key for f in audited.findings if f.code == "CK110"}
+    assert ("head.stride" in stays) == (not moves_lists)
+    torch.save({"model": trained, "ema": None}, tmp_path / "whole.pt")
+    whole = ckptool.diff(tmp_path / "whole.pt", module=Detector(moves_lists))
+    assert whole.verdict == report.verdict
+    assert whole.at == "model"

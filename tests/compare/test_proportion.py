@@ -2,6 +2,8 @@
 
 from itertools import product
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import builders
 import pytest
@@ -10,12 +12,16 @@ from files import save
 from proportion import assert_in_proportion, count_work
 from torch import nn
 
+from ckptool import migrate
 from ckptool.compare import structural_diff
 from ckptool.compare.fused_projections import find_fused_projections
 from ckptool.compare.module_diff import build_module_diff
 from ckptool.compare.states import find_best_state
 from ckptool.compare.structural_diff import compare_structure
+from ckptool.folding import fold_by_pattern, fold_by_subtree
 from ckptool.formats import open_checkpoint
+from ckptool.migration.plan import suggest
+from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.model import TensorInfo
 from ckptool.modules import describe_module
 from ckptool.rules.optimizer import find_slot_shape_mismatches
@@ -121,3 +127,50 @@ def test_averages_find_their_raw_statistics_by_look_up(tmp_path: Path) -> None:
         return [count_work(lambda: list(find_stale_ema_buffers(statistics))).calls]
 
     assert make(200)[0] < 2.5 * make(100)[0]
+
+
+def list_random_keys(seed: int, count: int) -> list[str]:
+    """Return keys of four random segments each, of which hardly two are alike."""
+    random = Random(seed)
+    return [
+        ".".join(random.choice("abcdefgh") * 3 + str(i) for _ in range(4)) for i in range(count)
+    ]
+
+
+def test_two_files_of_unlike_keys_are_compared_in_proportion(tmp_path: Path) -> None:
+    def compare(n: int) -> None:
+        files = [
+            open_checkpoint(
+                save(tmp_path / f"{n}-{seed}.pth", dict.fromkeys(list_random_keys(seed, n), ONE))
+            )
+            for seed in (1, 2)
+        ]
+        compare_structure(*files, None)
+
+    assert_in_proportion(compare, 200)
+
+
+def test_keys_without_a_common_tree_are_folded_no_deeper_than_they_are() -> None:
+    def fold(depth: int) -> int:
+        groups = fold_by_pattern((f"k{'x' * i}{'.y' * depth}", "", i) for i in range(300))
+        return count_work(lambda: fold_by_subtree(groups, 6)).calls
+
+    assert fold(1) < fold(8) / 2
+
+
+def test_a_plan_compares_all_keys_once_for_each_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A plan asks for the comparison in ten places; it changes only with the draft."""
+    compared: list[object] = []
+
+    def count_and_compare(*args: Any) -> Any:
+        compared.append(args)
+        return compare_keys(*args)
+
+    compare_keys = suggest.compare_keys
+    monkeypatch.setattr(suggest, "compare_keys", count_and_compare)
+    path = save(tmp_path / "a.pth", dict.fromkeys(list_random_keys(1, 50), ONE))
+    with pytest.raises(UndecidedError):
+        migrate(path, tmp_path / "b.pth", module=nn.Linear(2, 3))
+    assert len(compared) == 1
