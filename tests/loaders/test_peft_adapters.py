@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
-from ckptool.loaders import load_with_framework
+from ckptool.loaders.describe import load_with_framework
 
 pytest.importorskip("peft", reason="the extra `frameworks` is not installed")
 
