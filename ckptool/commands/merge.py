@@ -45,6 +45,8 @@ def merge(
 
 
 def _read_shard(path: Path) -> DiffShard:
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder: give the files that `diff --shard` wrote")
     try:
         text = read_small_file(path)
     except OSError as error:

@@ -30,6 +30,7 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.request import MigrationResult
+from ckptool.phrases import join_limited
 from ckptool.policy import Policy, judge
 from ckptool.reports.migrate import (
     MigrateManyReport,
@@ -316,7 +317,9 @@ def migrate_many(
     """
     for name in ("save_plan", "emit_hook", "merge_adapter"):
         option = f"--{name.replace('_', '-')}"
-        reject_unused_options({option: options.get(name) is not None}, "is for one source")
+        if options.get(name) is not None:
+            places = join_limited([str(s.location) for s in list_sources(sources)], 4)
+            raise UsageError(f"{option} is for one source: give one of {places}")
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)
     batch = run_batch(
         list_sources(sources),

@@ -46,7 +46,7 @@ def build_pipeline(folder: Location) -> Pipeline:
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         with run_offline():
-            cls = _find_class(folder, name, value)
+            cls = find_class(folder, name, value)
             framework = _find_framework(cls)
         if framework is None:
             others.append(name)
@@ -121,7 +121,7 @@ def _describe_components(
         yield f"without weights, and not looked at: {join_limited(others, 8)}"
 
 
-def _find_class(folder: Location, name: str, value: list[Any]) -> Any:
+def find_class(folder: Location, name: str, value: list[Any]) -> Any:
     """Return the class of a component.
 
     Raises:

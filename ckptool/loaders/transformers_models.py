@@ -9,8 +9,10 @@ from msgspec.structs import replace
 
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
+from ckptool.formats.files.source import path_exists
 from ckptool.loaders.build_limits import build_within_limits
 from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.own_classes import load_config
 from ckptool.locations import Location
@@ -37,7 +39,8 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
     """
     config_fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
-        cls = _find_class(class_name, config_fields, str(folder))
+        cls = _find_component_class(folder, class_name)
+        cls = cls or _find_class(class_name, config_fields, str(folder))
     return build_class(folder, cls)
 
 
@@ -283,6 +286,27 @@ def _find_sources(
         if key in keys:
             sources.setdefault(key, []).append(file_key)
     return sources
+
+
+def _find_component_class(folder: Location, class_name: str) -> Any:
+    """Return the class of a pipeline's model that diffusers has and transformers lacks, else None.
+
+    The pipeline's configuration, one folder above, says in which part of diffusers it is.
+    """
+    import transformers
+
+    is_elsewhere = class_name.isidentifier() and not hasattr(transformers, class_name)
+    if not is_elsewhere or not path_exists(folder.parent / PIPELINE_CONFIG):
+        return None
+    from ckptool.loaders.registry import is_installed
+
+    value = read_model_config(folder.parent, PIPELINE_CONFIG).get(folder.name)
+    if not isinstance(value, list) or value[1:] != [class_name] or not is_installed("diffusers"):
+        return None
+    from ckptool.loaders.diffusers_pipelines import find_class
+
+    cls = find_class(folder.parent, folder.name, value)
+    return cls if issubclass(cls, transformers.PreTrainedModel) else None
 
 
 def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) -> Any:

@@ -161,3 +161,49 @@ def test_the_index_is_taken_before_the_whole_file(saved, tmp_path, run_command):
     _, info = diffusers.UNet2DModel.from_pretrained(folder, output_loading_info=True)
     assert info["missing_keys"] == ["conv_in.weight"]
     assert run_command("diff", str(folder), "--no-config").code == 1
+
+
+@pytest.mark.parametrize("command", ["migrate", "convert"])
+def test_a_pipeline_is_written_model_by_model(command, folder, tmp_path, run_command):
+    target = tmp_path / "out"
+    result = run_command(command, str(folder), "-o", str(target), "--no-config")
+    assert result.code == 0, result.err
+    assert {file.stem for file in target.iterdir()} == {*CLASSES}
+    for name, cls in CLASSES.items():
+        written = target / f"{name}.safetensors"
+        (folder / name / WEIGHTS[name]).write_bytes(written.read_bytes())
+        _, info = cls.from_pretrained(folder / name, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+
+
+def test_a_model_of_a_pipeline_that_does_not_load_is_named(folder, tmp_path, run_command):
+    file = folder / "unet" / WEIGHTS["unet"]
+    state = load_file(file)
+    drop_one(state)
+    save_file(state, file, metadata={"format": "pt"})
+    target = tmp_path / "out"
+    result = run_command("migrate", str(folder), "-o", str(target), "--no-config")
+    assert result.code != 0
+    assert "unet" in result.out + result.err
+    assert not (target / "unet.safetensors").exists()
+
+
+def test_commands_for_one_model_ask_for_one_of_them(folder, tmp_path, run_command):
+    words = ("--merge-adapter", str(folder), "-o", str(tmp_path / "x"), "--no-config")
+    result = run_command("migrate", str(folder), *words)
+    assert result.code == 2
+    assert f"--merge-adapter is for one source: give one of {folder}" in result.err
+    result = run_command("merge", str(folder))
+    assert result.code == 2
+    assert "is a folder: give the files that `diff --shard` wrote" in result.err
+
+
+def test_a_pipeline_is_recorded_as_one(folder, tmp_path, run_command):
+    lock = str(tmp_path / "pipeline.lock.json")
+    assert run_command("lock", str(folder), "-o", lock, "--no-config").code == 0
+    places = json.loads((tmp_path / "pipeline.lock.json").read_text())
+    assert "unet.conv_in.weight" in json.dumps(places)
+    result = run_command("verify", str(folder), "--no-config")
+    assert "load" in result.out
+    assert "models of the pipeline: safety_checker, text_encoder, unet, vae" in result.out
