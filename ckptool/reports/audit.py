@@ -30,7 +30,7 @@ class AuditReport(Report, frozen=True, kw_only=True):
     since: str = ""
     """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
     is_object: bool = False
-    """Whether it is no module, but a watched optimizer, scheduler, ...: its findings say all."""
+    """Whether it is not a module but a watched optimizer, scheduler, ...: its findings say all."""
 
     @property
     def has_details(self) -> bool:

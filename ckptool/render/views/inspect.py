@@ -191,7 +191,7 @@ def _build_quantized_table(state: StateReport, options: RenderOptions) -> TableB
         )
         for group in state.quantized
     ]
-    columns = ("weight", COUNT, *_SCHEME_COLUMNS)
+    columns: tuple[Column | str, ...] = ("weight", COUNT, *_SCHEME_COLUMNS)
     return build_table(f"Quantised{_format_at(state.at)}: {count}", columns, rows, options)
 
 
@@ -199,7 +199,7 @@ def _format_scaling(group: QuantizedWeightsReport) -> str:
     return (group.scaling or "not known") if group.is_complete else "incomplete"
 
 
-_SCHEME_COLUMNS: Final = tuple(
+_SCHEME_COLUMNS: Final[tuple[Column, ...]] = tuple(
     Column(header, ColumnKind.WORDS) for header in ("scheme", "bits", "scales")
 )
 _TENSOR_COLUMNS: Final = (COUNT, DTYPE, SHAPE, SIZE, DEVICE, KIND)
