@@ -77,14 +77,14 @@ def find_modules(folder: Path) -> tuple[tuple[FoundModule, ...], tuple[str, ...]
     known_names = _find_module_names(nodes)
     classes = [_describe_class(nodes, name) for name in nodes if name in known_names]
     makers = [
-        found
+        module
         for name, tree in trees.items()
         for statement in tree.body
-        for found in _find_makers(name, tree, statement, known_names)
+        for module in _find_makers(name, tree, statement, known_names)
     ]
     ordered = [
-        *sorted(classes, key=lambda found: (found.file, found.name)),
-        *sorted(makers, key=lambda found: (not found.parameters, found.file, found.name)),
+        *sorted(classes, key=lambda module: (module.file, module.name)),
+        *sorted(makers, key=lambda module: (not module.parameters, module.file, module.name)),
     ]
     return tuple(ordered), tuple(unread)
 

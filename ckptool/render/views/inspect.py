@@ -1,6 +1,6 @@
 """InspectReport -> blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from ckptool.folding import FoldedItems
@@ -191,7 +191,7 @@ def _build_quantized_table(state: StateReport, options: RenderOptions) -> TableB
         )
         for group in state.quantized
     ]
-    columns: Sequence[Column | str] = ("weight", COUNT, *_SCHEME_COLUMNS)
+    columns: tuple[Column | str, ...] = ("weight", COUNT, *_SCHEME_COLUMNS)
     return build_table(f"Quantised{_format_at(state.at)}: {count}", columns, rows, options)
 
 
