@@ -16,7 +16,8 @@ _GROUPS: Final = {
         " no_links no_provenance"
     ),
     "Where it runs": (
-        "device import_paths in_process timeout jobs dask shard deep limit_pairs no_config"
+        "resume_check resume_args device import_paths in_process"
+        " timeout jobs dask shard deep limit_pairs no_config"
     ),
     "How it is judged": (
         "check values rtol atol tolerance tolerance_texts device_tolerances policy_file baseline"

@@ -20,8 +20,8 @@ from ckptool.cli.options import (
 )
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.output_targets import find_format
+from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.cli.progress import report_interrupt
 from ckptool.commands.sources.batch import is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
@@ -59,7 +59,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
               help="Also take attributes from this pickled module.")  # fmt: skip
 @click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
-@click.option("--drop-extra", is_flag=True, help="Write the state_dict alone.")
+@click.option("--drop-extra", is_flag=True, help="Write only the state_dict.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Apply this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
               help="Write the plan to this file, for editing.")  # fmt: skip

@@ -29,6 +29,7 @@ from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.request import MigrationResult
 from ckptool.policy import Policy, judge
 from ckptool.reports.migrate import (
     MigrateManyReport,
@@ -144,12 +145,12 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    from ckptool.commands.merge_adapter import MergeRequest
-    from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
+    from ckptool.commands.sources.merge_adapter import MergeRequest
+    from ckptool.commands.sources.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.request import MigrationRequest
-    from ckptool.migration.run import run_migration
+    from ckptool.migration.run import open_migration
 
     is_same_file = (
         target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
@@ -189,52 +190,55 @@ def migrate(  # noqa: PLR0913
         )
     worker = get_worker()
     load_module = partial(load_target_module, worker, module_target) if module_target else None
-    result = run_migration(
-        MigrationRequest(
-            source=location,
-            target=None if target is None else require_local_path(target),
-            module=load_module,
-            at=module_target.at if module_target else at,
-            into=into or "",
-            to=to,
-            plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
-            plan_name=str(plan) if isinstance(plan, str | Path) else "",
-            reverse=reverse,
-            choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
-            can_confirm_renames=old_module is not None and tolerance is None,
-            donor=None if from_ is None else parse_location(from_),
-            drop_extra=drop_extra,
-            force=force,
-            dry_run=dry_run,
-            check_trace=check_hook if emit_hook is not None else None,
-            save_plan=None if save_plan is None else require_local_path(save_plan),
-            max_shard_size=max_shard_size,
-            hard_links=links,
-            record_provenance=provenance,
-            limits=limits,
-            progress=progress,
-            check_plan=partial(
-                refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
-            ),
-            forward_check=_make_forward_check(
-                location,
-                module_target,
-                inputs,
-                device,
-                _OldModuleOptions(old_module, from_, tolerance),
-                limits,
-                worker,
-            ),
-        )
+    request = MigrationRequest(
+        source=location,
+        target=None if target is None else require_local_path(target),
+        module=load_module,
+        at=module_target.at if module_target else at,
+        into=into or "",
+        to=to,
+        plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+        plan_name=str(plan) if isinstance(plan, str | Path) else "",
+        reverse=reverse,
+        choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
+        can_confirm_renames=old_module is not None and tolerance is None,
+        donor=None if from_ is None else parse_location(from_),
+        drop_extra=drop_extra,
+        force=force,
+        dry_run=dry_run,
+        check_trace=check_hook if emit_hook is not None else None,
+        save_plan=None if save_plan is None else require_local_path(save_plan),
+        max_shard_size=max_shard_size,
+        hard_links=links,
+        record_provenance=provenance,
+        limits=limits,
+        progress=progress,
+        check_plan=partial(refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}),
+        forward_check=_make_forward_check(
+            location,
+            module_target,
+            inputs,
+            device,
+            _OldModuleOptions(old_module, from_, tolerance),
+            limits,
+            worker,
+        ),
     )
+    with open_migration(request) as result:
+        notes = result.notes
+        if emit_hook is not None:
+            notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
+        return _build_report(
+            replace_field(result, notes=notes), policy or Policy(), location, pictures=pictures
+        )
+
+
+def _build_report(
+    result: MigrationResult, policy: Policy, location: Location, *, pictures: bool
+) -> MigrateReport:
     module_diffs = [] if result.diff is None else [result.diff]
     differs = any(not module_diff.is_strict for module_diff in module_diffs)
-    verdict = judge(
-        run_rules(module_diffs, result.target or location), policy or Policy(), differs=differs
-    )
-    if emit_hook is not None:
-        notes = _write_hook(require_local_path(emit_hook), result, load_module, force=force)
-        result = replace_field(result, notes=(*result.notes, *notes))
+    verdict = judge(run_rules(module_diffs, result.target or location), policy, differs=differs)
     migrate_report = build_migrate_report(result, verdict)
     if not pictures:
         return migrate_report
@@ -343,7 +347,8 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        for finding in _find_errors(source, policy, outcome.source_diff):
+        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
                 key = covered_keys[0]
@@ -351,8 +356,10 @@ def refuse_errors(
                 raise PlanError(_format_refusal(source, finding, way_out))
     else:
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
+    if not outcome.result_diff.is_strict:
+        return
     for finding in _find_errors(source, policy, outcome.result_diff):
-        if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
+        if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 

@@ -129,6 +129,8 @@ class MigrationResult:
     """What the steps of the plan found, if that was asked for."""
     stripped_places: tuple[str, ...] = ()
     """Places of the source that were stripped, as asked."""
+    refused_globals: tuple[str, ...] = ()
+    """Globals that the result keeps and `torch.load` refuses by default (weights_only=True)."""
 
     @property
     def is_converted(self) -> bool:

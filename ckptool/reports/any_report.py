@@ -23,6 +23,7 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
 from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
@@ -37,6 +38,7 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
+from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
 AnyReport = (
@@ -57,11 +59,14 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | RunReport
+    | ExplainReport
     | FixReport
 )
 
 __all__ = [
     "SCHEMA",
+    "AdviceReport",
     "AnyReport",
     "AuditReport",
     "ChangeReport",
@@ -79,6 +84,8 @@ __all__ = [
     "DigestReport",
     "DrawingReport",
     "EntryReport",
+    "ExplainReport",
+    "ExplanationReport",
     "FactReport",
     "FindingReport",
     "FixReport",
@@ -102,7 +109,11 @@ __all__ = [
     "ProofReport",
     "RefusedEditReport",
     "Report",
+    "ResumeReport",
     "RuleReport",
+    "RunLoadReport",
+    "RunReport",
+    "RunSaveReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",

@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.sources.file_arguments import parse_configured_kwargs
 from ckptool.commands.target import ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.migration.codemod.source_overlay import move_into_overlay
@@ -32,7 +33,8 @@ class ProjectScope(Struct, frozen=True):
         """Return the checkpoints of the configuration that this module loads, in order."""
         paths: dict[Path, None] = {}
         for entry in self.config.settings.models:
-            if (entry.module, dict(entry.kwargs)) == (target.module, dict(target.kwargs)):
+            kwargs = parse_configured_kwargs(entry.kwargs)
+            if (entry.module, kwargs) == (target.module, target.kwargs):
                 paths |= dict.fromkeys(self._iter_matches(entry))
         return tuple(paths)
 

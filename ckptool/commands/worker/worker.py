@@ -4,13 +4,14 @@ import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from ckptool.commands.target import ModuleTarget
-from ckptool.commands.worker.requests import ModuleRequest
-from ckptool.commands.worker.session import ModuleSession
 from ckptool.locations import Location
 from ckptool.values.progress import start_step
+
+if TYPE_CHECKING:
+    from ckptool.commands.target import ModuleTarget
+    from ckptool.commands.worker.requests import ModuleRequest
 
 A = TypeVar("A")
 
@@ -28,7 +29,7 @@ class ModuleWorker(Protocol):
     def start(self) -> None:
         """Prepare for requests, where that takes time; without it the first request does."""
 
-    def ask(self, request: ModuleRequest[A]) -> A:
+    def ask(self, request: "ModuleRequest[A]") -> A:
         """Return the answer to `request`.
 
         Raises:
@@ -49,12 +50,14 @@ class InProcessWorker:
     """Runs user code in this process: the library's way, and that of `--in-process`."""
 
     def __init__(self) -> None:
+        from ckptool.commands.worker.session import ModuleSession
+
         self._session = ModuleSession()
 
     def start(self) -> None:
         """Do nothing: torch is imported when it is needed."""
 
-    def ask(self, request: ModuleRequest[A]) -> A:
+    def ask(self, request: "ModuleRequest[A]") -> A:
         """Return the answer to `request`."""
         start_step(request.activity)
         return request.answer(self._session)
@@ -86,7 +89,7 @@ def close_worker() -> None:
         worker.close()
 
 
-def start_early(worker: ModuleWorker, target: ModuleTarget | None, path: Location) -> None:
+def start_early(worker: ModuleWorker, target: "ModuleTarget | None", path: Location) -> None:
     """Start the worker while the checkpoint at `path` is read, if there is a module to ask.
 
     What is read from standard input lies in a file without a name: a child process gets that when

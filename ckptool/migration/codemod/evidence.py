@@ -40,9 +40,7 @@ def find_statement(  # noqa: PLR0911 - a reason each
     if fault.shared_with:
         return f"it shares its memory with `{fault.shared_with}`, and a move would part them"
     if fault.form is ContainerForm.OTHER:
-        return (
-            "it is a nested container, an object, or a container of arrays: no plain list or dict"
-        )
+        return "it is a nested container, an object, or a container of arrays: not a list or dict"
     if project.find_tree(path) is None:
         return "its file is not Python that can be parsed"
     bindings = [*project.iter_bindings(fault.attribute)]

@@ -134,7 +134,7 @@ RenameMode = Literal["exact", "prefix", "glob", "regex"]
 class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
     """Rename keys, all at once: `key` to `to`, or each old key of `keys` to its new one.
 
-    Layers may so trade places (2 to 3 and 1 to 2 in one step). Refused (CK221), judged by what is
+    So layers can swap places (2 to 3 and 1 to 2 in one step). Refused (CK221), judged by what is
     there after the whole step: a key that another tensor has, a key that the module does not have
     or has with another shape, and leaving a key without a tensor that the module would load.
     """
