@@ -132,9 +132,7 @@ class _FixRun(Struct, frozen=True):
             notes, new_files = hooks.notes, hooks.files
             if hooks.files:
                 plan = plan_edits(faults, project, self.scope.folder, options, hooks.registrations)
-                targets = [
-                    replace(t, checkpoints=(*t.checkpoints, t.saved_before)) for t in targets
-                ]
+                targets = [_add_saved_file(target) for target in targets]
                 proofs = self._prove(targets, plan, new_files)
         block = _find_block(proofs, allow_unproved=allow_unproved)
         is_written = write and bool(plan.edits) and not block
@@ -246,6 +244,12 @@ def _select_fixed(examined: Sequence[_ExaminedTarget], plan: EditPlan) -> list[F
     return [
         replace(e.fix_target, faults=tuple(filter(is_fixed, e.fix_target.faults))) for e in examined
     ]
+
+
+def _add_saved_file(target: FixTarget) -> FixTarget:
+    """Return the module with its own state_dict as an old checkpoint, if it saves any tensor."""
+    paths = (target.saved_before,) if target.run.state else ()
+    return replace(target, checkpoints=(*target.checkpoints, *paths))
 
 
 def _has_failed(proofs: Sequence[TargetProofs], of: str = "") -> bool:

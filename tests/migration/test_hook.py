@@ -182,6 +182,7 @@ def test_every_operation_has_a_plan():
     assert {type(step) for step in steps} == {*Op.__args__}
 
 
+@pytest.mark.process
 def test_files_are_laid_out_as_ruff_does(tmp_path):
     for number, (name, steps) in enumerate(PLANS):
         folder = tmp_path / str(number)

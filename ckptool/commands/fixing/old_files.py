@@ -172,6 +172,8 @@ def _build_test(target: FixTarget, hook_path: Path) -> dict[Path, bytes]:
         target.label,
         target.facts.module_info.arguments,
     )
+    if not target.run.state:  # a state_dict without tensors is no checkpoint
+        return {}
     states = open_checkpoint(target.saved_before).states
     numel = sum(tensor.numel for state in states for tensor in state.tensors.values())
     if not check.can_build or numel > MAX_EXAMPLE_NUMEL or not states:

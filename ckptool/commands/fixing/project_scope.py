@@ -46,9 +46,11 @@ class ProjectScope(Struct, frozen=True):
     def _move_name(self, target: ModuleTarget, overlay: Path) -> str:
         """Return the import target; the file of "/project/net.py:Net" is that of the copy."""
         name = str(target.module)
-        file, colon, rest = name.partition(":")
+        file, colon, expression = name.partition(":")
         is_file = file.endswith(".py") and Path(file).is_absolute()
-        return f"{move_into_overlay(file, self.root, overlay)}{colon}{rest}" if is_file else name
+        return (
+            f"{move_into_overlay(file, self.root, overlay)}{colon}{expression}" if is_file else name
+        )
 
 
 def find_project(config: ProjectConfig) -> ProjectScope:

@@ -75,6 +75,8 @@ class _ClassEditor(cst.CSTTransformer):
             and isinstance(first.body[0].value, cst.SimpleString)
         )
         version = cst.parse_statement(f"_version = {self._registration.version}")
+        if has_docstring:
+            version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))

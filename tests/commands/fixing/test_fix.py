@@ -241,3 +241,10 @@ def test_a_configured_checkpoint_has_to_load(project, tmp_path):
     assert report.is_written, report.verdict
     sys.modules.pop("net")
     importlib.import_module("net").Net().load_state_dict(torch.load(tmp_path / "old.pth"))
+
+
+def test_a_module_that_saves_nothing_is_fixed(project):
+    source = make_class(MASK, "return x * self.mask")
+    source = source.replace("        self.linear = nn.Linear(4, 4)\n", "")
+    project(source)
+    assert run_fix(write=True, keep_old_files=True).is_written
