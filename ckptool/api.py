@@ -8,15 +8,19 @@ if TYPE_CHECKING:
     from ckptool.commands.convert import convert
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
+    from ckptool.commands.explain import explain
+    from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
+    from ckptool.commands.install import install, uninstall
     from ckptool.commands.load import load
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
+    from ckptool.commands.run import run
     from ckptool.commands.tensors import tensors
     from ckptool.commands.verify import verify
     from ckptool.commands.watch import watch
@@ -27,9 +31,12 @@ __all__ = [
     "diff",
     "digest",
     "effective_policy",
+    "explain",
+    "fix",
     "gate",
     "init",
     "inspect",
+    "install",
     "load",
     "lock",
     "lock_all",
@@ -37,9 +44,11 @@ __all__ = [
     "migrate",
     "migrate_many",
     "rule",
+    "run",
     "tensors",
     "text",
     "textconv",
+    "uninstall",
     "verify",
     "watch",
 ]
@@ -50,9 +59,12 @@ _HOMES = {
     "diff": "ckptool.commands.diff",
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
+    "explain": "ckptool.commands.explain",
+    "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
+    "install": "ckptool.commands.install",
     "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
@@ -60,9 +72,11 @@ _HOMES = {
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
+    "run": "ckptool.commands.run",
     "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
+    "uninstall": "ckptool.commands.install",
     "verify": "ckptool.commands.verify",
     "watch": "ckptool.commands.watch",
 }

@@ -88,6 +88,8 @@ class Container(StrEnum):
     SHARDED_SAFETENSORS = "sharded-safetensors"
     SHARDED_TORCH = "sharded-torch"
     DCP = "dcp"
+    LIVE = "live"
+    """No file: a module or a state_dict in this process's memory."""
 
 
 class Kind(StrEnum):
@@ -537,6 +539,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     """Path of the only sub-module that is described, "" for the whole module."""
     loader: str = "torch"
     """Name in ckptool.loaders of the framework that loads it; "torch" is `load_state_dict`."""
+    state_place: str = ""
+    """Place in a file that its framework loads, "" if it does not choose: Lightning does."""
     uninitialized_buffers: Mapping[str, str] = {}
     """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     arguments: Mapping[str, str] = {}

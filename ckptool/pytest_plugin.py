@@ -1,7 +1,10 @@
 """pytest fixtures for projects that save modules; torch is imported when one is called."""
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +16,74 @@ if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
     from ckptool.reports.audit import AuditReport
     from ckptool.reports.diff import DiffModuleReport
+    from ckptool.reports.run import RunReport
 
 _COLUMNS = 100
+_FOLDER_VARIABLE = "CKPTOOL_PYTEST_TRACE"
+"""Environment variable that tells xdist's workers where records go."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ckptool", "loads and saves of PyTorch modules")
+    group.addoption(
+        "--ckptool",
+        action="store_true",
+        help="Judge every load and save of the session, and report what was lost.",
+    )
+    group.addoption(
+        "--ckptool-fail",
+        choices=("error", "warning", "note"),
+        help="With --ckptool: fail the session if a finding has at least this level.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--ckptool") or config.getoption("--ckptool-fail"):
+        config.pluginmanager.register(_SessionTrace(config), "ckptool-session-trace")
+
+
+class _SessionTrace:
+    """Traces a session with its xdist workers, and prints the report."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._fail_on: str | None = config.getoption("--ckptool-fail")
+        self._is_worker = hasattr(config, "workerinput")
+        self._report: RunReport | None = None
+        self._stack = ExitStack()
+        from ckptool.tracing.process_trace import trace_process
+        from ckptool.tracing.record_files import RecordWriter
+
+        if not self._is_worker:
+            os.environ[_FOLDER_VARIABLE] = self._stack.enter_context(
+                TemporaryDirectory(prefix="ckptool-pytest-")
+            )
+        self._folder = os.environ[_FOLDER_VARIABLE]
+        self._stack.enter_context(trace_process(RecordWriter(self._folder)))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._is_worker:
+            return
+        from ckptool.commands.run import judge_records
+        from ckptool.tracing.record_files import read_records
+
+        records = tuple(read_records(Path(self._folder)))
+        policy = _build_policy((), self._fail_on or "error")
+        self._report = judge_records(records, policy, fails_on_findings=self._fail_on is not None)
+        if self._report.exit_code and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._report is None:
+            return
+        from ckptool.render import RenderOptions, render
+
+        terminalreporter.section("ckptool: loads and saves")
+        text = render("table", self._report, RenderOptions(width=_COLUMNS))
+        terminalreporter.write_line(text)
+
+    def pytest_unconfigure(self) -> None:
+        self._stack.close()
 
 
 class AssertSaveable:

@@ -22,12 +22,13 @@ SIZES = dict(d_in=3, d_out=2, context_length=6)
 def tests(tmp_path):
     """Run a file of tests with the plugin; return the exit code and what was printed."""
 
-    def run(text: str, head: str = HEAD) -> tuple[int, str]:
+    def run(text: str, head: str = HEAD, *options: str) -> tuple[int, str]:
         (tmp_path / "test_it.py").write_text(head + text)
         # The plugin by its name: whether the entry point is installed is not what is tested.
+        words = (sys.executable, "-m", "pytest", "-q", "-p", "ckptool.pytest_plugin")
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "ckptool.pytest_plugin", "test_it.py"],
+            [*words, *options, "test_it.py"],
             cwd=tmp_path,
             env={**environment, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -137,3 +138,34 @@ def test_the_entry_point_leads_to_it():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"ckptool": "ckptool.pytest_plugin"}
     assert Path(ROOT / "ckptool" / "pytest_plugin.py").is_file()
+
+
+LOADS_AND_SAVES = """
+import torch
+from torch import load, save
+
+def test_it(tmp_path):
+    model = Without(**SIZES)
+    model.mask *= 2
+    save(model.state_dict(), tmp_path / "model.pth")
+    Without(**SIZES).load_state_dict(load(tmp_path / "model.pth"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), 0),
+        (("--ckptool",), 0),
+        (("--ckptool", "--ckptool-fail", "error"), 1),
+        (("--ckptool-fail", "error", "-p", "xdist", "-n", "2"), 1),
+    ],
+)
+def test_loads_and_saves_of_a_session_are_judged(tests, options, expected):
+    code, out = tests(LOADS_AND_SAVES, HEAD, *options)
+    assert code == expected, out
+    assert "1 passed" in out
+    is_traced = bool(options)
+    assert ("ckptool: loads and saves" in out) is is_traced
+    assert ("CK330" in out) is is_traced
+    assert ("CK233" in out) is is_traced

@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
+    "explain": "Explain an error message: the probable cause, and what to run next.",
+    "fix": "Register the state that audit finds, in the source of the module.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",
@@ -28,6 +30,7 @@ COMMANDS: Final = {
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Explain a rule and how to fix its findings.",
+    "run": "Run a training command, and report what its loads and saves did.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2
@@ -148,7 +151,7 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
-    from ckptool.cli.progress import close_progress
+    from ckptool.cli.outputs.progress import close_progress
 
     close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)

@@ -8,8 +8,8 @@ from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import CHECKPOINT_PATH, limit_options, target_options
 from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.cli.progress import report_interrupt
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

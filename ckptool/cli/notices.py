@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ckptool.cli.progress import echo_error
+from ckptool.cli.outputs.progress import echo_error
 from ckptool.locations import Location
 from ckptool.phrases import pluralize
 

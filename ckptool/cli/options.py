@@ -22,8 +22,8 @@ from ckptool.cli.notices import (
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.outputs.output_targets import resolve_outputs
+from ckptool.cli.outputs.progress import show_progress
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
-from ckptool.cli.progress import show_progress
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     GIVEN_WORDS,

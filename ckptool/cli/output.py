@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ckptool.cli.outputs.output_guard import TEXT_MARK
 from ckptool.cli.outputs.output_targets import Destination
-from ckptool.cli.progress import close_progress
+from ckptool.cli.outputs.progress import close_progress
 from ckptool.cli.secrets import mask_secrets
 from ckptool.commands.worker.worker import close_worker
 from ckptool.errors import WriteError

@@ -1,7 +1,7 @@
 """nn.Module -> ModuleSnapshot: state outside the parameters and persistent buffers."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -42,15 +42,20 @@ class ModuleSnapshot(Struct, frozen=True):
     """Paths of `digests` whose module overrides get_extra_state()."""
 
 
-def take_snapshot(module: "nn.Module") -> ModuleSnapshot:
-    """Record all state of `module` except its parameters and persistent buffers."""
+def take_snapshot(
+    module: "nn.Module", unsaved_tensors: Iterable[FoundTensor] | None = None
+) -> ModuleSnapshot:
+    """Record all state of `module` except its parameters and persistent buffers.
+
+    Args:
+        module: a live module.
+        unsaved_tensors: what `list_unsaved_tensors(module)` returned; None calls it.
+    """
     internal_names = vars(_import_module_class()()).keys()
     members = list(module.named_modules())
-    unsaved_tensors = [
-        found_tensor
-        for found_tensor in walk_module(module).tensors
-        if not _is_loadable(found_tensor)
-    ]
+    unsaved_tensors = tuple(
+        list_unsaved_tensors(module) if unsaved_tensors is None else unsaved_tensors
+    )
     return ModuleSnapshot(
         python_values={
             path: value
@@ -66,6 +71,15 @@ def take_snapshot(module: "nn.Module") -> ModuleSnapshot:
             for found_tensor in unsaved_tensors
             if _has_extra_state(found_tensor.owner)
         ),
+    )
+
+
+def list_unsaved_tensors(module: "nn.Module") -> tuple[FoundTensor, ...]:
+    """Return the tensors and arrays of `module` that a state_dict does not hold."""
+    return tuple(
+        found_tensor
+        for found_tensor in walk_module(module).tensors
+        if not _is_loadable(found_tensor)
     )
 
 
@@ -99,7 +113,7 @@ def _iter_python_values(
             yield (
                 path,
                 PythonValue(
-                    _shorten_repr(plain_value),
+                    shorten_repr(plain_value),
                     isinstance(plain_value, bool),
                     plain_value is None,
                     owner,
@@ -126,7 +140,7 @@ def _read_fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def _shorten_repr(value: object) -> str:
+def shorten_repr(value: object) -> str:
     text = repr(value)
     if len(text) <= _MAX_TEXT_LENGTH:
         return text

@@ -23,6 +23,8 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
+from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -36,6 +38,7 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
+from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
 AnyReport = (
@@ -56,10 +59,14 @@ AnyReport = (
     | PolicyReport
     | DigestReport
     | InitReport
+    | RunReport
+    | ExplainReport
+    | FixReport
 )
 
 __all__ = [
     "SCHEMA",
+    "AdviceReport",
     "AnyReport",
     "AuditReport",
     "ChangeReport",
@@ -77,8 +84,11 @@ __all__ = [
     "DigestReport",
     "DrawingReport",
     "EntryReport",
+    "ExplainReport",
+    "ExplanationReport",
     "FactReport",
     "FindingReport",
+    "FixReport",
     "GateReport",
     "GatedCheckpointReport",
     "InitModelReport",
@@ -96,11 +106,18 @@ __all__ = [
     "ProjectAuditReport",
     "ProjectLockReport",
     "PromiseReport",
+    "ProofReport",
+    "RefusedEditReport",
     "Report",
+    "ResumeReport",
     "RuleReport",
+    "RunLoadReport",
+    "RunReport",
+    "RunSaveReport",
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
+    "SourceEditReport",
     "StateReport",
     "StepReport",
     "TensorDigestReport",

@@ -24,7 +24,7 @@ from ckptool.reports.common import (
     build_skipped_reports,
     build_tensor_report,
 )
-from ckptool.reports.load_safety import count_parameters, describe_safety
+from ckptool.reports.details.load_safety import count_parameters, describe_safety
 from ckptool.reports.tensor_values import TensorValuesReport
 
 

@@ -8,6 +8,9 @@
 | CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK227-CK229 | framework_loading.py | what a framework's loader does |
+| CK230-CK234, CK238 | runs/loads.py | loads seen in a run |
+| CK330-CK333 | runs/saves.py | saves seen in a run |
+| CK334, CK335 | runs/resume.py | a resumed run against an uninterrupted one |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
@@ -47,5 +50,6 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     values,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
+from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 
 __all__ = ["RULES", "Finding", "Level", "Rule", "run_rules"]

@@ -70,6 +70,8 @@ def output(command: str, folder: Path = ROOT) -> str:
     """Return what a command prints on a terminal of 100 columns, errors included."""
     plain = {
         **os.environ,
+        # A command that another one starts: `ckptool run -- python train.py`.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         "COLUMNS": "100",
         "NO_COLOR": "1",
         "PYTHON": sys.executable,

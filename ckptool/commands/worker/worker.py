@@ -1,6 +1,9 @@
 """ModuleRequest -> its answer: the protocol, and the worker that runs user code in this process."""
 
+import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ckptool.locations import Location
@@ -11,6 +14,13 @@ if TYPE_CHECKING:
     from ckptool.commands.worker.requests import ModuleRequest
 
 A = TypeVar("A")
+
+DEFAULT_TIMEOUT: Final = 3600.0
+"""Seconds that a request may take unless the user says otherwise."""
+
+
+def _show_lines(lines: Sequence[str]) -> None:
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 class ModuleWorker(Protocol):
@@ -26,6 +36,10 @@ class ModuleWorker(Protocol):
             CkptoolError: as the request says.
             ModuleError: the code ended its process, or ran longer than it may.
         """
+        ...
+
+    def create_worker(self, folder: Path, import_path: Sequence[str]) -> "ModuleWorker":
+        """Return a worker of a process that runs in `folder`, with this `sys.path`."""
         ...
 
     def close(self) -> None:
@@ -47,6 +61,12 @@ class InProcessWorker:
         """Return the answer to `request`."""
         start_step(request.activity)
         return request.answer(self._session)
+
+    def create_worker(self, folder: Path, import_path: Sequence[str]) -> ModuleWorker:
+        """Return the worker of a child process: this one has imported the module already."""
+        from ckptool.commands.worker.child_worker import ChildProcessWorker
+
+        return ChildProcessWorker(DEFAULT_TIMEOUT, _show_lines).create_worker(folder, import_path)
 
     def close(self) -> None:
         """Do nothing: nothing is left running."""

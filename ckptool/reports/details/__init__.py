@@ -1,0 +1,1 @@
+"""Parts of reports that are worked out before they are built."""

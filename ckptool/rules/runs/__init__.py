@@ -1,0 +1,1 @@
+"""Rules on what the loads and saves of a traced run did."""

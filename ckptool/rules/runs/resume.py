@@ -1,0 +1,78 @@
+"""ResumeComparison -> hits: what a resumed run has otherwise (CK334, CK335)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.phrases import join_limited, quote_code
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.tracing.resume_check import ResumeComparison
+
+_MAX_LISTED: Final = 3
+_MAX_VALUE_CHARS: Final = 24
+
+
+@check(
+    ResumeComparison,
+    Rule(
+        code="CK334",
+        name="resumed-run-differs",
+        level=Level.ERROR,
+        summary="resumed from {checkpoint}, the run saves other values to {file}: {count} of "
+        "{total} differ",
+        detail="{keys}; two runs without an interruption save the same there",
+        why=(
+            "What training needs to go on is not all in the checkpoint, or is not restored from "
+            "it: the loss curve has a step where the job was interrupted."
+        ),
+        fix="{remedy}",
+        general_advice="Save and restore what the other findings name.",
+        example=(
+            'torch.save({"model": model.state_dict()}, path)  # and neither optimizer nor schedule'
+        ),
+    ),
+)
+def find_resumed_differences(comparison: ResumeComparison) -> Iterator[RuleHit]:
+    save = comparison.save
+    if save is None or not save.saved_differences:
+        return
+    names = [name for name, _, _ in save.live_differences]
+    yield hit(
+        save.saved_differences[0],
+        checkpoint=comparison.checkpoint,
+        file=save.file,
+        count=len(save.saved_differences),
+        total=save.saved_count,
+        keys=join_limited(save.saved_differences, _MAX_LISTED, quote_code),
+        remedy=f"Save and restore {join_limited(names, _MAX_LISTED)}"
+        if names
+        else "Compare what the script saves with what it restores: optimizer, schedule, data order",
+    )
+
+
+@check(
+    ResumeComparison,
+    Rule(
+        code="CK335",
+        name="state-not-resumed",
+        level=Level.WARNING,
+        summary="{key} is not restored: {old} in the uninterrupted run, {new} in the resumed run",
+        detail="that is so when {file} is saved: the checkpoint does not have it, or the script "
+        "does not restore it",
+        why=(
+            "The value is the same in two runs without an interruption, and another one after a "
+            "resume: it is state of the training that the checkpoint does not bring back."
+        ),
+        fix="Save it in the checkpoint, and set it when the run is resumed.",
+        example=("model.steps += 1  # in each training step\ntorch.save(model.state_dict(), path)"),
+    ),
+)
+def find_state_not_resumed(comparison: ResumeComparison) -> Iterator[RuleHit]:
+    save = comparison.save
+    for name, old_value, new_value in save.live_differences if save is not None else ():
+        is_readable = len(old_value) <= _MAX_VALUE_CHARS and len(new_value) <= _MAX_VALUE_CHARS
+        yield hit(
+            name,
+            file=save.file if save is not None else "",
+            old=old_value if is_readable else "one value",
+            new=new_value if is_readable else "another value",
+        )

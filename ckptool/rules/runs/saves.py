@@ -1,0 +1,182 @@
+"""SaveSite, ObjectSummary -> hits: what the saves of a traced run left out (CK330-CK333)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.phrases import join_limited, pluralize, quote_code
+from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.runs.loads import describe_kind
+from ckptool.tracing.merge import ObjectSummary, SaveSite
+from ckptool.tracing.records import SavedModule, UnsavedValue
+
+_MAX_LISTED: Final = 3
+_RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
+
+_OBJECT_TEXTS: Final = {
+    "module": "the trained module",
+    "module copy": "the copy, changed since, of the module",
+    "object": "the object",
+}
+
+
+@check(
+    SaveSite,
+    Rule(
+        code="CK330",
+        name="changed-state-not-saved",
+        level=Level.ERROR,
+        summary="`{key}` of {owner} changed since it was built, and is not in {target}",
+        detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
+        why=(
+            "A new process builds the module with the value of the constructor, and the "
+            "state_dict does not change it: the model that is loaded is not the one that was "
+            "saved, though all keys match."
+        ),
+        fix="{remedy}",
+        general_advice="self.register_buffer(NAME, ...) instead of a plain attribute.",
+        example=(
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.mask = torch.ones(3)\n"
+            "\n"
+            "model = Net()\n"
+            "model.mask *= 2\n"
+            "torch.save(model.state_dict(), path)"
+        ),
+    ),
+)
+def find_changed_tensors_not_saved(site: SaveSite) -> Iterator[RuleHit]:
+    for _, unsaved in _iter_changed(site):
+        if unsaved.kind != "value":
+            yield _build_change_hit(site, unsaved)
+
+
+@check(
+    SaveSite,
+    Rule(
+        code="CK331",
+        name="changed-value-not-saved",
+        level=Level.WARNING,
+        summary="`{key}` of {owner} changed since it was built, and is not in {target}",
+        detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
+        why=(
+            "Counters and flags that are plain Python values are what the constructor makes them "
+            "in a new process: a warm-up runs again, data-dependent set-up runs over the loaded "
+            "weights."
+        ),
+        fix="{remedy}",
+        general_advice='torch.save({"model": model.state_dict(), "steps": model.steps}, path)',
+        example=("model.steps += 1  # in each training step\ntorch.save(model.state_dict(), path)"),
+    ),
+)
+def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
+    for _, unsaved in _iter_changed(site):
+        if unsaved.kind == "value":
+            yield _build_change_hit(site, unsaved)
+
+
+@check(
+    ObjectSummary,
+    Rule(
+        code="CK332",
+        name="training-object-not-saved",
+        level=Level.WARNING,
+        summary="no file of the run contains {what} {owner}{at}",
+        detail="{consequence}",
+        why=(
+            "What training needs to go on is more than the weights: moments of the optimizer, the "
+            "step of the schedule, the scale of the gradients, averaged weights."
+        ),
+        fix="{remedy}",
+        general_advice="Save its state_dict() next to that of the model, and load both.",
+        example=(
+            "scheduler = StepLR(optimizer, 10)\n"
+            'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
+        ),
+    ),
+)
+def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]:
+    is_resumable = bool(summary.saved_kinds & _RESUME_KINDS)
+    for item in summary.never_saved:
+        is_model = item.kind not in _RESUME_KINDS
+        yield hit(
+            item.owner.rpartition(".")[2],
+            None if is_resumable or is_model else Level.NOTE,
+            what=_OBJECT_TEXTS.get(item.kind, f"the {item.kind}"),
+            owner=item.owner,
+            at=f" (made at {item.where})" if item.where else "",
+            where=item.where,
+            defined_at=item.where,
+            consequence="its state_dict() is lost when the run ends"
+            if is_model or is_resumable
+            else "the files have the weights alone: training cannot go on from them where it "
+            "stopped",
+            remedy="Save its state_dict() next to that of the model"
+            if is_resumable or is_model
+            else "For a checkpoint to resume from, save its state_dict() next to that of the model",
+        )
+
+
+@check(
+    SaveSite,
+    Rule(
+        code="CK333",
+        name="part-of-module-saved",
+        level=Level.NOTE,
+        summary="{target} has {count} of {module} too few: {keys}",
+        detail="the mapping that {saver} wrote{at} lacks them",
+        why="A file with a part of a state_dict loads with strict=False only, and what it lacks "
+        "keeps its initial value.",
+        fix="Save all of model.state_dict(), or load the rest from another file.",
+        example=(
+            'state = {k: v for k, v in model.state_dict().items() if "head" in k}\n'
+            "torch.save(state, path)"
+        ),
+    ),
+)
+def find_partial_saves(site: SaveSite) -> Iterator[RuleHit]:
+    for saved_module in site.record.modules:
+        if saved_module.left_out_count and not site.record.error:
+            yield hit(
+                saved_module.left_out_keys[0],
+                **_build_save_facts(site),
+                module=saved_module.module,
+                count=pluralize(saved_module.left_out_count, "key"),
+                keys=join_limited(saved_module.left_out_keys, _MAX_LISTED, quote_code),
+            )
+
+
+def _iter_changed(site: SaveSite) -> Iterator[tuple[SavedModule, UnsavedValue]]:
+    for saved_module in site.record.modules:
+        for unsaved in saved_module.changed:
+            yield saved_module, unsaved
+
+
+def _build_change_hit(site: SaveSite, unsaved: UnsavedValue) -> RuleHit:
+    change = unsaved.text
+    if unsaved.old_text:
+        change = f"{unsaved.old_text} when it was built, {unsaved.text} when it was saved"
+    return hit(
+        unsaved.path,
+        Level.ERROR if unsaved.is_flag else None,
+        **_build_save_facts(site),
+        owner=unsaved.owner,
+        what=describe_kind(unsaved),
+        change=change,
+        remedy=format_attribute_fix(unsaved),
+        defined_at=unsaved.assigned_at,
+    )
+
+
+def _build_save_facts(site: SaveSite) -> dict[str, object]:
+    record = site.record
+    target = name_command_file(record.file) or "what was saved into memory"
+    more = f" and {pluralize(site.count - 1, 'other file')}" if site.count > 1 else ""
+    return {
+        "target": target + more,
+        "saver": record.saver,
+        "at": f" at {record.where}" if record.where else "",
+        "where": record.where,
+    }

@@ -1,0 +1,110 @@
+"""nn.Module.__init__ -> a callback when the outermost constructor of the module has returned.
+
+No class of the user is changed. Its constructor's frame is on the stack while nn.Module.__init__
+runs; it is watched until it returns: by sys.monitoring from Python 3.12 on, by a trace function
+before. Where a debugger or a profiler traces already, nothing is watched, and a module's state
+counts from the first load, optimizer or save instead.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+_MAX_FRAMES = 200
+_TOOL_NAME = "ckptool"
+
+_state = threading.local()
+
+
+def call_after_construction(module: object, callback: Callable[[Any], None]) -> None:
+    """Call `callback(module)` when the outermost constructor that builds it has returned.
+
+    Modules built meanwhile in this thread are parts of it: nothing is called for them.
+    """
+    if getattr(_state, "is_constructing", False):
+        return
+    constructor = _find_outermost_constructor(module, sys._getframe(2))  # noqa: SLF001
+    if constructor is None:
+        return
+    if sys.version_info >= (3, 12):
+        _watch_by_monitoring(constructor.f_code, module, callback)
+    else:
+        _watch_by_tracing(constructor, module, callback)
+
+
+def _find_outermost_constructor(module: object, frame: FrameType | None) -> FrameType | None:
+    """Return the last frame, going up from `frame`, that is an `__init__` of `module` itself.
+
+    A constructor of another module farther up is one that `module` is a part of.
+    """
+    outermost = None
+    for _ in range(_MAX_FRAMES):
+        if frame is None:
+            break
+        code = frame.f_code
+        if code.co_name == "__init__" and code.co_argcount:
+            first_argument = frame.f_locals.get(code.co_varnames[0])
+            if first_argument is module:
+                outermost = frame
+        frame = frame.f_back
+    return outermost
+
+
+def _watch_by_tracing(
+    constructor: FrameType, module: object, callback: Callable[[Any], None]
+) -> None:
+    if sys.gettrace() is not None:
+        return
+
+    def trace_frame(frame: FrameType, event: str, argument: object) -> Any:  # noqa: ARG001
+        if event == "return":
+            sys.settrace(None)
+            _state.is_constructing = False
+            # After an exception the module is not built; what is returned tells nothing of it.
+            callback(module)
+        return trace_frame
+
+    def ignore_call(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001
+        return None
+
+    _state.is_constructing = True
+    constructor.f_trace_lines = False
+    constructor.f_trace = trace_frame
+    sys.settrace(ignore_call)
+
+
+def _watch_by_monitoring(code: CodeType, module: object, callback: Callable[[Any], None]) -> None:
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+    tool = _find_tool(monitoring)
+    if tool is None:
+        return
+    thread = threading.get_ident()
+    events = monitoring.events.PY_RETURN
+
+    def handle_return(returned: CodeType, offset: int, value: object) -> None:  # noqa: ARG001
+        if returned is not code or threading.get_ident() != thread:
+            return
+        frame = sys._getframe(1)  # noqa: SLF001
+        if frame.f_locals.get(code.co_varnames[0]) is not module:
+            return
+        monitoring.set_local_events(tool, code, 0)
+        _state.is_constructing = False
+        callback(module)
+
+    _state.is_constructing = True
+    monitoring.register_callback(tool, events, handle_return)
+    monitoring.set_local_events(tool, code, events)
+
+
+def _find_tool(monitoring: Any) -> int | None:
+    """Return a tool ID for this process, None if all are taken."""
+    for tool in (4, 3):
+        name = monitoring.get_tool(tool)
+        if name == _TOOL_NAME:
+            return tool
+        if name is None:
+            monitoring.use_tool_id(tool, _TOOL_NAME)
+            return tool
+    return None

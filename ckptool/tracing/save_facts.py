@@ -1,0 +1,149 @@
+"""A saved object -> SavedModules: the live modules in it, and what they hold besides."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from ckptool.modules.walk import get_qualified_name
+from ckptool.tracing.module_states import ModuleStates, iter_saved_tensors
+from ckptool.tracing.origins import identify_storage
+from ckptool.tracing.records import MAX_KEYS, SavedModule, UnsavedValue
+from ckptool.tracing.training_objects import SavedContent, TrainingObjects, has_equal_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+_MAX_PARTS: Final = 64
+"""Maximum sub-modules of one module that a saved mapping is compared with."""
+
+
+class StateOwner(Struct, frozen=True):
+    """A live module, and the mapping of a saved object that has its tensors."""
+
+    module: Any
+    at: str
+    mapping: Mapping[Any, Any]
+
+
+def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]:
+    """Return the live module of each mapping of tensors: by identity, else by names and values."""
+    from torch import Tensor
+
+    mappings = [
+        (place, mapping)
+        for place, mapping in content.mappings
+        if any(isinstance(value, Tensor) for value in mapping.values())
+    ]
+    candidates = [
+        (module, dict(iter_saved_tensors(module)), not states.is_copy(module))
+        for module in _list_candidates(states)
+    ]
+    owners: list[StateOwner] = []
+    for place, mapping in mappings:
+        ranked = [
+            ((*rank, is_original, -len(tensors)), index)
+            for index, (_, tensors, is_original) in enumerate(candidates)
+            if (rank := _rank_owner(mapping, tensors)) is not None
+        ]
+        if ranked:
+            module = candidates[max(ranked)[1]][0]
+            owners.append(StateOwner(module, ".".join(place), mapping))
+    return owners
+
+
+def _rank_owner(
+    mapping: Mapping[Any, Any], tensors: "Mapping[str, Tensor]"
+) -> tuple[int, int, bool] | None:
+    """Return how well a mapping fits a module: tensors shared, names equal, a value equal.
+
+    None if it does not: no tensor is the same, and names or shapes differ.
+    """
+    from torch import Tensor
+
+    own_storages = {identify_storage(tensor) for tensor in tensors.values()} - {None}
+    values = {key: value for key, value in mapping.items() if isinstance(value, Tensor)}
+    shared = sum(identify_storage(value) in own_storages for value in values.values())
+    named = sum(
+        key in tensors and value.shape == tensors[key].shape for key, value in values.items()
+    )
+    if not tensors or (not shared and named < max(len(tensors), len(values))):
+        return None
+    return shared, named, has_equal_tensor(mapping, tensors)
+
+
+def describe_saved_modules(content: SavedContent, states: ModuleStates) -> tuple[SavedModule, ...]:
+    """Describe each live module in a saved object, with what changed and is not in the object."""
+    owners = find_owners(content, states)
+    return tuple(_describe_saved_module(owner, content, states) for owner in owners)
+
+
+def _list_candidates(states: ModuleStates) -> "list[nn.Module]":
+    """Return the recorded modules, and of each the sub-modules of the first two levels."""
+    from torch import nn
+
+    candidates: dict[int, nn.Module] = {}
+    for module in states.list_modules():
+        candidates[id(module)] = module
+        children = list(nn.Module.children(module))
+        grandchildren = [part for child in children for part in nn.Module.children(child)]
+        for part in (*children, *grandchildren)[:_MAX_PARTS]:
+            candidates.setdefault(id(part), part)
+    return list(candidates.values())
+
+
+def _describe_saved_module(
+    owner: StateOwner, content: SavedContent, states: ModuleStates
+) -> SavedModule:
+    changes, has_baseline = states.find_changed(owner.module)
+    changed = tuple(
+        unsaved for unsaved, value in changes if not _is_in_content(unsaved, value, content)
+    )
+    keys = [name for name, _ in iter_saved_tensors(owner.module)]
+    left_out = [key for key in keys if key not in owner.mapping]
+    if len(left_out) == len(keys):  # all were renamed
+        left_out = []
+    return SavedModule(
+        module=get_qualified_name(type(owner.module)),
+        at=owner.at,
+        changed=changed[:MAX_KEYS],
+        left_out_keys=tuple(left_out[:MAX_KEYS]),
+        left_out_count=len(left_out),
+        has_baseline=has_baseline,
+    )
+
+
+def _is_in_content(unsaved: UnsavedValue, value: Any, content: SavedContent) -> bool:
+    if unsaved.kind == "value":
+        return content.contains_value(unsaved.path.rpartition(".")[2], unsaved.text)
+    return content.contains_tensor(value)
+
+
+def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> None:
+    """Take the modules that are trained for training objects, which have to be in some file.
+
+    That are those with a parameter of a live optimizer, and copies that were changed in place
+    since (an average of the weights).
+    """
+    from torch import nn
+
+    trained_ids = {
+        id(parameter)
+        for optimizer in objects.list_objects("optimizer")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    modules = states.list_modules()
+    part_ids = {
+        id(part) for module in modules for part in nn.Module.modules(module) if part is not module
+    }
+    for module in modules:
+        if id(module) in part_ids:
+            continue
+        tensors = [tensor for _, tensor in iter_saved_tensors(module)]
+        if any(id(tensor) in trained_ids for tensor in tensors) or (
+            states.is_copy(module) and any(tensor._version for tensor in tensors)  # noqa: SLF001
+        ):
+            kind = "module copy" if states.is_copy(module) else "module"
+            objects.record_object(module, kind, "")

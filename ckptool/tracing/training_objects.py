@@ -1,0 +1,295 @@
+"""Live objects with a state_dict that are no modules -> which of them a saved object contains."""
+
+import gc
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from itertools import count
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ckptool.modules.walk import get_qualified_name
+from ckptool.tracing.module_states import iter_saved_tensors
+from ckptool.tracing.origins import identify_storage, iter_places
+from ckptool.tracing.quiet import is_own_code
+from ckptool.tracing.records import TrainingObject
+
+_SCAN_PAUSE: Final = 50
+"""A search for objects is repeated only after this multiple of the time that the last one took."""
+_MAX_DEPTH_VALUES: Final = 1000
+_SCALER_KEYS: Final = frozenset({"growth_factor", "backoff_factor"})
+
+
+class _Entry(Struct, frozen=True):
+    reference: Any
+    description: TrainingObject
+
+
+class SavedContent:
+    """The containers and tensors of a saved object, for asking what it contains."""
+
+    def __init__(self, content: object) -> None:
+        from torch import Tensor
+
+        self.mappings: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = []
+        self.tensors: list[tuple[tuple[str, ...], Tensor]] = []
+        self.values: list[tuple[str, object]] = []
+        self.modules: list[tuple[tuple[str, ...], Any]] = []
+        self.objects: set[int] = set()
+        for place, value in iter_places(content):
+            self.objects.add(id(value))
+            if isinstance(value, Tensor):
+                self.tensors.append((place, value))
+            elif isinstance(value, dict):
+                self.mappings.append((place, value))
+            elif isinstance(value, bool | int | float | str):
+                self.values.append((place[-1] if place else "", value))
+            elif hasattr(value, "_parameters") and hasattr(value, "_modules"):
+                self.modules.append((place, value))
+        pickled = (t for _, module in self.modules for _, t in iter_saved_tensors(module))
+        tensors = (*(tensor for _, tensor in self.tensors), *pickled)
+        self._storages = {identify_storage(tensor) for tensor in tensors} - {None}
+
+    def has_storage(self, tensors: Iterable[Any]) -> bool:
+        """Whether any of `tensors` shares memory with one in it."""
+        return any(identify_storage(tensor) in self._storages for tensor in tensors)
+
+    def contains_tensor(self, value: Any) -> bool:
+        """Whether a tensor or array is in it: the same storage, or equal elements."""
+        import torch
+
+        if not isinstance(value, torch.Tensor):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                return False
+        if identify_storage(value) in self._storages:
+            return True
+        return any(
+            tensor.shape == value.shape
+            and tensor.dtype == value.dtype
+            and not tensor.is_meta
+            and tensor.layout == value.layout
+            and bool(torch.equal(tensor.detach().cpu(), value.detach().cpu()))
+            for _, tensor in self.tensors
+        )
+
+    def contains_value(self, name: str, text: str) -> bool:
+        """Whether it has a plain value under a key like `name` whose repr is `text`."""
+        return any(
+            repr(value) == text and (name in key or key in name)
+            for key, value in self.values
+            if key
+        )
+
+
+class TrainingObjects:
+    """Optimizers, schedulers and the like that were made in this process, held weakly."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+        self._numbers = count()
+        self._next_scan = 0.0
+
+    def record_object(self, value: object, kind: str, where: str) -> None:
+        """Remember an object whose construction begins."""
+        entry = self._entries.get(id(value))
+        if entry is not None and entry.reference() is value:
+            return
+        description = TrainingObject(
+            next(self._numbers), kind, get_qualified_name(type(value)), where
+        )
+        self._entries[id(value)] = _Entry(weakref.ref(value), description)
+
+    def list_objects(self, kind: str) -> list[Any]:
+        """Return the live objects of one kind."""
+        values = [
+            entry.reference() for entry in self._entries.values() if entry.description.kind == kind
+        ]
+        return [value for value in values if value is not None]
+
+    def split_by_content(
+        self, content: SavedContent
+    ) -> tuple[tuple[TrainingObject, ...], tuple[TrainingObject, ...]]:
+        """Return the live objects whose state `content` has, and the others."""
+        self._find_own_objects()
+        saved: list[TrainingObject] = []
+        unsaved: list[TrainingObject] = []
+        for key, entry in list(self._entries.items()):
+            value = entry.reference()
+            if value is None:
+                del self._entries[key]
+            elif _has_state(value, entry.description.kind):
+                modules = [*self.list_objects("module"), *self.list_objects("module copy")]
+                is_saved = _is_saved(value, entry.description.kind, content, modules)
+                (saved if is_saved else unsaved).append(entry.description)
+        return tuple(saved), tuple(unsaved)
+
+    def _find_own_objects(self) -> None:
+        """Find objects of the user's own classes that have state_dict and load_state_dict."""
+        if time.monotonic() < self._next_scan:
+            return
+        start = time.monotonic()
+        for value in _iter_stateful_objects(gc.get_objects()):
+            try:
+                self.record_object(value, "object", "")
+            except TypeError:  # no weak references to it
+                continue
+        end = time.monotonic()
+        self._next_scan = end + _SCAN_PAUSE * (end - start)
+
+
+def _iter_stateful_objects(values: Iterable[object]) -> Iterable[object]:
+    answers: dict[type, bool] = {}
+    for value in values:
+        cls = type(value)
+        answer = answers.get(cls)
+        if answer is None:
+            answer = answers[cls] = _is_own_stateful_class(cls)
+        if answer:
+            yield value
+
+
+def _is_own_stateful_class(cls: type) -> bool:
+    from torch import nn, optim
+
+    names = {name for base in cls.__mro__ for name in vars(base)}
+    if not {"state_dict", "load_state_dict"} <= names or issubclass(cls, nn.Module | type):
+        return False
+    if issubclass(cls, optim.Optimizer | optim.lr_scheduler.LRScheduler):
+        return False
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return isinstance(file, str) and is_own_code(file)
+
+
+def _has_state(value: Any, kind: str) -> bool:
+    if kind == "gradient scaler":
+        return bool(value.is_enabled())
+    return True
+
+
+def _is_saved(value: Any, kind: str, content: SavedContent, modules: Iterable[Any]) -> bool:
+    if id(value) in content.objects:
+        return True
+    if kind == "optimizer":
+        return any(_is_optimizer_state(value, mapping) for _, mapping in content.mappings)
+    if kind == "gradient scaler":
+        return any(mapping.keys() >= _SCALER_KEYS for _, mapping in content.mappings)
+    if kind == "LR scheduler":
+        return any(_is_scheduler_state(value, mapping) for _, mapping in content.mappings)
+    if kind in {"module", "module copy"}:
+        return _is_module_saved(value, content, modules)
+    return _is_object_saved(value, content)
+
+
+def _is_module_saved(module: Any, content: SavedContent, others: Iterable[Any]) -> bool:
+    """Whether `content` has a tensor of the module, or all its names with equal shapes.
+
+    Names alone tell only where none of `others` has the same: else a value has to be equal.
+    """
+    tensors = dict(iter_saved_tensors(module))
+    if content.has_storage(tensors.values()):
+        return True
+    mappings = [mapping for _, mapping in content.mappings if _has_shapes(mapping, tensors)]
+    has_twin = any(
+        other is not module and _has_shapes(dict(iter_saved_tensors(other)), tensors)
+        for other in others
+    )
+    return any(not has_twin or has_equal_tensor(mapping, tensors) for mapping in mappings)
+
+
+def _has_shapes(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> bool:
+    return bool(tensors) and all(
+        getattr(mapping.get(name), "shape", None) == tensor.shape
+        for name, tensor in tensors.items()
+    )
+
+
+def has_equal_tensor(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> bool:
+    """Whether the first tensor of more than one element has the same elements in `mapping`."""
+    import torch
+
+    for name, tensor in tensors.items():
+        value = mapping.get(name)
+        if not isinstance(value, torch.Tensor) or tensor.numel() < 2:
+            continue
+        if value.is_meta or tensor.is_meta or value.shape != tensor.shape:
+            return False
+        return bool(torch.equal(value.detach().cpu(), tensor.detach().cpu().to(value.dtype)))
+    return False
+
+
+def _is_optimizer_state(optimizer: Any, mapping: Mapping[Any, Any]) -> bool:
+    """Whether `mapping` is what the optimizer's state_dict() gives: groups equal, state the same.
+
+    Frameworks wrap groups and states by name (FSDP): a mapping with both keys and the same number
+    of groups counts, if the settings are equal.
+    """
+    groups = mapping.get("param_groups")
+    if "state" not in mapping or not isinstance(groups, list):
+        return False
+    own_groups = optimizer.param_groups
+    return len(groups) == len(own_groups) and all(
+        isinstance(group, dict) and _have_equal_settings(group, own_group)
+        for group, own_group in zip(groups, own_groups, strict=True)
+    )
+
+
+def _have_equal_settings(group: Mapping[Any, Any], own_group: Mapping[Any, Any]) -> bool:
+    names = own_group.keys() - {"params", "param_names"}
+    return len(group.get("params", ())) == len(own_group["params"]) and all(
+        _is_equal(group.get(name), own_group[name]) for name in names
+    )
+
+
+def _is_scheduler_state(scheduler: Any, mapping: Mapping[Any, Any]) -> bool:
+    own_values = {
+        name: value
+        for name, value in vars(scheduler).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    }
+    return "last_epoch" in mapping and all(
+        _is_equal(mapping.get(name), value) for name, value in own_values.items()
+    )
+
+
+def _is_object_saved(value: Any, content: SavedContent) -> bool:
+    """Whether `content` has a tensor of the object, or a mapping with its plain values."""
+    import torch
+
+    fields = vars(value) if hasattr(value, "__dict__") else {}
+    tensors = [
+        child
+        for _, child in zip(range(_MAX_DEPTH_VALUES), iter_places(dict(fields)), strict=False)
+        if isinstance(child[1], torch.Tensor)
+    ]
+    if tensors:
+        return any(content.contains_tensor(tensor) for _, tensor in tensors)
+    plain = {
+        name: child for name, child in fields.items() if isinstance(child, bool | int | float | str)
+    }
+    return any(_has_equal_value(mapping, plain) for _, mapping in content.mappings)
+
+
+def _has_equal_value(mapping: Mapping[Any, Any], fields: Mapping[str, object]) -> bool:
+    """Whether a mapping has one of the fields, with or without underscores, and its value."""
+    return any(
+        _is_equal(mapping.get(key), value)
+        for name, value in fields.items()
+        for key in (name, name.strip("_"))
+    )
+
+
+def _is_equal(first: object, second: object) -> bool:
+    if type(first) is not type(second):
+        return False
+    if hasattr(first, "shape"):
+        import torch
+
+        return isinstance(first, torch.Tensor) and torch.equal(first, second)  # type: ignore[arg-type]
+    try:
+        return bool(first == second)
+    except Exception:  # noqa: BLE001 (a user's __eq__)
+        return False

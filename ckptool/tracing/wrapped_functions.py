@@ -1,0 +1,414 @@
+"""The functions that are wrapped, by the module that has them, and what each wrapper records."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.tracing.construction import call_after_construction
+from ckptool.tracing.load_facts import (
+    LoadKeys,
+    MappingOrigin,
+    build_load_record,
+    compare_keys,
+    find_mapping_origin,
+    list_ties,
+)
+from ckptool.tracing.module_states import ModuleState, iter_saved_tensors
+from ckptool.tracing.process_trace import ProcessTrace, get_active_trace
+from ckptool.tracing.quiet import locate_caller
+from ckptool.tracing.records import KeyMismatch, SaveRecord
+from ckptool.tracing.save_facts import describe_saved_modules, record_trained_modules
+from ckptool.tracing.training_objects import SavedContent
+
+Function = Callable[..., Any]
+WrapperEntry = tuple[Any, str, Callable[[Function], Function]]
+"""Object, attribute, and what makes a wrapper of the original function."""
+
+HOOKED_MODULES: Final = (
+    "torch",
+    "torch.distributed.checkpoint",
+    "safetensors.torch",
+    "lightning_fabric.utilities.cloud_io",
+    "lightning.fabric.utilities.cloud_io",
+    "transformers.modeling_utils",
+)
+_MAX_ERROR_CHARS: Final = 2000
+
+
+def list_wrappers(name: str) -> Iterator[WrapperEntry]:
+    """Yield the wrappers for the functions of one module of HOOKED_MODULES."""
+    module: Any = sys.modules[name]
+    match name:
+        case "torch":
+            yield from _list_torch_wrappers(module)
+        case "torch.distributed.checkpoint":
+            for owner in (module, sys.modules[f"{name}.state_dict_saver"]):
+                yield owner, "save", _make_dcp_save
+            for owner in (module, sys.modules[f"{name}.state_dict_loader"]):
+                yield owner, "load", _make_dcp_load
+        case "safetensors.torch":
+            yield module, "load_file", _make_load
+            yield module, "load_model", _make_load_model
+            yield module, "save_file", _make_save
+            yield module, "save_model", _make_save
+        case "transformers.modeling_utils":
+            yield module.PreTrainedModel, "_finalize_model_loading", _make_finalize
+        case _:
+            yield module, "_atomic_save", _make_atomic_save
+
+
+def _list_torch_wrappers(torch: Any) -> Iterator[WrapperEntry]:
+    module_class = torch.nn.Module
+    yield module_class, "__init__", _make_module_init
+    yield module_class, "__setstate__", _make_module_setstate
+    yield module_class, "load_state_dict", _make_load_state_dict
+    for owner in (torch.serialization, torch):
+        yield owner, "load", _make_load
+        yield owner, "save", _make_save
+    yield torch.optim.Optimizer, "__init__", _make_object_init("optimizer")
+    schedulers = torch.optim.lr_scheduler
+    for scheduler_name in ("LRScheduler", "ReduceLROnPlateau", "SequentialLR", "ChainedScheduler"):
+        yield getattr(schedulers, scheduler_name), "__init__", _make_object_init("LR scheduler")
+    yield torch.amp.GradScaler, "__init__", _make_object_init("gradient scaler")
+
+
+def _make_module_init(original: Function) -> Function:
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        trace = get_active_trace()
+        if trace is not None:
+            call_after_construction(self, _record_built)
+
+    return initialize
+
+
+def _record_built(module: Any) -> None:
+    trace = get_active_trace()
+    if trace is not None:
+        trace.observe("the state of a new module", trace.states.record_built, module)
+
+
+def _make_module_setstate(original: Function) -> Function:
+    def set_state(self: Any, state: Any) -> None:
+        original(self, state)
+        trace = get_active_trace()
+        if trace is not None:
+            trace.observe("a copied module", trace.states.record_copied, self)
+
+    return set_state
+
+
+def _make_object_init(kind: str) -> Callable[[Function], Function]:
+    def make_init(original: Function) -> Function:
+        def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+            trace = get_active_trace()
+            if trace is not None:
+                trace.observe(f"an {kind}", _record_object, trace, self, kind)
+            original(self, *args, **kwargs)
+
+        return initialize
+
+    return make_init
+
+
+def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
+    trace.objects.record_object(value, kind, locate_caller())
+
+
+class _LoadStart(Struct, frozen=True):
+    """What is known of a load before it runs."""
+
+    where: str
+    origin: MappingOrigin
+    ties: tuple[tuple[str, ...], ...]
+    state: ModuleState
+    keys: LoadKeys
+    key_count: int
+
+
+def _make_load_state_dict(original: Function) -> Function:
+    def load_state_dict(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(self, state_dict, *args, **kwargs)
+        start = trace.observe("a load", _begin_load, trace, self, state_dict)
+        is_strict = bool(kwargs.get("strict", args[0] if args else True))
+        try:
+            with trace.nest():
+                result = original(self, state_dict, *args, **kwargs)
+        except Exception as error:
+            text = str(error)[:_MAX_ERROR_CHARS] or type(error).__name__
+            trace.observe("a load", _end_load, trace, self, start, None, is_strict, text)
+            raise
+        trace.observe("a load", _end_load, trace, self, start, result, is_strict, "")
+        return result
+
+    return load_state_dict
+
+
+def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
+    return _LoadStart(
+        locate_caller(),
+        find_mapping_origin(mapping, trace.origins),
+        list_ties(module),
+        trace.states.take_state(module),
+        compare_keys(module, mapping, None),
+        len(mapping),
+    )
+
+
+def _end_load(
+    trace: ProcessTrace,
+    module: Any,
+    start: _LoadStart | None,
+    result: Any,
+    is_strict: bool,  # noqa: FBT001
+    error: str,
+    loader: str = "load_state_dict()",
+) -> None:
+    if start is None:
+        return
+    keys = start.keys
+    if hasattr(result, "missing_keys"):
+        keys = LoadKeys(tuple(result.missing_keys), tuple(result.unexpected_keys), keys.mismatches)
+    unsaved = trace.states.describe_unsaved(module)
+    if not error:
+        trace.states.record_load(module, start.state)
+    record = build_load_record(
+        module,
+        keys,
+        start.origin,
+        loader=loader,
+        where=start.where,
+        is_strict=is_strict,
+        error=error,
+        key_count=start.key_count,
+        unsaved=unsaved,
+        old_ties=start.ties,
+    )
+    trace.write_record(record)
+
+
+def _make_load(original: Function) -> Function:
+    """torch.load and safetensors.torch.load_file: the file is the first argument."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(*args, **kwargs)
+        with trace.nest():
+            content = original(*args, **kwargs)
+        source = args[0] if args else kwargs.get("f", kwargs.get("filename"))
+        trace.observe("a file that was read", _record_read, trace, source, content)
+        return content
+
+    return load
+
+
+def _record_read(trace: ProcessTrace, source: Any, content: Any) -> None:
+    file = name_file(source)
+    if file:
+        trace.origins.record_file(file, content)
+
+
+def name_file(source: Any) -> str:
+    """Return the absolute path of a path or an open file, "" of a buffer in memory."""
+    if not isinstance(source, str | bytes | os.PathLike):
+        source = getattr(source, "name", None) or getattr(source, "path", None)
+    if not isinstance(source, str | bytes | os.PathLike):
+        return ""
+    path = os.fsdecode(source)
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (links stay)
+
+
+def _make_load_model(original: Function) -> Function:
+    def load_model(model: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(model, filename, *args, **kwargs)
+        start = trace.observe("a load", _begin_load, trace, model, {})
+        is_strict = bool(kwargs.get("strict", args[0] if args else True))
+        error = ""
+        missing: Any = ()
+        unexpected: Any = ()
+        try:
+            with trace.nest():
+                missing, unexpected = original(model, filename, *args, **kwargs)
+        except Exception as raised:
+            error = str(raised)[:_MAX_ERROR_CHARS] or type(raised).__name__
+            raise
+        finally:
+            trace.observe(
+                *("a load", _end_file_load, trace, model, start, name_file(filename)),
+                *((tuple(missing), tuple(unexpected), ()), is_strict, error, "load_model()"),
+            )
+        return missing, unexpected
+
+    return load_model
+
+
+def _end_file_load(
+    trace: ProcessTrace,
+    module: Any,
+    start: _LoadStart | None,
+    file: str,
+    keys: tuple[tuple[str, ...], tuple[str, ...], tuple[KeyMismatch, ...]],
+    is_strict: bool,  # noqa: FBT001
+    error: str,
+    loader: str,
+) -> None:
+    """Record a load whose file and keys the loader itself knows."""
+    if start is None:
+        return
+    saved_count = sum(1 for _ in iter_saved_tensors(module))
+    key_count = saved_count - len(keys[0]) + len(keys[1])
+    start = _LoadStart(
+        start.where, MappingOrigin(file), start.ties, start.state, LoadKeys(*keys), key_count
+    )
+    _end_load(trace, module, start, None, is_strict, error, loader)
+
+
+def _make_finalize(original: Function) -> Function:
+    """transformers: after from_pretrained has filled the module."""
+
+    def finalize(model: Any, load_config: Any, loading_info: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(model, load_config, loading_info, *args, **kwargs)
+        trace = get_active_trace()
+        if trace is not None:
+            trace.observe("a load", _record_pretrained, trace, model, load_config, result)
+        return result
+
+    return finalize
+
+
+def _record_pretrained(trace: ProcessTrace, model: Any, load_config: Any, info: Any) -> None:
+    start = _begin_load(trace, model, {})
+    mismatches = tuple(
+        KeyMismatch(str(key), tuple(shape), tuple(module_shape))
+        for key, shape, module_shape in sorted(info.mismatched_keys, key=str)
+    )
+    keys = tuple(sorted(info.missing_keys)), tuple(sorted(info.unexpected_keys)), mismatches
+    file = name_file(load_config.pretrained_model_name_or_path)
+    _end_file_load(trace, model, start, file, keys, False, "", "from_pretrained()")  # noqa: FBT003
+
+
+def _make_atomic_save(original: Function) -> Function:
+    """Lightning saves into memory first: the path is that of the outer function."""
+
+    def atomic_save(checkpoint: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(checkpoint, filepath, *args, **kwargs)
+        return _save_observed(trace, original, (checkpoint, filepath, *args), kwargs)
+
+    return atomic_save
+
+
+def _make_save(original: Function) -> Function:
+    """torch.save, save_file, save_model: the object and the file are the first two arguments."""
+
+    def save(*args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(*args, **kwargs)
+        return _save_observed(trace, original, args, kwargs)
+
+    return save
+
+
+def _make_dcp_save(original: Function) -> Function:
+    def save(*args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(*args, **kwargs)
+        return _save_observed(trace, original, args, kwargs)
+
+    return save
+
+
+def _make_dcp_load(original: Function) -> Function:
+    def load(*args: Any, **kwargs: Any) -> Any:
+        trace = get_active_trace()
+        if trace is None:
+            return original(*args, **kwargs)
+        with trace.nest():
+            result = original(*args, **kwargs)
+        state_dict = args[0] if args else kwargs.get("state_dict")
+        trace.observe("a file that was read", _record_read, trace, kwargs.get("checkpoint_id"),
+                      state_dict)  # fmt: skip
+        return result
+
+    return load
+
+
+_OBJECT_NAMES: Final = ("obj", "tensors", "model", "state_dict", "checkpoint")
+_FILE_NAMES: Final = ("f", "filename", "checkpoint_id", "filepath")
+
+
+def _find_argument(
+    position: int, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    if len(args) > position:
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def _save_observed(
+    trace: ProcessTrace, original: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Record what is saved before it is, and write the record when the save has ended."""
+    content = _find_argument(0, _OBJECT_NAMES, args, kwargs)
+    target = _find_argument(1, _FILE_NAMES, args, kwargs)
+    record = trace.observe(
+        "a save", _describe_save, trace, content, target, _name_function(original)
+    )
+    error = ""
+    try:
+        with trace.nest():
+            return original(*args, **kwargs)
+    except Exception as raised:
+        error = str(raised)[:_MAX_ERROR_CHARS] or type(raised).__name__
+        raise
+    finally:
+        if record is not None:
+            trace.observe("a save", _end_save, trace, record, error, content)
+
+
+def _name_function(function: Function) -> str:
+    """Return how users call a saver: "torch.save()"."""
+    name = getattr(function, "__name__", "")
+    module = getattr(function, "__module__", "")
+    if module == "torch.serialization":
+        return f"torch.{name}()"
+    return "torch.save()" if name == "_atomic_save" else f"{name}()"
+
+
+def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> SaveRecord:
+    from torch import nn
+
+    if isinstance(value, nn.Module) and saver == "save_model()":
+        value = dict(iter_saved_tensors(value))
+    content = SavedContent(value)
+    record_trained_modules(trace.states, trace.objects)
+    saved_objects, unsaved_objects = trace.objects.split_by_content(content)
+    return SaveRecord(
+        file=name_file(target),
+        saver=saver,
+        where=locate_caller(),
+        modules=describe_saved_modules(content, trace.states),
+        saved_objects=saved_objects,
+        unsaved_objects=unsaved_objects,
+        tensor_count=len(content.tensors),
+    )
+
+
+def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any) -> None:
+    trace.write_record(replace(record, error=error))
+    if trace.resume_states is not None and not error:
+        trace.write_record(
+            trace.resume_states.describe_save(record.file, content, trace, bool(record.modules))
+        )

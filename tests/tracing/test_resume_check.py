@@ -1,0 +1,113 @@
+"""`ckptool run --resume-check`: what an interrupted and resumed run has otherwise."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+from tracing.conftest import SCRIPTS, run_traced, run_words
+
+pytestmark = pytest.mark.process
+
+RESUME = ("--resume-check", "--resume-args", "--resume {checkpoint}")
+
+SAVED = '"rng": torch.get_rng_state(), "scheduler": scheduler.state_dict()'
+RESTORED = """
+    scheduler.load_state_dict(checkpoint["scheduler"])
+    torch.set_rng_state(checkpoint["rng"])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy2(SCRIPTS / "plain.py", folder / "train.py")
+    return folder
+
+
+def check_script(folder, *changes, options=RESUME):
+    script = folder / "train.py"
+    text = script.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    script.write_text(text)
+    return run_traced((sys.executable, "train.py"), folder, *options)
+
+
+def test_what_differs_is_named_and_the_attribute_that_is_not_saved(folder):
+    run = check_script(folder)
+    assert run.code == 0
+    assert sorted(run.files) == ["train.py"]  # it ran in copies of the folder
+    (difference,) = run.findings("CK334")
+    assert "`mean` of __main__.Net" in difference["fix"]
+    resume = run.report["resume"]
+    assert (resume["checkpoint"], resume["file"], resume["reason"]) == (
+        "epoch0.pt",
+        "epoch1.pt",
+        "",
+    )
+    assert resume["random"] == []
+    names = {finding["key"] for finding in run.findings("CK335")}
+    assert "`mean` of __main__.Net" in names
+    assert "`steps` of __main__.Net" in names
+    # The same, with plain torch: interrupted after the first epoch, and resumed.
+    for words in (("whole",), ("resumed", "--epochs", "1"), ("resumed", "--resume", "epoch0.pt")):
+        place = folder.parent / words[0]
+        place.mkdir(exist_ok=True)
+        shutil.copy2(folder / "train.py", place)
+        assert run_words((sys.executable, "train.py", *words[1:]), place).code == 0
+    whole, resumed = (
+        torch.load(folder.parent / name / "epoch1.pt") for name in ("whole", "resumed")
+    )
+    differing = {
+        f"model.{key}" for key, value in whole["model"].items()
+        if not torch.equal(value, resumed["model"][key])
+    }  # fmt: skip
+    assert differing
+    assert {name for name in resume["differing"] if name.startswith("model.")} == differing
+
+
+def test_a_script_that_restores_all_is_the_same(folder):
+    run = check_script(
+        folder,
+        ("self.mean = torch.zeros(4)", 'self.register_buffer("mean", torch.zeros(4))'),
+        ("self.steps = 0", 'self.register_buffer("steps", torch.tensor(0))'),
+        ('"epoch": epoch}', f'"epoch": epoch, {SAVED}}}'),
+        ('first = checkpoint["epoch"] + 1', f'first = checkpoint["epoch"] + 1\n{RESTORED}'),
+    )
+    assert run.report["resume"]["differing"] == []
+    assert run.codes == []
+
+
+def test_nondeterminism_is_told_from_loss(folder):
+    run = check_script(
+        folder, ('"epoch": epoch}', '"epoch": epoch, "time": __import__("time").time()}')
+    )
+    assert run.report["resume"]["random"] == ["time"]
+    (skipped,) = run.report["skipped"]
+    assert skipped["what"] == "`time`"
+    assert "time" not in run.report["resume"]["differing"]
+
+
+def test_a_run_with_one_checkpoint_is_not_checked(folder):
+    run = check_script(folder, ("default=3", "default=1"))
+    (skipped,) = run.report["skipped"]
+    assert skipped["what"] == "the resumed run"
+    assert "nothing is saved after the first checkpoint (epoch0.pt)" in skipped["reason"]
+
+
+def test_resume_arguments_that_the_script_refuses(folder):
+    run = check_script(folder, options=("--resume-check", "--resume-args", "--from {checkpoint}"))
+    (skipped,) = run.report["skipped"]
+    assert (
+        "ended with exit code 2: train.py: error: unrecognized arguments: --from epoch0.pt"
+        in (skipped["reason"])
+    )
+
+
+def test_resume_arguments_without_the_check(folder):
+    run = check_script(folder, options=("--resume-args", "--resume {checkpoint}"))
+    assert run.code == 2
+    assert "--resume-args is for --resume-check" in run.err

@@ -1,0 +1,119 @@
+"""Six real training scripts: under `ckptool run` they do the same, and what they lose is said."""
+
+import sys
+
+import pytest
+from tracing.conftest import SCRIPTS
+
+pytestmark = pytest.mark.process
+
+
+def words_for(name):
+    if name == "ddp":
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        return (sys.executable, *launch, SCRIPTS / "ddp.py")
+    return sys.executable, SCRIPTS / f"{name}.py"
+
+
+EXPECTED = {
+    "plain": ["CK330 mean", "CK331 steps", "CK332 StepLR"],
+    "ddp": ["CK230 body.weight", "CK231 module.body.weight", "CK331 seen", "CK332 SGD"],
+    "lit": ["CK233 queue", "CK330 queue"],
+    "hf": ["CK230 classifier.bias"],
+    "accel": ["CK233 scale", "CK330 scale", "CK332 Curriculum"],
+    "ema": ["CK232 2.weight", "CK332 EMA", "CK332 GradScaler"],
+}
+PACKAGES = {"lit": "pytorch_lightning", "hf": "transformers", "accel": "accelerate"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_script_runs_the_same_and_its_losses_are_reported(name, project):
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+    plain, traced = project(*words_for(name))
+    assert traced.report is not None, traced.err
+    assert traced.code == plain.code == (3 if name == "ema" else 0), plain.err
+    assert traced.out == plain.out
+    assert traced.err == plain.err
+    assert traced.files == plain.files
+    assert traced.codes == EXPECTED[name]
+    assert traced.report["skipped"] == []
+    assert traced.report["command_exit_code"] == plain.code
+
+
+def test_a_caught_error_is_told_from_one_that_ends_the_run(project, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "torch.save(nn.Linear(2, 2).state_dict(), 'old.pt')\n"
+        "nn.Linear(3, 2).load_state_dict(torch.load('old.pt'))\n"
+    )
+    plain, traced = project(sys.executable, script)
+    assert traced.code == plain.code == 1
+    # A wrapper in Python is a frame of the traceback: all other lines stay.
+    assert traced.err.splitlines()[0] == plain.err.splitlines()[0]
+    assert traced.err.splitlines()[-3:] == plain.err.splitlines()[-3:]
+    (finding,) = traced.findings("CK232")
+    assert "the process ended" in finding["message"]
+    assert finding["where"].endswith("script.py:4")
+
+
+def test_state_of_many_kinds_and_modules_that_no_file_has(project, tmp_path):
+    """A list, an array, a dict, flags; a copy that averages and a discriminator in no file."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.history = []
+        self.array = np.zeros(3)
+        self.tables = {"k": torch.zeros(2)}
+        self.temperature = 1.0
+        self.ready = False
+        self.constant = torch.ones(2)
+        self.cache = None
+
+
+class Discriminator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+
+generator, discriminator = Generator(), Discriminator()
+average = copy.deepcopy(generator)
+optimizers = [torch.optim.Adam(m.parameters()) for m in (generator, discriminator)]
+for _ in range(2):
+    discriminator.linear(generator.linear(torch.randn(4, 2))).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    with torch.no_grad():
+        for mean, parameter in zip(average.parameters(), generator.parameters()):
+            mean.mul_(0.9).add_(parameter, alpha=0.1)
+    generator.history.append(torch.tensor(1.0))
+    generator.array += 1
+    generator.tables["k"] += 1
+    generator.temperature /= 2
+    generator.ready = True
+    generator.cache = 3
+best = copy.deepcopy(generator.state_dict())
+content = {"model": best, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+torch.save(content, "best.pt")
+"""
+    )
+    plain, traced = project(sys.executable, script)
+    assert (traced.code, traced.err) == (plain.code, plain.err) == (0, "")
+    assert traced.codes == [
+        *("CK330 array", "CK330 history[0]", "CK330 history[1]", "CK330 tables['k']"),
+        *("CK331 ready", "CK331 temperature", "CK332 Discriminator", "CK332 Generator"),
+    ]
