@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=2)
     parser.add_argument("--tensors", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="measure only the cases with this in their name")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -170,7 +171,11 @@ def main() -> None:
         sizes = (str(round(options.gib * 256)), str(options.tensors))
         subprocess.run([sys.executable, "-c", MAKE, name, *sizes], check=True)
         subprocess.run(["cp", "old.pth", "same.pth"], cwd=folder, check=True)
-        measured = {case: measure_case(case, folder, options.rounds) for case in CASES}
+        measured = {
+            case: measure_case(case, folder, options.rounds)
+            for case in CASES
+            if options.only in case.name
+        }
     print("\n".join(iter_table_rows(measured)))
     if options.json:
         ratios = {f"{c.name} / {c.today}": compute_ratios(*m) for c, m in measured.items()}

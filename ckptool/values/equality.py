@@ -116,16 +116,16 @@ def _are_components_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> boo
 def _are_spans_equal(a: Span, b: Span, files: OpenFiles) -> bool:
     if a == b:
         return True
-    chunk_pairs = zip(_iter_growing_chunks(a), _iter_growing_chunks(b), strict=True)
+    # A short piece first: values that differ mostly differ at once.
+    first_head, second_head = (files.read_span(_cut_head(span)) for span in (a, b))
+    if first_head != second_head or a.nbytes <= _HEAD_NBYTES:
+        return first_head == second_head
+    chunk_pairs = zip(split_span(a, elements.CHUNK), split_span(b, elements.CHUNK), strict=True)
     return all(files.equal_spans(first, second) for first, second in chunk_pairs)
 
 
-def _iter_growing_chunks(span: Span) -> Iterator[Span]:
-    """Yield a span in chunks, a short one first: values that differ mostly differ at once."""
-    head_nbytes = min(span.nbytes, _HEAD_NBYTES)
-    yield Span(span.path, span.offset, head_nbytes)
-    tail = Span(span.path, span.offset + head_nbytes, span.nbytes - head_nbytes)
-    yield from split_span(tail, elements.CHUNK)
+def _cut_head(span: Span) -> Span:
+    return Span(span.path, span.offset, min(span.nbytes, _HEAD_NBYTES))
 
 
 def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
