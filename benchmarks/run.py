@@ -1,74 +1,241 @@
-"""Time of a small training loop under the trace of `ckptool run` against the same without: a ratio.
+"""What people wait for: ckptool and what they use today, in turn, and how many times as long it is.
 
-    python benchmarks/run.py [BLOCKS]
+    python benchmarks/run.py [--gib 2] [--tensors 100000] [--rounds 3] [--json FILE] [FOLDER]
 
-A round builds a module, trains it for 200 steps, and saves a checkpoint. Blocks of rounds with and
-without the trace alternate within one process, so that both meet the same machine; the medians of
-their processor seconds are compared. What comes at the start of a trace, the first searches for
-objects with a state_dict, is printed by itself.
+Makes its data in a temporary folder of FOLDER and removes it. Whole processes, one after the other
+in every round, so that a slow minute of the machine slows them all; the best counts, by the clock
+and by the processor. Prints the table of docs/benchmarks.md. `--json` writes the ratios, which
+benchmarks/compare.py holds against those of another run.
 """
 
-import statistics
+import argparse
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-from torch import nn
+MAKE = """
+import sys, torch
+from pathlib import Path
+folder, layers, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+torch.manual_seed(0)
+state = {f"layers.{n}.weight": torch.randn(1024, 1024) * 0.02 for n in range(layers)}
+torch.save(state, folder / "old.pth")
+torch.save({key: value.bfloat16() for key, value in state.items()}, folder / "old-bf16.pth")
+state[f"layers.{layers // 2}.weight"][-1, -1] += 1
+torch.save(state, folder / "one.pth")
+state = {key: value + 1e-4 for key, value in state.items()}
+torch.save(state, folder / "all.pth")
+torch.save({key: value.bfloat16() for key, value in state.items()}, folder / "all-bf16.pth")
+many = {f"blocks.{n // 10}.part{n % 10}.weight": torch.full((4,), float(n)) for n in range(count)}
+torch.save(many, folder / "many.pth")
+many[f"blocks.{count // 20}.part3.weight"][1] += 1
+torch.save(many, folder / "many-new.pth")
+torch.save({f"layers.{n}.weight": torch.ones(8, 8) for n in range(300)}, folder / "small.pth")
+"""
+LOAD = "import sys, torch; a, b = (torch.load(p, mmap=True) for p in sys.argv[1:3]); "
+SCRIPTS = {
+    "torch.load(mmap=True, map_location='meta')": (
+        "import sys, torch; state = torch.load(sys.argv[1], mmap=True, map_location='meta'); "
+        "print([(key, value.shape) for key, value in state.items()])"
+    ),
+    "torch.equal of each": LOAD + "print([key for key in a if not torch.equal(a[key], b[key])])",
+    "(a - b).abs().max() of each": (
+        LOAD + "print([float((a[key] - b[key]).abs().max()) for key in a])"
+    ),
+    "torch.load and save_file": (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "save_file(torch.load(sys.argv[1], mmap=True), sys.argv[2])"
+    ),
+    "import click, tabulate": "import click, tabulate",
+    "zipfile and pickle.Unpickler with stubs": """
+import collections, pickle, sys, zipfile
+def stub(*arguments): return arguments
+class Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        return collections.OrderedDict if name == "OrderedDict" else stub
+    def persistent_load(self, pid): return pid
+archive = zipfile.ZipFile(sys.argv[1])
+name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+print(len(Unpickler(archive.open(name)).load()))
+""",
+}
+INSPECT_MANY = ("inspect", "many.pth")
 
-from ckptool.tracing.process_trace import trace_process
-from ckptool.tracing.record_files import RecordWriter
+
+class Case(NamedTuple):
+    """A command of ckptool, and what is measured next to it."""
+
+    name: str
+    words: tuple[str, ...]
+    today: str
+    """Name of a script of SCRIPTS, or a command."""
+    today_words: tuple[str, ...] = ()
+    """Arguments of the script."""
+    is_cold: bool = False
+    """Whether the files are dropped from the page cache before each run."""
 
 
-class Net(nn.Module):
-    """A few layers, with an attribute and a counter that no state_dict contains."""
+class Seconds(NamedTuple):
+    """Best times of a process."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*[nn.Linear(128, 128) for _ in range(8)])
-        self.mask = torch.ones(128, 128)
-        self.steps = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.steps += 1
-        return self.body(x @ self.mask)
+    clock: float
+    processor: float
 
 
-def train(folder: Path) -> float:
-    """Train for one round, and return its processor seconds."""
-    start = time.process_time()
-    torch.manual_seed(0)
-    model = Net()
-    optimizer = torch.optim.AdamW(model.parameters())
-    for _ in range(200):
-        optimizer.zero_grad()
-        model(torch.randn(64, 128)).square().mean().backward()
-        optimizer.step()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state, folder / "last.pt")
-    return time.process_time() - start
+CASES = (
+    Case(
+        "`inspect`, large .pth",
+        ("inspect", "old.pth"),
+        "torch.load(mmap=True, map_location='meta')",
+        ("old.pth",),
+    ),
+    Case("`inspect`, 300 tensors", ("inspect", "small.pth"), "import click, tabulate"),
+    Case(
+        "`diff`, one element differs",
+        ("diff", "old.pth", "one.pth"),
+        "torch.equal of each",
+        ("old.pth", "one.pth"),
+    ),
+    Case("`diff`, equal files", ("diff", "old.pth", "same.pth"), "cmp old.pth same.pth"),
+    Case("`diff`, every element differs", ("diff", "old.pth", "all.pth"), "cmp old.pth same.pth"),
+    Case(
+        "the same",
+        ("diff", "old.pth", "all.pth"),
+        "(a - b).abs().max() of each",
+        ("old.pth", "all.pth"),
+    ),
+    Case(
+        "the same, bfloat16",
+        ("diff", "old-bf16.pth", "all-bf16.pth"),
+        "(a - b).abs().max() of each",
+        ("old-bf16.pth", "all-bf16.pth"),
+    ),
+    Case("`digest`", ("digest", "old.pth"), "sha256sum old.pth"),
+    Case("`digest`, cold cache", ("digest", "old.pth"), "cat old.pth", is_cold=True),
+    Case(
+        "`diff`, equal files, cold cache",
+        ("diff", "old.pth", "same.pth"),
+        "cat old.pth same.pth",
+        is_cold=True,
+    ),
+    Case(
+        "`migrate` to .safetensors",
+        ("migrate", "old.pth", "-o", "made.safetensors", "--force"),
+        "torch.load and save_file",
+        ("old.pth", "saved.safetensors"),
+    ),
+    Case(
+        "`inspect`, many tensors",
+        INSPECT_MANY,
+        "zipfile and pickle.Unpickler with stubs",
+        ("many.pth",),
+    ),
+    Case(
+        "`diff`, many tensors, one element differs",
+        ("diff", "many.pth", "many-new.pth"),
+        "ckptool inspect",
+        INSPECT_MANY,
+    ),
+    Case(
+        "`migrate`, many tensors",
+        ("migrate", "many.pth", "-o", "many.safetensors", "--force"),
+        "ckptool inspect",
+        INSPECT_MANY,
+    ),
+    Case(
+        "`gate --no-values`, many tensors",
+        ("gate", "--no-values", "many.pth"),
+        "ckptool inspect",
+        INSPECT_MANY,
+    ),
+)
 
 
 def main() -> None:
-    """Print the median seconds of a round without and with the trace, and their ratio."""
-    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    torch.set_num_threads(1)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    begun: dict[bool, list[float]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as name:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--gib", type=float, default=2)
+    parser.add_argument("--tensors", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the ratios to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        train(folder)  # what torch itself imports at the first step
-        for _ in range(blocks):
-            for is_traced in (False, True):
-                with trace_process(RecordWriter(name)) if is_traced else nullcontext():
-                    begun[is_traced].append(train(folder) + train(folder))
-                    times[is_traced] += [train(folder) for _ in range(5)]
-    once = statistics.median(begun[True]) - statistics.median(begun[False])
-    plain, traced = (statistics.median(times[key]) for key in (False, True))
-    print(f"200 steps and a checkpoint: {plain:.3f} s, traced {traced:.3f} s, {traced / plain:.3f}")
-    print(f"at the start of a trace: {once:.2f} s")
+        sizes = (str(round(options.gib * 256)), str(options.tensors))
+        subprocess.run([sys.executable, "-c", MAKE, name, *sizes], check=True)
+        subprocess.run(["cp", "old.pth", "same.pth"], cwd=folder, check=True)
+        measured = {case: measure_case(case, folder, options.rounds) for case in CASES}
+    print("\n".join(iter_table_rows(measured)))
+    if options.json:
+        ratios = {f"{c.name} / {c.today}": compute_ratios(*m) for c, m in measured.items()}
+        options.json.write_text(json.dumps(ratios, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_case(case: Case, folder: Path, rounds: int) -> tuple[Seconds, Seconds]:
+    """Return the best times of ckptool and of what is measured next to it."""
+    ckptool = [sys.executable, "-m", "ckptool"]
+    if case.today == "ckptool inspect":
+        today = [*ckptool, *case.today_words]
+    elif case.today in SCRIPTS:
+        today = [sys.executable, "-c", SCRIPTS[case.today], *case.today_words]
+    else:
+        today = case.today.split()
+    runs = [
+        (run_once([*ckptool, *case.words], folder, case), run_once(today, folder, case))
+        for _ in range(rounds)
+    ]
+    ours, theirs = zip(*runs, strict=True)
+    return find_best(ours), find_best(theirs)
+
+
+def run_once(command: list[str], folder: Path, case: Case) -> Seconds:
+    if case.is_cold:
+        drop_from_cache(folder)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in {0, 1}:
+        sys.exit(f"{command}: exit {process.returncode}")
+    return Seconds(seconds, usage.ru_utime + usage.ru_stime)
+
+
+def drop_from_cache(folder: Path) -> None:
+    for path in folder.glob("*.pth"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def find_best(runs: tuple[Seconds, ...]) -> Seconds:
+    return Seconds(min(run.clock for run in runs), min(run.processor for run in runs))
+
+
+def compute_ratios(ours: Seconds, theirs: Seconds) -> dict[str, float]:
+    return {
+        "clock": round(ours.clock / theirs.clock, 2),
+        "processor": round(ours.processor / max(theirs.processor, 0.01), 2),
+    }
+
+
+def iter_table_rows(measured: dict[Case, tuple[Seconds, Seconds]]) -> Iterator[str]:
+    """Yield the rows of a Markdown table."""
+    yield "| what | ckptool | today | | ratio | of the processor |"
+    yield "|---|---|---|---|---|---|"
+    for case, (ours, theirs) in measured.items():
+        ratios = compute_ratios(ours, theirs)
+        yield (
+            f"| {case.name} | {ours.clock:.2f} s | `{case.today}` | {theirs.clock:.2f} s "
+            f"| {ratios['clock']:.2f} | {ratios['processor']:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ if TYPE_CHECKING:
         convert,
         diff,
         digest,
+        explain,
+        fix,
         gate,
         init,
         inspect,
+        install,
         load,
         lock,
         merge,
@@ -19,10 +22,11 @@ if TYPE_CHECKING:
         run,
         tensors,
         text,
+        uninstall,
         verify,
         watch,
     )
-    from ckptool.errors import CkptoolError, LoadError
+    from ckptool.errors import CkptoolError, LoadError, LoadWarning
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
@@ -31,14 +35,18 @@ __all__ = [
     "CkptoolError",
     "Level",
     "LoadError",
+    "LoadWarning",
     "Policy",
     "audit",
     "convert",
     "diff",
     "digest",
+    "explain",
+    "fix",
     "gate",
     "init",
     "inspect",
+    "install",
     "load",
     "lock",
     "merge",
@@ -48,6 +56,7 @@ __all__ = [
     "run",
     "tensors",
     "text",
+    "uninstall",
     "verify",
     "watch",
 ]
@@ -56,6 +65,7 @@ _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
     "LoadError": "ckptool.errors",
+    "LoadWarning": "ckptool.errors",
     "Policy": "ckptool.policy",
     "open_checkpoint": "ckptool.formats",
 }

@@ -8,9 +8,12 @@ if TYPE_CHECKING:
     from ckptool.commands.convert import convert
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
+    from ckptool.commands.explain import explain
+    from ckptool.commands.fix import fix
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
+    from ckptool.commands.install import install, uninstall
     from ckptool.commands.load import load
     from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
@@ -28,9 +31,12 @@ __all__ = [
     "diff",
     "digest",
     "effective_policy",
+    "explain",
+    "fix",
     "gate",
     "init",
     "inspect",
+    "install",
     "load",
     "lock",
     "lock_all",
@@ -42,6 +48,7 @@ __all__ = [
     "tensors",
     "text",
     "textconv",
+    "uninstall",
     "verify",
     "watch",
 ]
@@ -52,9 +59,12 @@ _HOMES = {
     "diff": "ckptool.commands.diff",
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
+    "explain": "ckptool.commands.explain",
+    "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
+    "install": "ckptool.commands.install",
     "load": "ckptool.commands.load",
     "lock": "ckptool.commands.lock",
     "lock_all": "ckptool.commands.lock",
@@ -66,6 +76,7 @@ _HOMES = {
     "tensors": "ckptool.commands.tensors",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
+    "uninstall": "ckptool.commands.install",
     "verify": "ckptool.commands.verify",
     "watch": "ckptool.commands.watch",
 }

@@ -25,8 +25,9 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     location; `*` also matches "/"."""
     module: str
     """"package.module:Name"."""
-    kwargs: dict[str, Any] = {}
-    """Arguments of the constructor."""
+    kwargs: dict[str, Any] | str = {}
+    """Arguments of the constructor. "@cfg" takes what the checkpoint stores at `cfg`, for one
+    argument or for all of them (`kwargs = "@cfg"`); "@@cfg" is the string "@cfg"."""
     at: str | None = None
     """Place of the state_dict in the file ("state_dict"); without it the best match."""
     inputs: tuple[str, ...] = ()

@@ -150,3 +150,7 @@ class Interrupted(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.name = signal.Signals(number).name
+
+
+class LoadWarning(UserWarning):
+    """After `ckptool.install()`: load_state_dict(strict=False) left keys out."""

@@ -137,11 +137,12 @@ def fold_by_subtree(
 def _name_subtrees(groups: Sequence[FoldedItems[Any]], max_count: int) -> list[str]:
     """Return for each group the name of its sub-tree, of which there are at most `max_count`."""
     paths = [group.pattern.split(".", _MAX_DEPTH) for group in groups]
+    max_depth = min(_MAX_DEPTH, max(map(len, paths), default=0))
     for min_depth, pattern_paths in (
         (2, paths),
         (1, [[_ANY_NUMBER.sub("*", segment) for segment in path] for path in paths]),
     ):
-        for depth in range(_MAX_DEPTH, min_depth - 1, -1):
+        for depth in range(max_depth, min_depth - 1, -1):
             names = [_name_subtree(path, depth) for path in pattern_paths]
             if len(set(names)) <= max_count:
                 return names

@@ -88,6 +88,8 @@ class Container(StrEnum):
     SHARDED_SAFETENSORS = "sharded-safetensors"
     SHARDED_TORCH = "sharded-torch"
     DCP = "dcp"
+    LIVE = "live"
+    """No file: a module or a state_dict in this process's memory."""
 
 
 class Kind(StrEnum):
@@ -537,6 +539,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     """Path of the only sub-module that is described, "" for the whole module."""
     loader: str = "torch"
     """Name in ckptool.loaders of the framework that loads it; "torch" is `load_state_dict`."""
+    state_place: str = ""
+    """Place in a file that its framework loads, "" if it does not choose: Lightning does."""
     uninitialized_buffers: Mapping[str, str] = {}
     """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     arguments: Mapping[str, str] = {}
@@ -583,13 +587,19 @@ def join_key(prefix: str, name: str) -> str:
 
 def natural_sort_key(key: str) -> tuple[object, ...]:
     """Sort key that puts layer 2 before layer 10."""
-    return tuple(
-        (0, len(number := piece.lstrip("0")), number, piece)
-        if piece[0] in "0123456789"
-        else (1, 0, piece, "")
-        for piece in re.split(r"([0-9]+)", key)
-        if piece
-    )
+    return tuple(map(_rank_piece, filter(None, _DIGITS.split(key))))
+
+
+_DIGITS: Final = re.compile(r"([0-9]+)")
+
+
+@lru_cache(maxsize=4096)
+def _rank_piece(piece: str) -> tuple[object, ...]:
+    """Return the sort key of a number, or of the text between numbers; few of them are new."""
+    if piece[0] not in "0123456789":
+        return (1, 0, piece, "")
+    number = piece.lstrip("0")
+    return (0, len(number), number, piece)
 
 
 def group_by_storage(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:

@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
+    "explain": "Explain an error message: the probable cause, and what to run next.",
+    "fix": "Register the state that audit finds, in the source of the module.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",

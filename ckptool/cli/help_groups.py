@@ -12,7 +12,8 @@ _GROUPS: Final = {
     ),
     "What is changed": (
         "injected drop renamed accept_renames from_ merge_adapter drop_extra plan reverse to dtype"
-        " weights_only strip merge_shards max_shard_size update no_links no_provenance"
+        " weights_only strip merge_shards max_shard_size style parameters keep_old_files update"
+        " no_links no_provenance"
     ),
     "Where it runs": (
         "resume_check resume_args device import_paths in_process"
@@ -23,8 +24,8 @@ _GROUPS: Final = {
         " update_baseline fail_on select ignore exit_zero show_policy"
     ),
     "Output": (
-        "formats outputs target force replace_foreign dry_run save_plan color quiet verbose"
-        " no_progress help show_help _click_default_help"
+        "formats outputs target force replace_foreign dry_run write allow_unproved save_plan"
+        " emit_hook color quiet verbose no_progress help show_help _click_default_help"
     ),
 }
 """Group -> names of the parameters in it, of all commands."""

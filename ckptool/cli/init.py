@@ -19,7 +19,7 @@ _DEFAULT_TIMEOUT = 120
 @click.option(
     "--in-process",
     is_flag=True,
-    help="Run the modules in this process, not in one of their own: for a debugger.",
+    help="Build modules in this process instead of a child process, for use with a debugger.",
 )
 @click.option(
     "--timeout",
@@ -27,7 +27,7 @@ _DEFAULT_TIMEOUT = 120
     metavar="SECONDS",
     default=_DEFAULT_TIMEOUT,
     show_default=True,
-    help="End the building of a module that takes longer.",
+    help="Time limit for building one module.",
 )
 @report_options
 def command(
@@ -42,8 +42,9 @@ def command(
 ) -> None:
     r"""Write the configuration: the module of each checkpoint in a project.
 
-    Classes are found in the source, without running it; those in files that only define things are
-    built, to see which of them a checkpoint fits. The result is checked before it is written.
+    Classes, factories and instances are found in the source, without running it. Those in files
+    that only contain definitions are built, to see which one each checkpoint fits. The result is
+    checked before it is written.
 
     \b
     ckptool init                 adds [[tool.ckptool.models]] to pyproject.toml

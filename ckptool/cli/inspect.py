@@ -19,7 +19,7 @@ from ckptool.reports.inspect import SORTS
     "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."
 )
 @click.option("--filter", "key_filter", metavar="PATTERN", default="",
-              help="Only tensors whose key matches or has this in it: '*.bias', norm.")  # fmt: skip
+              help="Only tensors whose key matches or contains this: '*.bias', norm.")  # fmt: skip
 @click.option("--depth", type=click.IntRange(1), metavar="N", help="Show N levels of the tree.")
 @click.option("--sort", type=click.Choice(SORTS), help="Order.  [default: as in the file]")
 @click.option("--key", metavar="KEY", default="",
@@ -39,7 +39,7 @@ def command(
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe names, metadata.
+    """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe globals, metadata.
 
     Nothing in the files is loaded, imported or executed, and torch is not needed but for --values.
     """

@@ -84,7 +84,7 @@ def command(  # noqa: PLR0913
     ckptool lock --all                                       each lock of the configuration
     ckptool lock --all --check                               in CI: fails if one is out of date
     ckptool lock --update -o ckpt.lock.json                  accept the changes
-    ckptool lock model.pth -o model.lock.json                what a file alone can tell
+    ckptool lock model.pth -o model.lock.json                from a file alone
     ckptool lock model.pth -m package.module:Name --golden golden.safetensors
     """
     config = ctx.obj["config"]

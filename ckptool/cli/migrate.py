@@ -59,10 +59,13 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
               help="Also take attributes from this pickled module.")  # fmt: skip
 @click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
-@click.option("--drop-extra", is_flag=True, help="Write the state_dict alone.")
+@click.option("--drop-extra", is_flag=True, help="Write only the state_dict.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Apply this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
               help="Write the plan to this file, for editing.")  # fmt: skip
+@click.option("--emit-hook", metavar="FILE.py", type=OUTPUT_PATH,
+              help="Write the plan as a Python hook with which the module loads old files itself, "
+              "and its test.")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="Apply the plan in reverse.")
 @click.option(
     "--max-shard-size",
@@ -105,6 +108,7 @@ def command(  # noqa: PLR0913
     drop_extra: bool,
     plan: Path | None,
     save_plan: Path | None,
+    emit_hook: Path | None,
     reverse: bool,
     max_shard_size: str | None,
     no_links: bool,
@@ -150,6 +154,7 @@ def command(  # noqa: PLR0913
             force=force,
             dry_run=dry_run,
             save_plan=save_plan,
+            emit_hook=emit_hook,
             max_shard_size=parse_shard_size(max_shard_size),
             links=not no_links,
             provenance=not no_provenance,

@@ -8,12 +8,12 @@ from msgspec.structs import replace
 
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_previews
+from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import Arguments
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
     PathLike,
-    list_configured_targets,
     need_target,
 )
 from ckptool.commands.worker.requests import DescribeModule

@@ -1,7 +1,7 @@
 """Checkpoint x module -> DiffModuleReport; two checkpoints -> DiffFilesReport."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -14,8 +14,11 @@ from ckptool.commands.target import (
     PathLike,
     describe_choices,
     find_target,
+    is_live,
+    name_kind,
     need_target,
     open_checkpoint_or_stdin,
+    reject_invalid_path,
 )
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
@@ -48,8 +51,8 @@ _MODULE_ONLY: Final = "is for the module of one checkpoint; with two checkpoints
 
 
 def diff(  # noqa: PLR0913
-    path: PathLike,
-    new: PathLike | None = None,
+    path: "PathLike | nn.Module | Mapping[str, Any]",
+    new: "PathLike | nn.Module | Mapping[str, Any] | None" = None,
     *,
     module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
@@ -66,6 +69,7 @@ def diff(  # noqa: PLR0913
     dask: str | None = None,
     executor: "Executor | None" = None,
     shard: tuple[int, int] | None = None,
+    roles: Sequence[str] | None = None,
     inputs: object = None,
     progress: Callable[[int], None] | None = None,
     policy: Policy | None = None,
@@ -74,6 +78,9 @@ def diff(  # noqa: PLR0913
     pictures: bool = False,
 ) -> DiffModuleReport | DiffFilesReport | DiffShardReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
+
+    With two arguments, either may be a live module or a state_dict: tensors are compared by key and
+    value, of a module also those that its state_dict lacks.
 
     Args:
         path: the checkpoint; the old one of two.
@@ -97,6 +104,9 @@ def diff(  # noqa: PLR0913
         dask: two files: address of a Dask scheduler to compare values on.
         executor: two files: an executor to compare values on.
         shard: two files: (I, N) compares the I-th of N shards of the values; see `merge`.
+        roles: two arguments, one of them a live module: the roles of the tensors that are compared,
+            of "parameter", "buffer", "non-persistent-buffer" and "attribute"; None for all.
+            ("parameter", "buffer") is what a state_dict has.
         inputs: as for `verify`: the module is then run, and the effects of forward are reported.
         progress: called from time to time with the number of bytes compared.
         policy: reported findings, and the level from which they fail.
@@ -125,8 +135,16 @@ def diff(  # noqa: PLR0913
         reject_unused_options(unused_options, _MODULE_ONLY)
         return diff_files(
             path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
-            pictures=pictures,
+            pictures=pictures, roles=roles,
         )  # fmt: skip
+    if is_live(path):
+        raise UsageError(
+            f"diff of {name_kind(path)} needs a second argument: a checkpoint, a module or a "
+            "state_dict; diff(path, module=...) says how a module loads a checkpoint"
+        )
+    reject_unused_options({"roles=": roles is not None}, "selects of two arguments: give both")
+    reject_invalid_path(path)
+    assert isinstance(path, PathLike)
     if options.first_value_option():
         raise UsageError(
             f"{options.first_value_option()} compares values of two checkpoints: give both"

@@ -1,23 +1,25 @@
 """Compare two checkpoints, on one machine or as one shard of several."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_negative_numbers
+from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
 from ckptool.commands.previews import add_checkpoint_diff_previews
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.sources.live_objects import open_sources
+from ckptool.commands.target import PathLike, is_live
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
 from ckptool.compare.diff_shards import (
     assign_shard,
     build_shard,
     encode_shard,
 )
-from ckptool.compare.structural_diff import compare_structure
+from ckptool.compare.roles import ROLES, parse_role_names
+from ckptool.compare.structural_diff import StructuralDiff, compare_structure
 from ckptool.compare.value_checks import plan_value_checks, run_value_checks
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -37,6 +39,8 @@ from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from torch import nn
 
 
 class ValueComparisonOptions(Struct, frozen=True):
@@ -95,8 +99,8 @@ class ValueComparisonOptions(Struct, frozen=True):
 
 
 def diff_files(
-    old: PathLike,
-    new: PathLike,
+    old: "PathLike | nn.Module | Mapping[str, Any]",
+    new: "PathLike | nn.Module | Mapping[str, Any]",
     options: ValueComparisonOptions,
     *,
     at: str | None,
@@ -104,12 +108,45 @@ def diff_files(
     policy: Policy,
     limits: Limits,
     pictures: bool = False,
+    roles: Sequence[str] | None = None,
 ) -> DiffFilesReport | DiffShardReport:
-    """Compare two files, or only the shard of their values that `options.shard` selects."""
-    limits = replace(limits, contents=True)
-    structure = compare_structure(
-        open_checkpoint_or_stdin(old, limits), open_checkpoint_or_stdin(new, limits), at
-    )
+    """Compare two files or live objects, or only the shard of values that `options.shard` selects.
+
+    `roles` are those of a live module that are compared; None for all.
+
+    Raises:
+        UsageError: live objects are to be compared in other processes.
+    """
+    if is_live(old) or is_live(new):
+        elsewhere = {
+            "shard=": options.shard is not None,
+            "dask=": options.dask is not None,
+            "executor=": options.executor is not None,
+        }
+        reject_unused_options(elsewhere, "is for files: live objects are in this process alone")
+    with open_sources((old, new), replace(limits, contents=True), roles) as (a, b):
+        structure = compare_structure(a, b, at)
+        if roles is not None and {*ROLES} - {*parse_role_names(roles)}:
+            structure = _name_left_out(structure, parse_role_names(roles))
+        return _compare_values(structure, options, explain, policy, pictures=pictures)
+
+
+def _name_left_out(structure: StructuralDiff, roles: Sequence[str]) -> StructuralDiff:
+    """Return the comparison with what `roles` leaves out among what was not compared."""
+    left_out = f"all that has another role than {' or '.join(roles)}"
+    old_parts, new_parts = structure.remainder.parts
+    parts = ((*old_parts, left_out), (*new_parts, left_out))
+    return replace(structure, remainder=replace(structure.remainder, parts=parts))
+
+
+def _compare_values(
+    structure: StructuralDiff,
+    options: ValueComparisonOptions,
+    explain: str | None,
+    policy: Policy,
+    *,
+    pictures: bool,
+) -> DiffFilesReport | DiffShardReport:
     if not options.values:
         return judge_diff(
             build_checkpoint_diff(structure, None, None), policy, explain, pictures=pictures

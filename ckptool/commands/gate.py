@@ -18,6 +18,7 @@ from ckptool.commands.previews import add_module_diff_previews, add_state_previe
 from ckptool.commands.target import (
     ModuleOptions,
     PathLike,
+    list_paths,
     require_local_path,
 )
 from ckptool.commands.worker.worker import get_worker
@@ -120,7 +121,7 @@ def gate(  # noqa: PLR0913
     old_baseline = (
         None if baseline_path is None else _read_old_baseline(baseline_path, update=update_baseline)
     )
-    given_paths = [paths] if isinstance(paths, PathLike) else list(paths)
+    given_paths = list_paths(paths)
     reject_unused_options(
         {"--modules-only": modules_only and bool(given_paths)}, "judges no checkpoint: name none"
     )

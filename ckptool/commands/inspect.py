@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint, join_key
@@ -53,7 +53,7 @@ def inspect(
         raise UsageError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
     checkpoints_with_statistics: list[tuple[Checkpoint, tuple[CheckpointStatistics, ...]]] = []
     errors: list[ReadError] = []
-    for path in [paths] if isinstance(paths, PathLike) else paths:
+    for path in list_paths(paths):
         try:
             checkpoint = open_checkpoint_or_stdin(path, limits)
             checkpoints_with_statistics.append(

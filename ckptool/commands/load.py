@@ -12,12 +12,14 @@ from ckptool.commands.target import (
     ModuleOptions,
     PathLike,
     find_target,
+    name_kind,
     open_checkpoint_or_stdin,
 )
 from ckptool.commands.tensors import guard_source
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.errors import LoadError, PlanError, UsageError
+from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import Checkpoint
@@ -132,8 +134,7 @@ def require_module(module: object) -> None:
     if isinstance(module, type):
         raise UsageError(f"{module.__qualname__} is a class: give an instance of it")
     if not (hasattr(module, "named_modules") and hasattr(module, "load_state_dict")):
-        kind = "a name" if isinstance(module, str) else f"a {type(module).__name__}"
-        raise UsageError(f"the first argument is a live module, and {kind} was given")
+        raise UsageError(f"load() takes a live module, not {name_kind(module)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -196,7 +197,8 @@ class _LoadJob:
             anonymous_file=self.anonymous_file,
             source_guard=self.source_guard,
         )
-        planned = planner.plan_load()
+        with pause_gc():
+            planned = planner.plan_load()
         require_loadable(planned.diff, strict=self.strict)
         return planned
 
@@ -208,7 +210,7 @@ class _LoadJob:
         Raises:
             PlanError: `load_state_dict` raised; the module is put back.
         """
-        from ckptool.loading.accepted_answers import format_in_python
+        from ckptool.loading.accepted_answers import format_question
         from ckptool.loading.module_load import load_into_module
         from ckptool.loading.planned_load import describe_state_choice
         from ckptool.loading.state_dict import build_state_dict, place_tensors
@@ -220,7 +222,9 @@ class _LoadJob:
             state_dict = build_state_dict(planned.draft, reader)
             if assign:
                 place_tensors(state_dict, self.module, placement)
-            keys = load_into_module(self.module, state_dict, strict=self.strict, assign=assign)
+            keys = load_into_module(
+                self.module, state_dict, reader.pages, strict=self.strict, assign=assign
+            )
         finally:
             reader.close()
         if changed := self.source_guard.list_changed():
@@ -233,7 +237,7 @@ class _LoadJob:
             LoadedKeys(tuple(keys.missing_keys), tuple(keys.unexpected_keys)),
             judge(findings, self._policy, differs=differs),
             describe_state_choice(planned, self.at),
-            tuple(map(format_in_python, planned.questions)),
+            tuple(map(format_question, planned.questions)),
         )
 
     @property
@@ -243,13 +247,13 @@ class _LoadJob:
 
 def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> LoadError:
     """Return the error whose text is the short form of the report that it has."""
-    from ckptool.loading.accepted_answers import format_in_python
+    from ckptool.loading.accepted_answers import format_in_python, format_question
     from ckptool.migration.plan.open_decisions import UndecidedError
 
     questions: tuple[str, ...] = ()
     reason = str(error).removeprefix(f"{checkpoint.path}: ").removeprefix("not migrated: ")
     if isinstance(error, UndecidedError):
-        questions = tuple(format_in_python(decision.question) for decision in error.decisions)
+        questions = tuple(format_question(decision.question) for decision in error.decisions)
         reason = ""
     report = build_refusal_report(checkpoint, module_name, format_in_python(reason), questions)
     return LoadError(format_short(report), report)

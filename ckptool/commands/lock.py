@@ -10,11 +10,11 @@ from msgspec import Struct
 
 from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
 from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
     PathLike,
-    list_configured_targets,
     need_target,
     open_checkpoint_or_stdin,
 )

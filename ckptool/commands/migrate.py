@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.request import MigrationResult
 from ckptool.policy import Policy, judge
 from ckptool.reports.migrate import (
     MigrateManyReport,
@@ -42,8 +44,12 @@ if TYPE_CHECKING:
 
     from ckptool.migration.check.plan_outcome import PlanOutcome
     from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+    from ckptool.migration.hook.hook_trace import HookTrace
     from ckptool.migration.plan.pending_file import PendingFile
     from ckptool.migration.plan.plan_file import Plan
+    from ckptool.migration.plan.target_module import TargetModule
+    from ckptool.migration.request import MigrationResult
+    from ckptool.model import Checkpoint
 
 
 def migrate(  # noqa: PLR0913
@@ -69,6 +75,7 @@ def migrate(  # noqa: PLR0913
     force: bool = False,
     dry_run: bool = False,
     save_plan: PathLike | None = None,
+    emit_hook: PathLike | None = None,
     max_shard_size: int | None = None,
     links: bool = True,
     provenance: bool = True,
@@ -115,6 +122,8 @@ def migrate(  # noqa: PLR0913
         force: replace an existing target.
         dry_run: write nothing.
         save_plan: path to write the plan to.
+        emit_hook: path of a Python file to write the plan to, as a hook with which the module loads
+            old state_dicts itself; its test is written next to it.
         max_shard_size: maximum bytes of one file of a folder.
         links: unchanged files of a folder may be hard links to the source's.
         provenance: record the plan and the digests in the result.
@@ -141,7 +150,7 @@ def migrate(  # noqa: PLR0913
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.request import MigrationRequest
-    from ckptool.migration.run import run_migration
+    from ckptool.migration.run import open_migration
 
     is_same_file = (
         target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
@@ -169,6 +178,10 @@ def migrate(  # noqa: PLR0913
     )
     if into is not None:
         reject_unused_options(
+            {"--emit-hook": emit_hook is not None},
+            "is for a whole module, and --into selects a part",
+        )
+        reject_unused_options(
             {"--into": module_target is None},
             "selects a submodule: -m package.module:Name is required",
         )
@@ -176,48 +189,56 @@ def migrate(  # noqa: PLR0913
             {"--input": inputs is not None}, "runs the whole module, and --into selects a part"
         )
     worker = get_worker()
-    result = run_migration(
-        MigrationRequest(
-            source=location,
-            target=None if target is None else require_local_path(target),
-            module=partial(load_target_module, worker, module_target) if module_target else None,
-            at=module_target.at if module_target else at,
-            into=into or "",
-            to=to,
-            plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
-            plan_name=str(plan) if isinstance(plan, str | Path) else "",
-            reverse=reverse,
-            choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
-            can_confirm_renames=old_module is not None and tolerance is None,
-            donor=None if from_ is None else parse_location(from_),
-            drop_extra=drop_extra,
-            force=force,
-            dry_run=dry_run,
-            save_plan=None if save_plan is None else require_local_path(save_plan),
-            max_shard_size=max_shard_size,
-            hard_links=links,
-            record_provenance=provenance,
-            limits=limits,
-            progress=progress,
-            check_plan=partial(
-                refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
-            ),
-            forward_check=_make_forward_check(
-                location,
-                module_target,
-                inputs,
-                device,
-                _OldModuleOptions(old_module, from_, tolerance),
-                limits,
-                worker,
-            ),
-        )
+    load_module = partial(load_target_module, worker, module_target) if module_target else None
+    request = MigrationRequest(
+        source=location,
+        target=None if target is None else require_local_path(target),
+        module=load_module,
+        at=module_target.at if module_target else at,
+        into=into or "",
+        to=to,
+        plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+        plan_name=str(plan) if isinstance(plan, str | Path) else "",
+        reverse=reverse,
+        choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
+        can_confirm_renames=old_module is not None and tolerance is None,
+        donor=None if from_ is None else parse_location(from_),
+        drop_extra=drop_extra,
+        force=force,
+        dry_run=dry_run,
+        check_trace=check_hook if emit_hook is not None else None,
+        save_plan=None if save_plan is None else require_local_path(save_plan),
+        max_shard_size=max_shard_size,
+        hard_links=links,
+        record_provenance=provenance,
+        limits=limits,
+        progress=progress,
+        check_plan=partial(refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}),
+        forward_check=_make_forward_check(
+            location,
+            module_target,
+            inputs,
+            device,
+            _OldModuleOptions(old_module, from_, tolerance),
+            limits,
+            worker,
+        ),
     )
+    with open_migration(request) as result:
+        notes = result.notes
+        if emit_hook is not None:
+            notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
+        return _build_report(
+            replace_field(result, notes=notes), policy or Policy(), location, pictures=pictures
+        )
+
+
+def _build_report(
+    result: MigrationResult, policy: Policy, location: Location, *, pictures: bool
+) -> MigrateReport:
     module_diffs = [] if result.diff is None else [result.diff]
     differs = any(not module_diff.is_strict for module_diff in module_diffs)
-    verdict = judge(
-        run_rules(module_diffs, result.target or location), policy or Policy(), differs=differs
-    )
+    verdict = judge(run_rules(module_diffs, result.target or location), policy, differs=differs)
     migrate_report = build_migrate_report(result, verdict)
     if not pictures:
         return migrate_report
@@ -226,6 +247,49 @@ def migrate(  # noqa: PLR0913
         if result.diff
         else add_state_previews(migrate_report, result.state)
     )
+
+
+def check_hook(trace: "HookTrace") -> None:
+    """Check that a hook can do all steps of a plan.
+
+    Raises:
+        PlanError: it cannot do one; the message names it.
+    """
+    from ckptool.migration.hook.step_code import write_steps
+
+    write_steps(trace)
+
+
+def _write_hook(
+    path: Path,
+    result: "MigrationResult",
+    load_module: "Callable[[Checkpoint], TargetModule] | None",
+    *,
+    force: bool,
+) -> tuple[str, ...]:
+    """Write the plan as a hook, with its test; return notes on the files.
+
+    Raises:
+        PlanError: a hook cannot do a step of the plan.
+        WriteError: a file exists already, or cannot be written.
+    """
+    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files, write_hook_files
+
+    assert result.trace is not None
+    files, notes = build_hook_files(
+        HookRequest(
+            path,
+            result.trace,
+            result.plan,
+            result.state,
+            result.module_info,
+            result.module_info.target if result.module_info else "",
+            load_module,
+        )
+    )
+    write_hook_files(files, force=force)
+    names = ", ".join(file.name for file in files)
+    return (*notes, f"wrote {names}")
 
 
 def migrate_many(
@@ -250,7 +314,7 @@ def migrate_many(
         WriteError: the folder cannot be made.
         UsageError: two sources have one name, or an option is for one source.
     """
-    for name in ("save_plan", "merge_adapter"):
+    for name in ("save_plan", "emit_hook", "merge_adapter"):
         option = f"--{name.replace('_', '-')}"
         reject_unused_options({option: options.get(name) is not None}, "is for one source")
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)
@@ -283,7 +347,8 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        for finding in _find_errors(source, policy, outcome.source_diff):
+        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
                 key = covered_keys[0]
@@ -291,8 +356,10 @@ def refuse_errors(
                 raise PlanError(_format_refusal(source, finding, way_out))
     else:
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
+    if not outcome.result_diff.is_strict:
+        return
     for finding in _find_errors(source, policy, outcome.result_diff):
-        if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
+        if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 

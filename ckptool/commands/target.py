@@ -2,10 +2,10 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,14 +15,16 @@ from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
     FileArguments,
+    drop_places,
     fill_places,
     format_argument,
     list_places,
     normalize_kwargs,
+    parse_configured_kwargs,
     read_file_arguments,
+    read_hyper_parameters,
 )
-from ckptool.compare.module_diff import ModuleDiff
-from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.components import merge_components
@@ -33,7 +35,6 @@ from ckptool.loaders.model_folder import (
     list_components,
     require_model_folder,
 )
-from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ckptool.compare.module_diff import ModuleDiff
     from ckptool.modules import ModuleSpec
     from ckptool.verification.result import ForwardEffects
     from ckptool.verification.target import VerificationTarget
@@ -80,6 +82,8 @@ class ModuleTarget(Struct, frozen=True):
     folder: Location | None = None
     """Framework's folder whose configuration gives the constructor's arguments if `kwargs` has
     none and the module is a class of the framework; None for no folder."""
+    file_arguments: FileArguments = FileArguments()
+    """Constructor arguments of a checkpoint, for questions that name none."""
 
     @property
     def is_live(self) -> bool:
@@ -101,8 +105,11 @@ class ModuleTarget(Struct, frozen=True):
         Raises:
             UsageError: `kwargs` name a place of a checkpoint, and there is none.
         """
+        from ckptool.loaders.own_classes import find_folder_arguments
         from ckptool.modules import ModuleSpec
 
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         is_named = isinstance(self.module, str)
         return ModuleSpec(
             self.module if isinstance(self.module, str) else name_object(self.module),
@@ -117,6 +124,7 @@ class ModuleTarget(Struct, frozen=True):
             frozenset(name.partition(".")[0] for name in file_arguments.values),
             file_arguments.offers,
             partial(find_folder_arguments, self.folder) if self.folder else None,
+            file_arguments.given_names,
         )
 
     def build_spec_of(
@@ -125,10 +133,16 @@ class ModuleTarget(Struct, frozen=True):
         file_arguments: FileArguments,
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
+        if file_arguments == FileArguments():
+            file_arguments = self.file_arguments
         arguments = fill_places(self.kwargs, file_arguments)
         defaults = {**file_arguments.defaults, **arguments}
         return replace(self, module=module, kwargs={}, fresh=None).build_spec(
-            FileArguments(defaults, offers=file_arguments.offers)
+            FileArguments(
+                defaults,
+                offers=file_arguments.offers,
+                given_names=frozenset(drop_places(self.kwargs)),
+            )
         )
 
     def enter_module_code(self, file_arguments: FileArguments) -> "AbstractContextManager[None]":
@@ -344,26 +358,12 @@ def _find_configured(
     loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
-        {**entry.kwargs, **normalize_kwargs(module_options.kwargs)},
+        {**parse_configured_kwargs(entry.kwargs), **normalize_kwargs(module_options.kwargs)},
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
         module_options.into or "",
     )
-
-
-def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
-    """Return the entries of `[[models]]` and their modules; of the same module, the first."""
-    entries = {
-        (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
-    }
-    return [
-        (
-            entry,
-            ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs),
-        )
-        for entry in reversed(entries.values())
-    ]
 
 
 def need_target(
@@ -443,12 +443,40 @@ def reject_invalid_path(path: object) -> None:
         UsageError: it is no path (a module, a state_dict), or "".
     """
     if not isinstance(path, PathLike):
-        description = f"a {type(path).__name__} was given"
         raise UsageError(
-            f"a checkpoint is given by its path; {description}. A live module is module=..."
+            f"a checkpoint is given by its path; {name_kind(path)} was given. A live module is "
+            "module=..."
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
+
+
+def is_live(value: object) -> bool:
+    """Whether a value is a live module or a mapping, where the path of a checkpoint may be too."""
+    is_module = hasattr(value, "named_modules") and not isinstance(value, type)
+    return is_module or isinstance(value, Mapping)
+
+
+def list_paths(paths: object) -> list[PathLike]:
+    """Return the paths of checkpoints that a caller gives: one, or several.
+
+    Raises:
+        UsageError: it is no path, and no list of paths.
+    """
+    if isinstance(paths, PathLike):
+        return [paths]
+    if is_live(paths) or not isinstance(paths, Iterable):
+        reject_invalid_path(paths)
+    path_list = list(cast("Iterable[PathLike]", paths))
+    for path in path_list:
+        reject_invalid_path(path)
+    return path_list
+
+
+def name_kind(value: object) -> str:
+    """Return the class of a value with its article: "a dict", "an OrderedDict"."""
+    name = type(value).__name__
+    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
 
 
 def require_local_path(path: PathLike) -> Path:
@@ -468,7 +496,8 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
     Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is
-    imported: a file does not choose the code that is run.
+    imported: a file does not choose the code that is run. Of another file of Lightning, only that
+    it is one is known.
     """
     if checkpoint is None:
         return ""
@@ -484,10 +513,15 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
         ):
             package, _, class_name = name.rpartition(".")
             return f". The file itself refers to {name}: if you trust it, -m {package}:{class_name}"
+    if any(entry.at == "pytorch-lightning_version" for entry in checkpoint.entries):
+        arguments = tuple(read_hyper_parameters(checkpoint))
+        listed = join_limited(arguments, 8)
+        fields = f", built with its hyper_parameters ({listed})" if arguments else ""
+        return f". The file is a Lightning checkpoint: give its LightningModule{fields}"
     return ""
 
 
-def describe_choices(module_diff: ModuleDiff, module_target: ModuleTarget) -> tuple[str, ...]:
+def describe_choices(module_diff: "ModuleDiff", module_target: ModuleTarget) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)

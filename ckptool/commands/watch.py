@@ -1,11 +1,12 @@
-"""Context manager that reports unsaved state changed while a module is trained."""
+"""Context manager that reports unsaved state changed while a module, or another object, is used."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from ckptool.commands.target import name_kind
 from ckptool.errors import ModuleError, UsageError
 from ckptool.policy import Policy, judge
-from ckptool.reports.audit import AuditReport, build_watch_report
+from ckptool.reports.audit import AuditReport, build_object_report, build_watch_report
 from ckptool.rules import run_rules
 from ckptool.rules.module_state import LOST_STATE
 
@@ -13,19 +14,51 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.modules.snapshot import ModuleSnapshot
+    from ckptool.verification.object_round_trip import ObjectState
+    from ckptool.verification.result import ObjectChanges
+
+_NOT_ENTERED: Final = "nothing was watched: use with ckptool.watch(model) as watched: ..."
 
 
-def watch(module: "nn.Module", *, policy: Policy | None = None) -> "Watched":
+def watch(
+    module: "nn.Module | HasStateDict", *, policy: Policy | None = None
+) -> "Watched | WatchedObject":
     """Watch a module: `with ckptool.watch(model) as watched: train(model)`.
+
+    An optimizer, a scheduler, a sampler, a loader, a GradScaler, an average of weights: anything
+    else with `state_dict` and `load_state_dict` is asked. A copy from when the block began loads
+    the state_dict() from when it ends; what changed and is not restored is in the report. The copy
+    shares the model's parameters.
 
     A snapshot is taken when the block begins and when it ends, so training steps are not slowed.
     `watched.report` has the state that changed inside and is not in the state_dict.
 
     Args:
-        module: a live module.
+        module: a live module, or an object with `state_dict` and `load_state_dict`.
         policy: reported findings, and the level from which they fail.
+
+    Raises:
+        UsageError: it has no state_dict, or is a class.
     """
-    return Watched(module, policy or Policy())
+    is_instance = not isinstance(module, type)
+    if is_instance and hasattr(module, "named_modules"):
+        return Watched(module, policy or Policy())  # type: ignore[arg-type]
+    if not (is_instance and hasattr(module, "state_dict") and hasattr(module, "load_state_dict")):
+        raise UsageError(
+            f"watch() takes a live object with state_dict() and load_state_dict(), not "
+            f"{name_kind(module)}"
+        )
+    return WatchedObject(module, policy or Policy())
+
+
+class HasStateDict(Protocol):
+    """An object that saves and loads its state as optimizers do."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take over a state."""
 
 
 class Watched:
@@ -65,7 +98,7 @@ class Watched:
             ModuleError: the module cannot be examined.
         """
         if self._old_snapshot is None:
-            raise UsageError("nothing was watched: use with ckptool.watch(model) as watched: ...")
+            raise UsageError(_NOT_ENTERED)
         if self._failure is not None:
             raise self._failure
         from ckptool.modules import describe_module
@@ -94,3 +127,67 @@ class Watched:
         except UserCodeError as error:
             name = type(self._module).__qualname__
             raise ModuleError(name, f"walking through it raised {error}") from error
+
+
+class WatchedObject:
+    """Context manager that watches an object with a state_dict; `report` has the result."""
+
+    def __init__(self, owner: HasStateDict, policy: Policy) -> None:
+        self._owner = owner
+        self._policy = policy
+        self._before: ObjectState | None = None
+        self._changes: ObjectChanges | None = None
+        self._failure: ModuleError | None = None
+
+    def __enter__(self) -> Self:
+        from ckptool.modules.user_code import UserCodeError
+        from ckptool.verification.object_round_trip import record_object
+
+        self._changes, self._failure = None, None
+        try:
+            self._before = record_object(self._owner)
+        except UserCodeError as error:
+            raise self._build_failure(error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            return
+        try:
+            self._changes = self._find_changes()
+        except ModuleError as failure:
+            self._failure = failure  # `report` raises it: no training is ended by it
+
+    @property
+    def report(self) -> AuditReport:
+        """What changed inside the block and is not restored, or so far if it has not ended.
+
+        Raises:
+            UsageError: the block was not entered yet.
+            ModuleError: the object cannot be examined, or its state_dict() raises.
+        """
+        if self._failure is not None:
+            raise self._failure
+        changes = self._changes or self._find_changes()
+        return build_object_report(changes, judge(run_rules([changes]), self._policy))
+
+    def _find_changes(self) -> "ObjectChanges":
+        from ckptool.modules.user_code import UserCodeError
+        from ckptool.verification.object_round_trip import find_lost_changes
+        from ckptool.verification.usage_changes import SINCE_BLOCK_START
+
+        if self._before is None:
+            raise UsageError(_NOT_ENTERED)
+        try:
+            return find_lost_changes(self._owner, self._before, SINCE_BLOCK_START)
+        except UserCodeError as error:
+            raise self._build_failure(error) from error
+
+    def _build_failure(self, error: Exception) -> ModuleError:
+        name = type(self._owner).__qualname__
+        return ModuleError(name, f"reading its state raised {error}")

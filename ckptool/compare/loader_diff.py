@@ -52,7 +52,7 @@ def build_loaded_diff(
     """
     diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
     diff = add_nested_keys(diff)
-    if not diff.state.tensors:
+    if not (diff.state.tensors or module_info.loader != "torch"):
         return diff
     if checkpoint.load_refusal:
         refusal = f"torch.load refuses the file: {checkpoint.load_refusal}"

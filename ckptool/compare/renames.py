@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.compare.rename_search.key_patterns import list_numbers, mask_numbers
 from ckptool.model import TensorInfo, natural_sort_key
 
 WRAPPERS: Final = (
@@ -126,13 +127,23 @@ def pair_by_fingerprint(
 ) -> Iterator[tuple[str, str]]:
     """Yield (missing key, unexpected key) with equal fingerprints; both args: key -> fingerprint.
 
-    Several keys with one fingerprint are paired in natural order, if both sides have as many.
+    Of several keys with one fingerprint, such as biases of zeros, values do not say which is which:
+    only layers of one list are paired, by their numbers.
     """
     unexpected_groups = _group_by_fingerprint(unexpected)
     for fingerprint, keys in _group_by_fingerprint(missing).items():
         unexpected_keys = unexpected_groups.get(fingerprint, [])
-        if len(keys) == len(unexpected_keys):
-            yield from zip(keys, unexpected_keys, strict=True)
+        if len(keys) == len(unexpected_keys) == 1:
+            yield keys[0], unexpected_keys[0]
+        elif _is_layer_list(keys) and _is_layer_list(unexpected_keys):
+            by_numbers = {list_numbers(key): key for key in unexpected_keys}
+            if by_numbers.keys() == {*map(list_numbers, keys)}:
+                yield from ((key, by_numbers[list_numbers(key)]) for key in keys)
+
+
+def _is_layer_list(keys: Collection[str]) -> bool:
+    """Whether the keys differ in numbers only."""
+    return len({mask_numbers(key) for key in keys}) == 1
 
 
 def _group_by_fingerprint(fingerprints: Mapping[str, str]) -> dict[str, list[str]]:

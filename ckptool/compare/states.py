@@ -126,12 +126,23 @@ def _explain_missing_state(checkpoint: Checkpoint, at: str) -> NoStateError:
 
 
 def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
-    """Return the state that matches `module` best: the first of several, empty if none."""
+    """Return the state that matches `module` best, empty if there is none.
+
+    Of several that match equally well, the one in the usual place for a model's, else the first;
+    in any case the one that the module's framework loads.
+    """
     if not checkpoint.states:
         return StateDict(at="", tensors=MappingProxyType({}))
     expected = _index_expected(module)
     candidates = list_model_states(checkpoint) or checkpoint.states
-    return max(candidates, key=lambda state: _score_against(state, expected))
+    if module.state_place:
+        for state in candidates:
+            if state.at == module.state_place:
+                return state
+    loaded_state = find_loaded_state(checkpoint)
+    return max(
+        candidates, key=lambda state: (_score_against(state, expected), state is loaded_state)
+    )
 
 
 def list_model_states(checkpoint: Checkpoint) -> list[StateDict]:

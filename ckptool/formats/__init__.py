@@ -34,6 +34,8 @@ _MAGIC_READERS: Final = ("torch.zip_reader", "torch.tar")
 _TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
+_DEEPSPEED_NAME: Final = re.compile(r"zero_to_fp32\.py|.+_(?:model|optim)_states\.pt")
+"""Files that DeepSpeed writes: a script that gathers the weights, and states of each rank."""
 _DCP_SUFFIX: Final = ".distcp"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _WEIGHTS_PATTERN: Final = (
@@ -139,11 +141,12 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     from ckptool.formats import unrecognized
 
     names = list_names(directory)
+    indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if weights_name in names and not weights_name.endswith(".json"):
-        return _note_sibling_files(_open_file(directory / weights_name, limits), names)
+        passed_over = next((n for n in indexes if name_whole_file(n) == weights_name), "")
+        return _open_whole_file(directory, weights_name, passed_over, names, limits)
     if description := unrecognized.describe_unpacked_archive(directory.name, names):
         raise UnknownFormatError(directory, description)
-    indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
     if weights_name in indexes:
@@ -177,7 +180,7 @@ def _note_rank_files(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 def _open_whole_file(
     directory: Location, name: str, index_name: str, names: Sequence[str], limits: Limits
 ) -> Checkpoint:
-    """Describe the file that `from_pretrained` loads though there is an index."""
+    """Describe the file that `from_pretrained` loads though there is an index; "" for none."""
     checkpoint = _note_sibling_files(_open_file(directory / name, limits), names)
     if name_whole_file(index_name) != name:
         return checkpoint  # of another format: a copy for other loaders
@@ -228,6 +231,11 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if not candidates:
         return "is a directory without a checkpoint"
     names_text = join_limited(candidates, MAX_LISTED, quote_text)
+    if any(map(_DEEPSPEED_NAME.fullmatch, names)):
+        return (
+            "is a DeepSpeed checkpoint, whose weights are partitioned over the ranks: gather them "
+            f"with python zero_to_fp32.py FOLDER OUTPUT, or choose one of {names_text}"
+        )
     return f"is a directory without an index: choose one of {names_text}"
 
 

@@ -7,10 +7,12 @@ from msgspec.structs import replace
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
+from ckptool.loaders import lightning_modules
 from ckptool.loaders.diffusers_models import is_pipeline
 from ckptool.loaders.registry import FrameworkLoader, get_loader, is_installed
 from ckptool.model import ModuleInfo, Skipped, StateDict
 from ckptool.modules.import_target import ModuleSpec
+from ckptool.modules.lightning import find_lightning_class
 from ckptool.modules.user_code import UserCodeError, user_code
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def describe_for_loader(
     """
     module_info = replace(module_info, target=spec.label or module_info.target)
     loader = _choose_loader(module, spec)
-    module_info = replace(module_info, loader=loader)
+    place = lightning_modules.STATE_PLACE if find_lightning_class(type(module)) else ""
+    module_info = replace(module_info, loader=loader, state_place=place)
     if spec.loader == "torch":
         return module_info
     builder = _find_meta_builder(module)
@@ -59,6 +62,8 @@ def _find_meta_builder(module: "nn.Module") -> str:
 
 def _choose_loader(module: "nn.Module", spec: ModuleSpec) -> str:
     """Return the framework that loads the module, "torch" for `load_state_dict`."""
+    if spec.loader is None and lightning_modules.accepts_module(module):
+        return "lightning"
     if spec.loader in {None, "torch"} or not (spec.is_loader_required or is_installed(spec.loader)):
         return "torch"
     if get_loader(spec.loader).accepts_module(module):

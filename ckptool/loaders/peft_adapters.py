@@ -11,6 +11,7 @@ from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
 from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.mismatches import drop_mismatches
 from ckptool.loaders.model_folder import find_model_folder
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
@@ -23,6 +24,15 @@ PACKAGES: Final = ("peft", "transformers", "accelerate")
 LOADER_CALL: Final = "load_adapter()"
 CONFIG_NAME: Final = "adapter_config.json"
 _BASE_NOTE: Final = "only the configuration of the base is used: its weights are not loaded"
+_TASK_CLASSES: Final = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""Task of an adapter -> the class that AutoPeftModel takes for its base."""
 _SHOWN_FIELDS: Final = (
     "r",
     "lora_alpha",
@@ -61,9 +71,35 @@ def build_adapter_model(folder: Location, base: Path) -> "nn.Module":
     base_folder = find_model_folder(base)
     if base_folder is None or base_folder.loader == "peft":
         raise ModuleError(str(base), "is not a model folder for an adapter")
-    base_model = get_loader(base_folder.loader).build_model(base, base_folder.class_name)
+    class_name = base_folder.class_name
+    if base_folder.loader == "transformers":
+        class_name = _choose_base_class(folder, base) or class_name
+    base_model = get_loader(base_folder.loader).build_model(base, class_name)
     with run_offline():
         return add_adapter(base_model, folder)
+
+
+def _choose_base_class(folder: Location, base: Path) -> str:
+    """Return the class that the adapter's task needs instead of the one that the base names.
+
+    AutoPeftModelForSequenceClassification, and the others of its kind, choose by `task_type`. ""
+    if the adapter has none, or transformers no class for it.
+    """
+    task_type = read_model_config(folder, CONFIG_NAME).get("task_type")
+    auto_name = _TASK_CLASSES.get(task_type, "") if isinstance(task_type, str) else ""
+    model_type = read_model_config(base, "config.json").get("model_type")
+    if not auto_name or not isinstance(model_type, str):
+        return ""
+    with run_offline():
+        import transformers
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        if model_type not in CONFIG_MAPPING:
+            return ""
+        classes = getattr(transformers, auto_name)._model_mapping  # noqa: SLF001
+        cls = classes.get(CONFIG_MAPPING[model_type], None)
+    cls = cls[0] if isinstance(cls, tuple) else cls
+    return "" if cls is None else str(cls.__name__)
 
 
 def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
@@ -110,16 +146,16 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     with run_offline():
         loaded: Any = _copy_on_meta(module) if is_on_meta else copy.deepcopy(module)
         trace = TensorTrace(state, 0)
-        with trace, _reading(state):
+        with trace, _reading(state), drop_mismatches(loaded) as mismatched_shapes:
             adapter_name = next(iter(loaded.peft_config))
-            result = loaded.load_adapter("", adapter_name, ignore_mismatched_sizes=True)
+            result = loaded.load_adapter("", adapter_name)
     tensors = loaded.state_dict(keep_vars=True)
     conversions = [
         conversion
         for key in tensors
         if (conversion := trace.find_conversion(key, tensors[key])) is not None
     ]
-    return loaded, _build_info(loaded, state, result, conversions)
+    return loaded, _build_info(loaded, state, result, conversions, mismatched_shapes)
 
 
 def _copy_on_meta(module: "nn.Module") -> "nn.Module":
@@ -146,7 +182,11 @@ def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
 
 
 def _build_info(
-    loaded: Any, state: Mapping[str, Any], result: Any, conversions: list[TensorConversion]
+    loaded: Any,
+    state: Mapping[str, Any],
+    result: Any,
+    conversions: list[TensorConversion],
+    mismatched_shapes: Mapping[str, tuple[int, ...]],
 ) -> LoadingInfo:
     adapter_name = next(iter(loaded.peft_config))
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
@@ -154,7 +194,6 @@ def _build_info(
     unexpected_keys = tuple(sorted({*result.unexpected_keys} - used_keys))
     file_names = dict(_iter_file_names(unexpected_keys, state, adapter_name))
     dropped_keys = {*file_names.values(), *unexpected_keys}
-    mismatched_shapes = dict(_iter_mismatches(loaded, state, {*used_keys, *dropped_keys}))
     missing_keys = tuple(sorted({*result.missing_keys} - mismatched_shapes.keys()))
     return LoadingInfo(
         loader=LOADER_CALL,
@@ -175,7 +214,7 @@ def _build_info(
             *missing_keys,
             *mismatched_shapes,
         ),
-        notes=(_describe_adapter(loaded.peft_config[adapter_name]), _BASE_NOTE),
+        notes=(*_iter_notes(loaded, adapter_name), _BASE_NOTE),
     )
 
 
@@ -188,25 +227,18 @@ def _iter_file_names(
             yield key, file_key
 
 
-def _iter_mismatches(
-    loaded: Any, state: Mapping[str, Any], known_keys: set[str]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the module's keys, and the shape in the file, of tensors with another shape."""
-    adapter_name = next(iter(loaded.peft_config))
-    names = {
-        _strip_adapter(key, adapter_name): key
-        for key, tensor in loaded.state_dict(keep_vars=True).items()
-        if f".{adapter_name}" in key
-    }
-    for file_key in state.keys() - known_keys:
-        if file_key in names:
-            yield names[file_key], tuple(state[file_key].shape)
-
-
 def _strip_adapter(key: str, adapter_name: str) -> str:
     """Return the key without the adapter's name, which files leave out."""
     name = key.replace(f"modules_to_save.{adapter_name}.", "")
     return name.replace(f".{adapter_name}.", ".").removesuffix(f".{adapter_name}")
+
+
+def _iter_notes(loaded: Any, adapter_name: str) -> Iterator[str]:
+    config = loaded.peft_config[adapter_name]
+    yield _describe_adapter(config)
+    if config.task_type in _TASK_CLASSES:
+        base_class = type(loaded.get_base_model()).__name__
+        yield f"the base is built as {base_class}, for task_type {config.task_type}"
 
 
 def _describe_adapter(config: Any) -> str:

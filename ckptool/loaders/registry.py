@@ -18,6 +18,7 @@ _MODULES: Final = {
     "diffusers": "ckptool.loaders.diffusers_models",
     "peft": "ckptool.loaders.peft_adapters",
     "timm": "ckptool.loaders.timm_models",
+    "lightning": "ckptool.loaders.lightning_modules",
 }
 
 

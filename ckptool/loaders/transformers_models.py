@@ -1,6 +1,6 @@
 """transformers: what from_pretrained does with a state, asked of it with tensors on meta."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +14,8 @@ from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.own_classes import load_config
 from ckptool.locations import Location
-from ckptool.phrases import cut_middle
+from ckptool.model import natural_sort_key
+from ckptool.phrases import cut_middle, join_limited, quote_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,9 +65,12 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     """Load a state by from_pretrained into a new instance of the module's class."""
     if all(getattr(tensor, "is_meta", False) for tensor in state.values()):
         return _report_load(module, state)
-    with run_offline():
+    with run_offline(), _collecting_conversion_errors() as conversion_errors:
         loaded, info = _call_loader(module, state, None)
-    return loaded, _read_loading_info(info)
+        sources = _find_sources(loaded, state, conversion_errors)
+    report = _read_loading_info(info)
+    error = report.error or describe_conversion_errors(conversion_errors, sources)
+    return loaded, replace(report, error=error)
 
 
 def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
@@ -88,12 +92,16 @@ def _report_load(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Mod
             first = _load_traced(module, state, buffers, _FILLS[0])
         second = _load_traced(module, state, buffers, _FILLS[1])
         report, loaded = first.report, first.module
-        file_names = _find_file_names(loaded, state, report.unexpected_keys)
+        renamed_keys = {*report.unexpected_keys, *first.conversion_errors} - state.keys()
+        sources = _find_sources(loaded, state, renamed_keys)
+    file_names = {key: sources[key][0] for key in report.unexpected_keys if key in sources}
     conversions = [*_iter_conversions(loaded, first.trace)]
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
     used_keys |= {file_names.get(key, key) for key in report.unexpected_keys}
+    used_keys |= {key for target in first.conversion_errors for key in sources.get(target, ())}
     return loaded, replace(
         report,
+        error=report.error or describe_conversion_errors(first.conversion_errors, sources),
         conversions=tuple(conversion for conversion in conversions if conversion.operation),
         ignored_keys=tuple(
             key for key in state if key not in used_keys and key not in report.mismatched_shapes
@@ -110,6 +118,8 @@ class _TracedLoad:
     module: Any
     report: LoadingInfo
     trace: "TensorTrace"
+    conversion_errors: Mapping[str, str]
+    """Key of the module -> what converting the file's tensors raised, as transformers logs it."""
 
 
 def _load_traced(
@@ -123,9 +133,9 @@ def _load_traced(
     device_map = {"": "meta", **dict.fromkeys(real_buffers, "cpu")}
     with preserve_random_state():
         seed_generators(0)
-        with trace:
+        with trace, _collecting_conversion_errors() as conversion_errors:
             loaded, info = _call_loader(module, state, device_map)
-    return _TracedLoad(loaded, _read_loading_info(info), trace)
+    return _TracedLoad(loaded, _read_loading_info(info), trace, conversion_errors)
 
 
 def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tuple[Any, Any]:
@@ -210,12 +220,53 @@ def _iter_uninitialized(first: "nn.Module", second: "nn.Module") -> Iterator[str
                 yield name
 
 
-def _find_file_names(
-    loaded: Any, state: Mapping[str, Any], unexpected_keys: tuple[str, ...]
-) -> dict[str, str]:
-    """Return unexpected key -> key in the file, for those that the framework renamed first."""
-    renamed = [key for key in unexpected_keys if key not in state]
-    if not renamed:
+@contextmanager
+def _collecting_conversion_errors() -> Iterator[dict[str, str]]:
+    """Collect the conversions that fail, where from_pretrained would log them and then raise."""
+    from transformers import modeling_utils
+
+    log_report = modeling_utils.log_state_dict_report
+    conversion_errors: dict[str, str] = {}
+
+    def collect(*_: Any, loading_info: Any, **__: Any) -> None:
+        conversion_errors.update(loading_info.conversion_errors)
+        if loading_info.error_msgs:
+            raise RuntimeError("; ".join(loading_info.error_msgs))
+
+    modeling_utils.log_state_dict_report = collect
+    try:
+        yield conversion_errors
+    finally:
+        modeling_utils.log_state_dict_report = log_report
+
+
+def describe_conversion_errors(
+    conversion_errors: Mapping[str, str], sources: Mapping[str, Sequence[str]]
+) -> str:
+    """Return a sentence with the tensors that could not be converted; "" if there are none.
+
+    Args:
+        conversion_errors: key of the module -> what transformers logs: a traceback, the exception
+            in the line before the last, and in the last one where it was.
+        sources: key of the module -> keys of the file that it is made of.
+    """
+    if not conversion_errors:
+        return ""
+    key, text = min(conversion_errors.items(), key=lambda item: natural_sort_key(item[0]))
+    file_keys = sources.get(key, ())
+    origin = f" from {join_limited(file_keys, 4, quote_code)}" if file_keys else ""
+    lines = text.strip().splitlines()
+    reason = cut_middle(lines[-2] if len(lines) > 1 else text, 300)
+    others = [other for other in conversion_errors if other != key]
+    more = f"; nor {join_limited(others, 4, quote_code)}" if others else ""
+    return f"transformers cannot make {quote_code(key)}{origin}: {reason}{more}"
+
+
+def _find_sources(
+    loaded: Any, state: Mapping[str, Any], keys: Collection[str]
+) -> dict[str, list[str]]:
+    """Return key -> the keys of the file that the framework renames to it, for those of `keys`."""
+    if not keys:
         return {}
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -224,13 +275,14 @@ def _find_file_names(
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     expected = loaded.state_dict()
-    names: dict[str, str] = {}
-    for key in state:
-        new_key, _ = rename_source_key(
-            key, renamings, converters, loaded.base_model_prefix, expected
+    sources: dict[str, list[str]] = {}
+    for file_key in sorted(state, key=natural_sort_key):
+        key, _ = rename_source_key(
+            file_key, renamings, converters, loaded.base_model_prefix, expected
         )
-        names.setdefault(new_key, key)
-    return {key: names[key] for key in renamed if key in names}
+        if key in keys:
+            sources.setdefault(key, []).append(file_key)
+    return sources
 
 
 def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) -> Any:

@@ -58,8 +58,25 @@ def parse_answers(answers: Sequence[str]) -> AcceptedAnswers:
     return AcceptedAnswers(PlanChoices(inject, tuple(drops), renames, accepts_renames), (*codes,))
 
 
+_NO_VALUE: Final = (
+    r"--inject (?:KEY=file:DONOR#KEY for each of them"
+    r"|\S+?=file:DONOR#[^\s,]+(?:, or another source)?)"
+)
+"""The option of a question on keys that the file does not have."""
+
+
+def format_question(question: str) -> str:
+    """Return a question of a migration with the `accept=[...]` that answers it."""
+    named = re.match(r"`([^`]+)`", question)
+    if named is None:
+        return format_in_python(question)
+    answer = f"accept={[f'inject {named[1]}=constructor']!r} keeps what the module has"
+    return format_in_python(re.sub(_NO_VALUE, lambda _: answer, question))
+
+
 def format_in_python(text: str) -> str:
     """Return a message of a migration with `accept=[...]` in the place of the command's options."""
+    text = text.replace(", according to --rename", ", as asked")
     pattern = rf"{_OPTION}(?: {_OPTION})*"
     text = re.sub(pattern, lambda match: _format_accept(match.group()), text)
     text = text.replace("--accept-renames", f"accept=[{_RENAMES!r}]").replace("--at ", "at=")

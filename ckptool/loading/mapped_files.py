@@ -28,6 +28,7 @@ class MappedFiles:
     def __init__(self, source_guard: SourceGuard) -> None:
         self._source_guard = source_guard
         self._maps: dict[Path, UntypedStorage] = {}
+        self._pages: list[tuple[int, mmap.mmap]] = []
         self._storages: dict[tuple[StorageInfo, int], UntypedStorage] = {}
         self._remote_sources = SourceCache(_MAX_OPEN_FILES)
         self.is_closed = False
@@ -36,8 +37,14 @@ class MappedFiles:
         """Let go of the files; tensors that were made before stay as they are."""
         self.is_closed = True
         self._maps.clear()
+        self._pages.clear()
         self._storages.clear()
         self._remote_sources.close()
+
+    @property
+    def pages(self) -> list[tuple[int, mmap.mmap]]:
+        """The maps that were made so far, each with its address."""
+        return self._pages
 
     def get_storage(self, storage: StorageInfo, dtype: str) -> "UntypedStorage":
         """Return the storage of a tensor of `dtype`, the same one for all tensors that share it.
@@ -74,7 +81,10 @@ class MappedFiles:
         if not span.nbytes:
             return _copy_bytes(b"")
         if path not in self._maps:
-            self._maps[path] = _map_file(path)
+            pages = _map_file(path)
+            mapped = torch.frombuffer(pages, dtype=torch.uint8)
+            self._maps[path] = mapped.untyped_storage()
+            self._pages.append((mapped.data_ptr(), pages))
         whole = self._maps[path]
         if span.offset + span.nbytes > whole.nbytes():
             raise ReadError(path, f"has only {whole.nbytes()} bytes now: it was changed")
@@ -82,7 +92,7 @@ class MappedFiles:
         return part
 
 
-def _map_file(path: Location) -> "UntypedStorage":
+def _map_file(path: Location) -> mmap.mmap:
     """Return a private map of a file.
 
     Raises:
@@ -91,10 +101,9 @@ def _map_file(path: Location) -> "UntypedStorage":
     with open_source(path) as source:
         nbytes = os.fstat(source.fileno()).st_size
         try:
-            pages = mmap.mmap(source.fileno(), nbytes, access=mmap.ACCESS_COPY)
+            return mmap.mmap(source.fileno(), nbytes, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise ReadError(path, f"cannot be mapped into memory: {error}") from error
-    return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
 
 
 def _copy_bytes(content: bytes) -> "UntypedStorage":

@@ -1,12 +1,15 @@
 """Tensors -> a live module, by its own load_state_dict; undone where that raises."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ckptool.errors import PlanError
+from ckptool.loading.page_use import PageUse
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def load_into_module(
-    module: "nn.Module", state_dict: Mapping[str, Any], *, strict: bool, assign: bool
+    module: "nn.Module",
+    state_dict: Mapping[str, Any],
+    pages: Sequence[tuple[int, mmap]],
+    *,
+    strict: bool,
+    assign: bool,
 ) -> "LoadedKeys":
     """Call `load_state_dict`; where it raises, put back all that can be put back.
 
@@ -29,21 +37,31 @@ def load_into_module(
     Tensors that torch overwrites in place are copied before only if code of the module's own loads
     them: torch's code was asked beforehand, and does not raise.
 
+    Args:
+        module: changed in place.
+        state_dict: lazy tensors of mapped files.
+        pages: these files, each with its address.
+        strict: as of `load_state_dict`.
+        assign: the same.
+
     Raises:
         PlanError: it raised; the message says what of the module is not as it was.
     """
-    before = _ModuleState.record(module, with_values=loads_by_own_code(module))
+    has_own_code = loads_by_own_code(module)
+    before = _ModuleState.record(module, with_values=has_own_code)
+    only_copies = not (has_own_code or assign)
     try:
-        keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            _tie_again(module, before)
-        return keys
+        with PageUse(pages) if only_copies else nullcontext():
+            keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
     except Exception as error:
         remark = before.restore(module)
         raise PlanError(f"{format_exception_line(error)}; {remark}") from error
     except BaseException:  # an interrupt ends the program, and is not ours to replace
         before.restore(module)
         raise
+    if assign:
+        _tie_again(module, before)
+    return keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,7 +24,13 @@ from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan
 from ckptool.migration.plan.target_module import TargetModule
 from ckptool.migration.plan.tensor_operations import TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
-from ckptool.migration.planning import apply_suggested, check_outcome, choose_plan, select_state
+from ckptool.migration.planning import (
+    PlannedResult,
+    apply_suggested,
+    check_outcome,
+    choose_plan,
+    select_state,
+)
 from ckptool.migration.request import MigrationRequest
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write.tied_items import restore_ties
@@ -85,9 +91,16 @@ class LoadPlanner:
             if key not in draft.items
         ]
         source = LocalModule(self.module, info.target, self.spec, "torch")
-        suggested = SuggestedPlan(Plan(tuple(ties)))
-        planned = self._apply(suggested, draft, TargetModule(info, source))
-        return planned if planned.diff.is_strict else None
+        target = TargetModule(info, source)
+        if ties or draft.items.keys() != found.state.tensors.keys():
+            planned = self._apply(SuggestedPlan(Plan(tuple(ties))), draft, target)
+            return planned if planned.diff.is_strict else None
+        answer = source.ask_loader(found)
+        if answer.unchecked or answer.outcome:
+            return None
+        result = PlannedResult(Plan(), draft, draft, found, already_applied=False)
+        check_outcome(self.request, result, target)
+        return PlannedLoad(Plan(), draft, found)
 
     def _plan_migration(self) -> PlannedLoad:
         target = self.describe_target()

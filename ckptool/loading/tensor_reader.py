@@ -5,6 +5,7 @@ which maps the file as well.
 """
 
 from collections.abc import Mapping
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ class TensorReader:
         self._at = at
         self._files = MappedFiles(source_guard)
         self._torch_state: Mapping[str, Any] | None = None
+
+    @property
+    def pages(self) -> list[tuple[int, mmap]]:
+        """The mapped files, each with its address."""
+        return self._files.pages
 
     def close(self) -> None:
         """Let go of the files; tensors that were made before stay as they are."""

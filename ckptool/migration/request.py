@@ -13,6 +13,7 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+from ckptool.migration.hook.hook_trace import HookTrace
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.conversion import ConversionScope, TreeChange
 from ckptool.migration.plan.plan_file import Plan
@@ -56,6 +57,9 @@ class MigrationRequest:
     """What is written around the state, of a conversion; None for a migration."""
     force: bool = False
     dry_run: bool = False
+    check_trace: Callable[[HookTrace], None] | None = None
+    """Called before anything is written with a trace of the plan, which the result then has;
+    raises a PlanError if no hook can be made of it. None for no trace."""
     save_plan: Path | None = None
     max_shard_size: int | None = None
     hard_links: bool = True
@@ -121,8 +125,12 @@ class MigrationResult:
     """
     tree_changes: tuple[TreeChange, ...] = ()
     """Values that the result lacks, or has in another form, as weights_only=True refuses them."""
+    trace: HookTrace | None = None
+    """What the steps of the plan found, if that was asked for."""
     stripped_places: tuple[str, ...] = ()
     """Places of the source that were stripped, as asked."""
+    refused_globals: tuple[str, ...] = ()
+    """Globals that the result keeps and `torch.load` refuses by default (weights_only=True)."""
 
     @property
     def is_converted(self) -> bool:

@@ -1,5 +1,7 @@
 """MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from ckptool.migration.check.strict_load import (
     CheckResult,
     check_pending_file,
 )
+from ckptool.migration.hook.hook_trace import trace_plan
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -73,7 +76,7 @@ from ckptool.migration.write.provenance import (
 from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
-from ckptool.model import Checkpoint, ModuleInfo, all_tensors, join_key
+from ckptool.model import Checkpoint, ModuleInfo, Safety, all_tensors, join_key
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.values.progress import start_step
 
@@ -91,6 +94,17 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options of the request contradict each other.
     """
+    with open_migration(request) as result:
+        return result
+
+
+@contextmanager
+def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
+    """Run a migration as `run_migration` does; values that it computed can be read in the context.
+
+    Raises:
+        as `run_migration`.
+    """
     to = choose_output_container(request)
     with (
         raise_on_signal(),
@@ -98,7 +112,7 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,
     ):
-        return _run_stages(request, to, anonymous_file, fingerprints, early_copy)
+        yield _run_stages(request, to, anonymous_file, fingerprints, early_copy)
 
 
 def _run_stages(
@@ -135,6 +149,9 @@ def _run_stages(
     plan = suggested.plan
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     result, diff = planned.result, planned.diff
+    trace = trace_plan(plan, draft, sources) if request.check_trace else None
+    if trace and request.check_trace:
+        request.check_trace(trace)
     notes = _collect_notes(request, to, result, sources, module_info)
     save_plan(request, format_plan(plan))
     check_outcome(request, planned, target_module)
@@ -192,7 +209,18 @@ def _run_stages(
         omitted=list_left_out(result, to),
         tree_changes=torch_file.changes if torch_file else (),
         stripped_places=stripped_places,
+        trace=trace,
+        refused_globals=_list_refused_globals(request, checkpoint, torch_file),
     )
+
+
+def _list_refused_globals(
+    request: MigrationRequest, source: Checkpoint, torch_file: TorchFile | None
+) -> tuple[str, ...]:
+    """Return the globals of the result that torch.load refuses by default: all are the source's."""
+    if torch_file is None or all(use.safety is Safety.SAFE for use in source.globals):
+        return ()
+    return torch_file.list_refused_globals(request.limits)
 
 
 def _collect_notes(

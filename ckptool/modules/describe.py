@@ -73,7 +73,9 @@ def examine_and_build(spec: ModuleSpec) -> "tuple[ModuleInfo, nn.Module]":
             )
         builds = build_twice(spec, target_object)
         module_info = _describe_builds(spec, builds)
-        file_arguments = tuple(match_defaults(spec, target_object))
+        file_arguments = tuple(
+            name for name in match_defaults(spec, target_object) if name not in spec.given_names
+        )
         return replace_field(module_info, file_arguments=file_arguments), builds.first.module
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, ReadError
+from ckptool.modules.lightning import select_open_arguments
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
     describe_attempts,
@@ -72,6 +73,8 @@ class ModuleSpec:
     find_arguments: Callable[[Any], Mapping[str, object]] | None = None
     """Gives the arguments of the class or factory where `kwargs` has none, as a framework's
     configuration beside the weights does; None asks nobody."""
+    given_names: frozenset[str] = frozenset()
+    """Names in `defaults` that the user gave, as against those of a checkpoint."""
 
 
 @contextmanager
@@ -191,7 +194,11 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         **_match_names(_find_more_arguments(spec, function), spec, function),
     }
     kwargs = {**matching_defaults, **spec.kwargs}
-    file_names = [name for name in kwargs if name in matching_defaults or name in spec.file_names]
+    file_names = [
+        name
+        for name in kwargs
+        if name in spec.file_names or (name in matching_defaults and name not in spec.given_names)
+    ]
     announce = TRUST_RULE.get().announce_file_kwargs
     if file_names and announce is not None:
         announce(
@@ -212,7 +219,11 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
 
 def match_defaults(spec: ModuleSpec, function: Any) -> dict[str, object]:
     """Return the arguments of `spec.defaults` that a function accepts and `spec.kwargs` lack."""
-    return _match_names(spec.defaults, spec, function)
+    open_arguments = select_open_arguments(function, spec.defaults)
+    return {
+        **{k: v for k, v in open_arguments.items() if k not in spec.kwargs},
+        **_match_names(spec.defaults, spec, function),
+    }
 
 
 def _match_names(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
     """Describe what the state_dict of a live module has; what it lacks is not looked for.
 
+    The module has no loading code of its own: then its classes decide how it loads.
+
     Raises:
         ModuleError: its state_dict() raises, or returns no mapping.
     """
@@ -29,7 +31,9 @@ def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
     kinds = {key: Kind.BUFFER for key, _ in module.named_buffers(remove_duplicate=False)}
     kinds |= {key: Kind.PARAMETER for key, _ in module.named_parameters(remove_duplicate=False)}
     members = dict(module.named_modules(remove_duplicate=False))
+    examples = {type(member): member for member in members.values()}
     owners = {prefix: get_qualified_name(type(member)) for prefix, member in members.items()}
+    classes = {cls: describe_class(member) for cls, member in examples.items()}
     storages = ModuleStorages()
     return ModuleInfo(
         target=target,
@@ -46,5 +50,5 @@ def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
             for key, tensor in tensors.items()
         },
         non_tensors={key: describe_non_tensor(value) for key, value in non_tensors.items()},
-        modules={prefix: describe_class(member) for prefix, member in members.items()},
+        modules={prefix: classes[type(member)] for prefix, member in members.items()},
     )

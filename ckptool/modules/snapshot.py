@@ -113,7 +113,7 @@ def _iter_python_values(
             yield (
                 path,
                 PythonValue(
-                    _shorten_repr(plain_value),
+                    shorten_repr(plain_value),
                     isinstance(plain_value, bool),
                     plain_value is None,
                     owner,
@@ -140,7 +140,7 @@ def _read_fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def _shorten_repr(value: object) -> str:
+def shorten_repr(value: object) -> str:
     text = repr(value)
     if len(text) <= _MAX_TEXT_LENGTH:
         return text

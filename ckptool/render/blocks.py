@@ -38,9 +38,11 @@ class ColumnKind(Enum):
     """How a renderer may treat the cells of a column."""
 
     TEXT = "text"
-    """Truncated in the middle where there is no room: keys, shapes, dtypes."""
+    """Truncated in the middle where there is no room: keys, paths, names."""
+    WORDS = "words"
+    """Wrapped between words, none of which is cut: kinds, statuses, dtypes, shapes."""
     PROSE = "prose"
-    """Wrapped."""
+    """Wrapped; a word that is longer than the column is cut in two."""
     EXACT = "exact"
     """Never truncated: part of a figure or of a code is meaningless or wrong."""
     NUMBER = "number"
@@ -58,9 +60,15 @@ class Column(Struct, frozen=True):
 
 COUNT: Final = Column("count", ColumnKind.NUMBER, "1")
 SIZE: Final = Column("size", ColumnKind.NUMBER)
-DEVICE: Final = Column("device", usual_value="cpu")
-KIND: Final = Column("kind", usual_value="")
-WHAT: Final = Column("what", usual_value="")
+DTYPE: Final = Column("dtype", ColumnKind.WORDS)
+SHAPE: Final = Column("shape", ColumnKind.WORDS)
+DEVICE: Final = Column("device", ColumnKind.WORDS, "cpu")
+KIND: Final = Column("kind", ColumnKind.WORDS, "")
+WHAT: Final = Column("what", ColumnKind.WORDS, "")
+LEVEL: Final = Column("level", ColumnKind.WORDS)
+STATUS: Final = Column("status", ColumnKind.WORDS)
+VERDICT: Final = Column("verdict", ColumnKind.PROSE)
+RAN_ON: Final = Column("ran on", ColumnKind.WORDS)
 VALUE: Final = Column("value", ColumnKind.PROSE)
 WHY: Final = Column("why", ColumnKind.PROSE)
 
@@ -123,6 +131,8 @@ class ProblemCard(Struct, frozen=True):
     consequences: tuple[str, ...]
     fix: str
     """"" if each line has its own."""
+    escalation: str = ""
+    """Why its level is worse than that of its own rule; "" if it is not."""
 
 
 class ProblemsBlock(Struct, frozen=True):

@@ -17,6 +17,7 @@ from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.digest import DigestReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
+from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import LockReport, ProjectLockReport
 from ckptool.reports.migrate import MigrateReport
 from ckptool.reports.problems import group_by_cause
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
 _SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)", re.DOTALL)
+
+
+MAX_OF_CAUSE: Final = 20
+"""Maximum findings of one rule and one cause in a checkpoint that formats of CI systems list."""
+_ALL_FINDINGS: Final = "--format json lists all"
 
 
 class LocatedFinding(Struct, frozen=True):
@@ -51,6 +57,45 @@ def iter_located_findings(report: "AnyReport", root: Path | None) -> Iterator[Lo
         yield _locate_finding(finding, report, root, "", "")
     for entry in report.silenced:
         yield _locate_finding(entry.finding, report, root, entry.by, entry.reason)
+
+
+class OmittedFindings(Struct, frozen=True):
+    """Findings of one rule and one cause beyond `MAX_OF_CAUSE`."""
+
+    first: LocatedFinding
+    """The first of those that are shown."""
+    count: int
+
+    @property
+    def text(self) -> str:
+        finding = self.first.finding
+        path = f"{finding.path}: " if finding.path else ""
+        like = f", like `{finding.key}`" if finding.key else ""
+        return f"{path}{self.count:,} more findings of {self.first.title}{like}: {_ALL_FINDINGS}"
+
+
+def list_limited_findings(
+    report: "AnyReport", root: Path | None
+) -> tuple[tuple[LocatedFinding, ...], tuple[OmittedFindings, ...]]:
+    """Return at most `MAX_OF_CAUSE` findings of each rule and cause, and the counts of the others.
+
+    Findings that fail the run are kept first. A model of 300 layers has one cause and thousands of
+    findings, and viewers of CI systems show a few.
+    """
+    groups: dict[tuple[str, ...], list[LocatedFinding]] = {}
+    for located in iter_located_findings(report, root):
+        finding = located.finding
+        key = (finding.path, finding.code, finding.cause or finding.fingerprint, located.silenced)
+        groups.setdefault(key, []).append(located)
+    kept: set[int] = set()
+    omitted: list[OmittedFindings] = []
+    for members in groups.values():
+        ordered = sorted(members, key=lambda located: not located.finding.fails)
+        kept.update(map(id, ordered[:MAX_OF_CAUSE]))
+        if len(members) > MAX_OF_CAUSE:
+            omitted.append(OmittedFindings(ordered[0], len(members) - MAX_OF_CAUSE))
+    shown = (located for members in groups.values() for located in members if id(located) in kept)
+    return tuple(shown), tuple(omitted)
 
 
 def locate_finding(
@@ -84,7 +129,7 @@ def get_subjects(report: "AnyReport") -> tuple[str, ...]:
             return tuple(checkpoint.path for checkpoint in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
-        case DiffModuleReport() | VerifyReport() | LockReport():
+        case DiffModuleReport() | VerifyReport() | LockReport() | LoadReport():
             return (report.path,)
         case MigrateReport():
             return (report.target or report.source,)

@@ -15,6 +15,7 @@ _FIXED_KINDS: Final = (ColumnKind.EXACT, ColumnKind.NUMBER)
 _MIN_KEY_WIDTH: Final = 16
 _MIN_PROSE_WIDTH: Final = 20
 _MIN_WIDTH: Final = 4
+_WRAPPED_KINDS: Final = (ColumnKind.PROSE, ColumnKind.WORDS)
 
 
 def fit_columns(rows: list[list[str]], columns: Sequence[Column], width: int) -> list[list[str]]:
@@ -26,18 +27,18 @@ def fit_columns(rows: list[list[str]], columns: Sequence[Column], width: int) ->
         width: columns of the terminal.
     """
     widths = measure_column_widths(rows, columns)
-    min_widths = [_compute_min_width(i, column, widths[i]) for i, column in enumerate(columns)]
+    cells = [*zip(*rows, strict=True)]
+    min_widths = [_compute_min_width(i, column, cells[i]) for i, column in enumerate(columns)]
     excess = sum(widths) + COLUMN_GAP * (len(widths) - 1) - width
     for i in sorted(range(len(widths)), key=lambda i: _get_shrink_rank(i, columns)):
         if excess > 0:
             reduction = min(excess, widths[i] - min_widths[i])
             widths[i] -= reduction
             excess -= reduction
-    prose_columns = [column.kind is ColumnKind.PROSE for column in columns]
     return [
         [
-            _shorten_cell(cell, cell_width, prose=is_prose)
-            for cell, cell_width, is_prose in zip(row, widths, prose_columns, strict=True)
+            _shorten_cell(cell, cell_width, column.kind)
+            for cell, cell_width, column in zip(row, widths, columns, strict=True)
         ]
         for row in rows
     ]
@@ -52,28 +53,36 @@ def measure_column_widths(rows: list[list[str]], columns: Sequence[Column]) -> l
     ]
 
 
-def _compute_min_width(index: int, column: Column, natural_width: int) -> int:
+def _compute_min_width(index: int, column: Column, cells: Sequence[str]) -> int:
+    natural_width = max(len(column.header) + MIN_PADDING, *map(len, cells))
     if column.kind in _FIXED_KINDS:
         return natural_width
     if column.kind is ColumnKind.PROSE:
         floor = _MIN_PROSE_WIDTH
+    elif column.kind is ColumnKind.WORDS:
+        floor = max((len(word) for cell in cells for word in cell.split(" ")), default=0)
     else:
         floor = _MIN_WIDTH if index else _MIN_KEY_WIDTH
     return min(natural_width, max(floor, len(column.header) + MIN_PADDING))
 
 
 def _get_shrink_rank(index: int, columns: Sequence[Column]) -> tuple[int, int]:
-    """Return the sort key of shrinking: prose first (it wraps), then keys, then from the right."""
-    if columns[index].kind is ColumnKind.PROSE:
-        return (0, -index)
-    return (2, -index) if index else (1, 0)
+    """Return the sort key of shrinking: prose, which wraps; the key; names, words, from the right.
+
+    Shapes and words are wrapped last: a row of one line is easier to read.
+    """
+    kind = columns[index].kind
+    if kind is ColumnKind.PROSE:
+        return 0, -index
+    if index == 0:
+        return 1, 0
+    return (3 if kind is ColumnKind.WORDS else 2), -index
 
 
-def _shorten_cell(cell: str, width: int, *, prose: bool) -> str:
+def _shorten_cell(cell: str, width: int, kind: ColumnKind) -> str:
     if len(cell) <= width:
         return cell
-    return (
-        "\n".join(wrap(cell, width, break_on_hyphens=False))
-        if prose
-        else truncate_middle(cell, width)
-    )
+    if kind not in _WRAPPED_KINDS:
+        return truncate_middle(cell, width)
+    is_prose = kind is ColumnKind.PROSE
+    return "\n".join(wrap(cell, width, break_long_words=is_prose, break_on_hyphens=False))

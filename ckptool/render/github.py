@@ -113,6 +113,7 @@ def _format_problem(problem: Problem, report: "AnyReport", options: RenderOption
     is_about_source = bool(located_finding.line) and problem.main.path
     prefix = f"{', '.join(problem.paths[:3])}: " if is_about_source else ""
     texts = [f"{prefix}{first.message}", *(line.message for line in continuation)]
+    texts += [f"{card.escalation}:"] if card.escalation else []
     texts += [f"- {text}" for text in card.consequences]
     texts.append(f"fix: {card.fix}")
     return _format_command(_COMMANDS[card.level], properties, "\n".join(map(make_printable, texts)))

@@ -14,8 +14,8 @@ from ckptool.render.ci_results import (
     get_subjects,
     get_unexplained_verdict,
     index_main_findings,
-    iter_located_findings,
     list_errors,
+    list_limited_findings,
     make_relative,
 )
 
@@ -36,9 +36,11 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
             _build_entry("verdict", verdict, "critical", _get_default_file(report, options))
         )
     main_findings = index_main_findings(report, options.root)
+    located_findings, omitted = list_limited_findings(report, options.root)
+    default_file = _get_default_file(report, options)
+    entries += [_build_finding_entry(f, default_file, main_findings) for f in located_findings]
     entries += [
-        _build_finding_entry(located_finding, _get_default_file(report, options), main_findings)
-        for located_finding in iter_located_findings(report, options.root)
+        _build_entry("omitted", o.text, "info", o.first.file or default_file) for o in omitted
     ]
     for skipped in dict.fromkeys(report.skipped):
         text = f"not checked: {skipped.what}: {skipped.reason}"

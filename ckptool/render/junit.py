@@ -10,13 +10,14 @@ from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
+    OmittedFindings,
     describe_cause,
     format_message,
     get_subjects,
     get_unexplained_verdict,
     index_main_findings,
-    iter_located_findings,
     list_errors,
+    list_limited_findings,
 )
 from ckptool.reports.common import SkippedReport
 from ckptool.reports.gate import GateReport
@@ -43,7 +44,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
 
 def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSuite]:
     """Yield the suite of each checkpoint or module, and that of the policy."""
-    located_findings = tuple(iter_located_findings(report, options.root))
+    located_findings, omitted = list_limited_findings(report, options.root)
     findings_by_path = _group_by_path((f.finding.path, f) for f in located_findings)
     skipped_by_path = _group_by_path((s.path, s) for s in dict.fromkeys(report.skipped))
     rules_by_path = (
@@ -51,6 +52,7 @@ def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSu
         if isinstance(report, GateReport)
         else {}
     )
+    omitted_by_path = _group_by_path((o.first.finding.path, o) for o in omitted)
     main_findings = index_main_findings(report, options.root)
     for path in get_subjects(report):
         yield _build_suite(
@@ -59,6 +61,7 @@ def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSu
             rules_by_path.get(path, ()),
             [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
             [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
+            [*omitted_by_path.get(path, ()), *omitted_by_path.get("", ())],
             main_findings,
         )
     known_paths = {*get_subjects(report), ""}
@@ -68,7 +71,7 @@ def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSu
         if located_finding.finding.path not in known_paths
     ]
     if other_findings:
-        cases = _iter_rule_cases("policy", (), other_findings, main_findings)
+        cases = _iter_rule_cases("policy", (), other_findings, [], main_findings)
         yield _create_suite("policy", list(cases))
 
 
@@ -86,11 +89,12 @@ def _build_suite(
     rule_codes: tuple[str, ...],
     located_findings: list[LocatedFinding],
     skipped_checks: list[SkippedReport],
+    omitted: list[OmittedFindings],
     main_findings: Mapping[str, LocatedFinding],
 ) -> TestSuite:
     cases = [
         *_iter_verdict_cases(report, path),
-        *_iter_rule_cases(path, rule_codes, located_findings, main_findings),
+        *_iter_rule_cases(path, rule_codes, located_findings, omitted, main_findings),
     ]
     for skipped in skipped_checks:
         case = _create_case(f"checks {skipped.what}", path)
@@ -110,6 +114,7 @@ def _iter_rule_cases(
     path: str,
     rule_codes: tuple[str, ...],
     located_findings: list[LocatedFinding],
+    omitted: list[OmittedFindings],
     main_findings: Mapping[str, LocatedFinding],
 ) -> Iterator[TestCase]:
     """Yield a test for each rule that ran or has findings, in code order."""
@@ -128,6 +133,7 @@ def _iter_rule_cases(
             for located_finding in rule_findings
             if not located_finding.finding.fails
         ]
+        notes += [_escape_text(o.text) for o in omitted if o.first.finding.code == code]
         if notes:
             case.system_out = "\n".join(notes)
         yield case

@@ -91,6 +91,7 @@ def _iter_problems_lines(block: ProblemsBlock) -> Iterator[str]:
 
 def _format_card_row(card: ProblemCard) -> str:
     texts = [_escape_cell(line.message) for line in card.lines]
+    texts += [f"{card.escalation}:"] if card.escalation else []
     texts += [f"- {_escape_cell(text)}" for text in card.consequences]
     fixes = [card.fix] if card.fix else [line.fix for line in card.lines]
     cells = (

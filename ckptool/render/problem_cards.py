@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree, replace_layer_numbers
 from ckptool.model import natural_sort_key
+from ckptool.phrases import join_limited
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import ProblemCard, ProblemLine, ProblemsBlock, format_times
 from ckptool.reports.common import FindingReport
-from ckptool.reports.problems import Problem, count_problems, group_by_cause
+from ckptool.reports.problems import LEVELS, Problem, count_problems, group_by_cause
 
 MAX_CARD_LINES: Final = 6
 """Maximum lines on what is wrong in a card; more are counted by sub-tree. -v shows all."""
@@ -21,7 +20,7 @@ MAX_LISTED: Final = 20
 only counted. -v shows all."""
 MAX_CONSEQUENCES: Final = 8
 """Maximum lines on what follows in a card; the rest is only counted. -v shows all."""
-_OWN_LEVEL: Final = {"note": " (a note by itself)", "warning": " (a warning by itself)"}
+_LEVEL_NOUNS: Final = {"note": "a note", "warning": "a warning", "error": "an error"}
 _NAME: Final = "\0"
 """Stands for a name while the rest of a sentence is changed; no printed text has it."""
 _CODE_SPAN: Final = re.compile("`[^`]+`")
@@ -30,7 +29,7 @@ _CODE_SPAN: Final = re.compile("`[^`]+`")
 def build_problems_blocks(
     findings: Sequence[FindingReport], options: RenderOptions, *, multiple_checkpoints: bool
 ) -> Iterator[ProblemsBlock]:
-    """Yield the problems that several checkpoints have, then those of each checkpoint."""
+    """Yield the problems that several checkpoints have, then those of each; the worst first."""
     groups: dict[str, list[Problem]] = {}
     paths = {finding.path for finding in findings}
     is_labelled = multiple_checkpoints or len(paths) > 1
@@ -38,9 +37,14 @@ def build_problems_blocks(
         label = _label_paths(problem.paths, len(paths)) if is_labelled else ""
         groups.setdefault(label, []).append(problem)
     shared = {label for label, problems in groups.items() if len(problems[0].paths) > 1}
-    for label in sorted(groups, key=lambda text: (text not in shared, natural_sort_key(text))):
+    ranks = {label: min(map(_rank_level, problems)) for label, problems in groups.items()}
+    for label in sorted(groups, key=lambda t: (t not in shared, ranks[t], natural_sort_key(t))):
         cards = tuple(_iter_cards(groups[label], options))
         yield ProblemsBlock(label, count_problems(groups[label]), cards)
+
+
+def _rank_level(problem: Problem) -> int:
+    return LEVELS.index(problem.level)
 
 
 def _iter_cards(problems: Sequence[Problem], options: RenderOptions) -> Iterator[ProblemCard]:
@@ -80,8 +84,6 @@ def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
         if options.verbosity > 0
         else [*_fold_lines(main_findings)]
     )
-    if problem.level != problem.main.level:  # a consequence is worse
-        lines[0] = replace(lines[0], message=f"{lines[0].message}{_OWN_LEVEL[problem.main.level]}")
     is_each_fixed = not has_same_fix and all(line.fix for line in lines)
     return ProblemCard(
         level=problem.level,
@@ -90,7 +92,18 @@ def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
         lines=tuple(lines),
         consequences=tuple(_iter_consequences(problem.consequences, options)),
         fix="" if is_each_fixed else _format_shared_fix(main_findings),
+        escalation=_explain_escalation(problem),
     )
+
+
+def _explain_escalation(problem: Problem) -> str:
+    """Return "a warning on its own, an error because of CK110"; "" if no consequence is worse."""
+    own_level = min((finding.level for finding in problem.main_findings), key=LEVELS.index)
+    if own_level == problem.level:
+        return ""
+    codes = [finding.code for finding in problem.consequences if finding.level == problem.level]
+    nouns = f"{_LEVEL_NOUNS[own_level]} on its own, {_LEVEL_NOUNS[problem.level]}"
+    return f"{nouns} because of {join_limited([*dict.fromkeys(codes)], 3)}"
 
 
 def _fold_lines(findings: Sequence[FindingReport]) -> Iterator[ProblemLine]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextvars import Token
 from functools import wraps
@@ -128,7 +129,9 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
         if is_notebook():
-            from tqdm.auto import tqdm
+            with warnings.catch_warnings():  # without ipywidgets it draws a line of text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
         else:
             from tqdm.std import tqdm  # tqdm.auto imports asyncio
 

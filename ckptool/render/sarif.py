@@ -14,8 +14,8 @@ from ckptool.render.ci_results import (
     LocatedFinding,
     format_message,
     get_unexplained_verdict,
-    iter_located_findings,
     list_errors,
+    list_limited_findings,
 )
 from ckptool.rules import RULES
 from ckptool.versions import NOT_INSTALLED, get_installed_version
@@ -32,7 +32,7 @@ _MAX_RELATED: Final = 10
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
-    located_findings = tuple(iter_located_findings(report, options.root))
+    located_findings, omitted = list_limited_findings(report, options.root)
     codes = sorted({located_finding.finding.code for located_finding in located_findings})
     error_texts = [
         f"could not be checked: {reason}" for _, reason in list_errors(report, options.root)
@@ -48,6 +48,10 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 "toolExecutionNotifications": [
                     *_iter_failure_notifications([*error_texts, *([verdict] if verdict else [])]),
                     *_iter_skipped_notifications(report),
+                    *(
+                        {"level": "note", "message": {"text": make_printable(o.text)}}
+                        for o in omitted
+                    ),
                 ],
             }
         ],

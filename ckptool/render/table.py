@@ -171,6 +171,8 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
             yield from (margin + text for text in continuation)
             if line.fix:
                 yield from _iter_indented(f"fix: {line.fix}", len(label), options)
+        if card.escalation:
+            yield from _iter_indented(f"{card.escalation}:", len(label), options)
         for text in card.consequences:
             yield from _iter_bullet_lines(text, len(label), options)
     omitted_count = len(cards) - len(shown_cards)

@@ -23,6 +23,8 @@ from ckptool.reports.digest import (
     DigestReport,
     TensorDigestReport,
 )
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
+from ckptool.reports.fix import FixReport, ProofReport, RefusedEditReport, SourceEditReport
 from ckptool.reports.gate import (
     GatedCheckpointReport,
     GateReport,
@@ -58,10 +60,13 @@ AnyReport = (
     | DigestReport
     | InitReport
     | RunReport
+    | ExplainReport
+    | FixReport
 )
 
 __all__ = [
     "SCHEMA",
+    "AdviceReport",
     "AnyReport",
     "AuditReport",
     "ChangeReport",
@@ -79,8 +84,11 @@ __all__ = [
     "DigestReport",
     "DrawingReport",
     "EntryReport",
+    "ExplainReport",
+    "ExplanationReport",
     "FactReport",
     "FindingReport",
+    "FixReport",
     "GateReport",
     "GatedCheckpointReport",
     "InitModelReport",
@@ -98,6 +106,8 @@ __all__ = [
     "ProjectAuditReport",
     "ProjectLockReport",
     "PromiseReport",
+    "ProofReport",
+    "RefusedEditReport",
     "Report",
     "ResumeReport",
     "RuleReport",
@@ -107,6 +117,7 @@ __all__ = [
     "SettingReport",
     "SilencedReport",
     "SkippedReport",
+    "SourceEditReport",
     "StateReport",
     "StepReport",
     "TensorDigestReport",

@@ -19,7 +19,7 @@ from ckptool.reports.common import (
 )
 
 if TYPE_CHECKING:
-    from ckptool.verification.result import UsageChanges
+    from ckptool.verification.result import ObjectChanges, UsageChanges
 
 
 class AuditReport(Report, frozen=True, kw_only=True):
@@ -29,6 +29,12 @@ class AuditReport(Report, frozen=True, kw_only=True):
     persistent_buffers: tuple[TensorReport, ...]
     since: str = ""
     """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
+    is_object: bool = False
+    """Whether it is no module, but a watched optimizer, scheduler, ...: its findings say all."""
+
+    @property
+    def has_details(self) -> bool:
+        return bool(self.unsaved) or super().has_details
 
 
 class ProjectAuditReport(Report, frozen=True, kw_only=True):
@@ -88,3 +94,20 @@ def build_audit_report(module: ModuleInfo, verdict: Verdict) -> AuditReport:
 def build_watch_report(module: ModuleInfo, usage: "UsageChanges", verdict: Verdict) -> AuditReport:
     """Build the report of unsaved state that changed while the module was watched."""
     return replace(build_audit_report(module, verdict), command="watch", since=usage.since)
+
+
+def build_object_report(changes: "ObjectChanges", verdict: Verdict) -> AuditReport:
+    """Build the report of what an object with a state_dict does not save of what changed in it."""
+    return AuditReport(
+        command="watch",
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(changes.skipped),
+        exit_code=verdict.exit_code,
+        module=changes.name,
+        unsaved=(),
+        parameters=(),
+        persistent_buffers=(),
+        since=changes.since,
+        is_object=True,
+    )

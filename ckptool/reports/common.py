@@ -162,6 +162,11 @@ class Report(Struct, frozen=True, kw_only=True):
         return ()
 
     @property
+    def has_details(self) -> bool:
+        """Whether there is more to show of one module of several than its verdict."""
+        return bool(self.findings or self.silenced or self.skipped)
+
+    @property
     def has_multiple_checkpoints(self) -> bool:
         """Whether findings must name their checkpoint even if all are about the same one."""
         return False

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.placeholders import find_placeholder_targets
 from ckptool.folding import fold_names
 from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
@@ -197,6 +198,9 @@ def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
         if finding.rule.family is RuleFamily.LOADING or finding.rule.explains_key:
             findings_by_key.setdefault(finding.key, finding)
     shared_findings = _index_shared_findings(verdict)
+    for key, placeholder in find_placeholder_targets(diff).items():
+        if placeholder in shared_findings:
+            shared_findings.setdefault(key, shared_findings[placeholder])
     groups = (
         ("missing", diff.missing_keys),
         ("unexpected", diff.unexpected_keys),

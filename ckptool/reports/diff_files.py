@@ -87,6 +87,9 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Keys that are added, removed or changed since one file is the other's quantised form."""
     entry_changes: tuple[EntryChangeReport, ...] = ()
     """What the `changed_entries` are in both files, as far as they are plain values."""
+    unsaved_roles: Mapping[str, str] = {}
+    """Those of the `changed_entries` that are tensors which a state_dict lacks -> their role: a
+    `model.Kind`."""
 
 
 class DiffShardReport(Report, frozen=True, kw_only=True):
@@ -140,7 +143,19 @@ def build_checkpoint_diff_report(
         explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
         quantized_keys=_list_quantized_keys(diff),
         entry_changes=build_entry_changes(diff.old, diff.new, diff.remainder.changed, diff.places),
+        unsaved_roles=_find_unsaved_roles(diff),
     )
+
+
+def _find_unsaved_roles(diff: CheckpointDiff) -> dict[str, str]:
+    """Return the role of each tensor that differs and that a state_dict lacks."""
+    unsaved = {
+        key: tensor.kind
+        for checkpoint in (diff.old, diff.new)
+        for state in checkpoint.states
+        for key, tensor in state.unsaved_tensors.items()
+    }
+    return {key: str(unsaved[key] or "") for key in diff.remainder.changed if key in unsaved}
 
 
 def _list_quantized_keys(diff: CheckpointDiff) -> tuple[str, ...]:

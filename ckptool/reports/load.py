@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.phrases import pluralize
 from ckptool.policy import ExitCode, Verdict
@@ -16,6 +17,7 @@ from ckptool.reports.migrate import StepReport, build_step_report
 
 if TYPE_CHECKING:
     from ckptool.loading.planned_load import PlannedLoad
+    from ckptool.migration.plan.key_operations import Operation
     from ckptool.model import Checkpoint
 
 _MAX_QUESTIONS: Final = 20
@@ -85,7 +87,7 @@ def build_load_report(
         module=module_name,
         tensor_count=len(items),
         nbytes=sum(item.tensor.nbytes for item in items),
-        steps=tuple(map(build_step_report, planned.plan.ops)),
+        steps=tuple(map(_build_step, planned.plan.ops)),
         missing=keys.missing,
         unexpected=keys.unexpected,
         questions=questions,
@@ -110,6 +112,11 @@ def build_refusal_report(
         module=module_name,
         questions=questions,
     )
+
+
+def _build_step(op: "Operation") -> StepReport:
+    step = build_step_report(op)
+    return replace(step, assumption=step.assumption.replace("according to --rename", "as asked"))
 
 
 def _format_verdict(step_count: int, keys: LoadedKeys) -> str:

@@ -54,6 +54,10 @@ class LockReport(Report, frozen=True, kw_only=True):
     """Whether the lock on disk was the same already."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_details(self) -> bool:
+        return bool(self.differences or self.name_before) or super().has_details
+
 
 class ProjectLockReport(Report, frozen=True, kw_only=True):
     """The locks of the modules of the configuration, each with a report of its own."""

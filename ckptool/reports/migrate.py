@@ -1,6 +1,6 @@
 """MigrateReport: the result of `migrate`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptool.errors import CkptoolError
 from ckptool.locations import mask_credentials
 from ckptool.model import Skipped
-from ckptool.phrases import pluralize
+from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code, quote_shell
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
@@ -108,7 +108,7 @@ def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> Migr
         checks=tuple(
             CheckReport(name=c.name, result=c.result, reason=c.reason) for c in migration.checks
         ),
-        notes=migration.notes,
+        notes=(*migration.notes, *_describe_refusal_fix(migration)),
         source_digest=digests.source if digests else "",
         result_digest=digests.result if digests else "",
     )
@@ -146,7 +146,25 @@ def build_step_report(op: "Operation") -> StepReport:
     )
 
 
+def _describe_refusal_fix(migration: "MigrationResult") -> Iterator[str]:
+    """Yield how to get a file that torch.load reads by default, if the result is none."""
+    if migration.refused_globals:
+        path = quote_shell(str(migration.target or "FILE"))
+        yield (
+            "for a file that torch.load reads by default: --drop-extra writes the state alone;"
+            f" ckptool convert {path} -o NEW.pth keeps the rest as plain data"
+        )
+
+
 def _format_migrate_verdict(migration: "MigrationResult") -> str:
+    text = _format_result(migration)
+    if not migration.refused_globals:
+        return text
+    names = join_limited(migration.refused_globals, MAX_NAMED, quote_code)
+    return f"{text}; torch.load refuses the file by default (weights_only=True): {names}"
+
+
+def _format_result(migration: "MigrationResult") -> str:
     diff, has_passed_check = migration.diff, any(c.result == "passed" for c in migration.checks)
     if migration.already_applied:
         action = "nothing to do: the plan was already applied"

@@ -8,7 +8,8 @@ from msgspec import Struct
 from ckptool.phrases import pluralize
 from ckptool.reports.common import FindingReport
 
-_LEVELS: Final = ("error", "warning", "note")
+LEVELS: Final = ("error", "warning", "note")
+"""The worst first."""
 
 
 class Problem(Struct, frozen=True):
@@ -30,7 +31,7 @@ class Problem(Struct, frozen=True):
     @property
     def level(self) -> str:
         """The worst level of its findings."""
-        return min((finding.level for finding in self.findings), key=_LEVELS.index)
+        return min((finding.level for finding in self.findings), key=LEVELS.index)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -58,8 +59,6 @@ def group_by_cause(findings: Iterable[FindingReport]) -> tuple[Problem, ...]:
 def count_problems(problems: Sequence[Problem]) -> str:
     """Return "1 error, 2 notes", and the number of findings if it is larger; "" for none."""
     levels = [problem.level for problem in problems]
-    counts = ", ".join(
-        pluralize(levels.count(level), level) for level in _LEVELS if level in levels
-    )
+    counts = ", ".join(pluralize(levels.count(level), level) for level in LEVELS if level in levels)
     finding_count = sum(len(problem.findings) for problem in problems)
     return f"{counts} ({finding_count:,} findings)" if finding_count > len(problems) else counts

@@ -36,7 +36,7 @@ _GLOBAL_CODES: Final = frozenset({"CK301", "CK303", "CK855"})
 _MISSING_CODES: Final = frozenset({"CK201", "CK202", "CK203"})
 _LOAD_CODES: Final = (
     frozenset(code for code, rule in RULES.items() if rule.family is RuleFamily.LOADING)
-    | {"CK112", "CK501", "CK605"}
+    | {"CK112", "CK320", "CK501", "CK605"}
 ) - {"CK210"}
 """Rules that say why a load is not strict, or not of everything."""
 _UNEXPECTED_CODES: Final = frozenset({"CK204", "CK205", "CK206", "CK214", "CK220"})

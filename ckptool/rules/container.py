@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.rules.fixes.commands import format_rewrite_command
+from ckptool.rules.fixes.commands import format_convert_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -181,7 +181,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             refusal=checkpoint.load_refusal,
-            command=format_rewrite_command(checkpoint, suffix=".pth"),
+            command=format_convert_command(checkpoint, suffix=".pth"),
         )
 
 
@@ -207,7 +207,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    command = format_rewrite_command(checkpoint, suffix=".pth")
+    command = format_convert_command(checkpoint, suffix=".pth")
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.COMPRESSED:
             yield hit(issue.key, command=command, **issue.facts)
@@ -362,7 +362,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.WARNING,
         summary="from_pretrained loads `{loaded}`, not the shards of `{key}` in the same folder",
         why=(
-            "transformers loads the single file if there is one, whatever the index says: if one "
+            "transformers loads the single file if there is one, even if there is an index: if one "
             "of the two is left over from an earlier save, the wrong weights are loaded."
         ),
         fix="Remove the one that is not intended.",

@@ -8,8 +8,10 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
+from ckptool.compare.placeholders import find_placeholder_targets
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
+from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import (
@@ -32,7 +34,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
     Missing is also what has another tensor's value in the file, one that is to be renamed.
     """
-    explained_keys = diff.explained_keys
+    explained_keys = diff.explained_keys | find_placeholder_targets(diff).keys()
     for change in diff.changes:
         if isinstance(change, Missing) and change.key not in explained_keys:
             yield diff.module.tensors[change.key]
@@ -42,7 +44,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
 def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
     """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
-    explained_keys = diff.explained_keys
+    explained_keys = diff.explained_keys | {*list_placeholders(diff.state)}
     for change in diff.changes:
         if isinstance(change, Unexpected) and change.key not in explained_keys:
             yield change
@@ -207,7 +209,7 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.module.saved_tensors)
     keys_by_subtree = subtrees.group_keys(whats_by_key)
     for subtree, keys in keys_by_subtree.items():
-        code = format_drop_code(keys, subtree, diff.state.tensors)
+        code = format_drop_code(keys, subtree, diff.state)
         for key in keys:
             what, why_not, nbytes = whats_by_key[key]
             yield hit(key, what=what, why_not=why_not, nbytes=nbytes, code=code, subtree=subtree)
@@ -308,18 +310,23 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     rewrite = diff.rewrite
     if rewrite is None or diff.part is not None:
         return
+    placeholders = {*list_placeholders(diff.state)}
+    reshaped_keys = diff.reshaped_keys.keys() - placeholders
+    matched_keys = rewrite.key_map.keys() - placeholders
+    if placeholders and not matched_keys | reshaped_keys:
+        return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = [f"`{segment}.` is taken out" for segment in removed]
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:
         steps.append(f"`{rewrite.added_prefix}` is put in front")
-    reshaped = f", {len(diff.reshaped_keys)} of them with other shapes" * bool(diff.reshaped_keys)
+    reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
         None,
         (*rewrite.key_map, *rewrite.key_map.values(), *diff.average_counters),
-        count=len(rewrite.key_map) + len(diff.reshaped_keys),
+        count=len(matched_keys) + len(reshaped_keys),
         what=" and ".join(steps) + reshaped,
         code=_format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters),
         # A migration asks about other shapes, and writes nothing.

@@ -9,6 +9,7 @@ from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
 from ckptool.model import Kind, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
+from ckptool.rules.fixes.commands import advise_conversion
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -174,7 +175,7 @@ def _build_version_hit(
         ),
         fix=(
             "Load the state_dict into a module built by the current code instead of unpickling "
-            "the module."
+            "the module.{conversion}"
         ),
         example=(
             "torch.save(nn.GELU(), path)  # by a torch whose GELU had no `approximate`\n"
@@ -190,7 +191,12 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
                 module_class.attributes - pickled_module.attributes, key=natural_sort_key
             )
             if missing_attributes:
-                yield hit(prefix, owner=module_class.name, names=", ".join(missing_attributes))
+                yield hit(
+                    prefix,
+                    owner=module_class.name,
+                    names=", ".join(missing_attributes),
+                    conversion=advise_conversion(diff.checkpoint, "write it to a file"),
+                )
 
 
 @check(

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, StateDict, TensorInfo, join_key, tied_keys
+from ckptool.rules.fixes.commands import advise_conversion
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _SLOT_PATTERN: Final = re.compile(
@@ -49,8 +50,8 @@ class _OptimizerFit(Struct, frozen=True):
             "different size; training cannot be resumed from this file."
         ),
         fix=(
-            "Build the optimizer with the parameters it was saved with, or drop its state and "
-            "start with a new optimizer."
+            "Build the optimizer with the parameters it was saved with, or start with a new "
+            "optimizer.{conversion}"
         ),
         example=(
             "a = torch.optim.Adam(nn.Linear(2, 2).parameters())\n"
@@ -70,6 +71,7 @@ def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         count=fit.parameter_count,
         expected=len(fit.parameters),
         maybe=": it matches if the others were frozen" if may_be_frozen else ": it does not load",
+        conversion=_advise_drop(diff),
     )
 
 
@@ -86,8 +88,8 @@ def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
             "or is wrong."
         ),
         fix=(
-            "Give the optimizer its parameters in the original order, or drop its state and "
-            "start with a new optimizer."
+            "Give the optimizer its parameters in the original order, or start with a new "
+            "optimizer.{conversion}"
         ),
         example=(
             "model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))\n"
@@ -109,7 +111,16 @@ def find_slot_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         mismatch = _describe_slot_mismatch(fit, number, slot.shape, surplus)
         if mismatch:
             key = join_key(fit.at, slot.key)
-            yield hit(key, actual=list(slot.shape), parameter=mismatch)
+            yield hit(
+                key,
+                actual=list(slot.shape),
+                parameter=mismatch,
+                conversion=_advise_drop(diff),
+            )
+
+
+def _advise_drop(diff: ModuleDiff) -> str:
+    return advise_conversion(diff.checkpoint, "drop its state", "--strip", "optimizer")
 
 
 def _describe_slot_mismatch(fit: _OptimizerFit, number: int, shape: _Shape, surplus: int) -> str:

@@ -11,10 +11,15 @@ from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.load_keys import WRAPPER_PREFIX
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.training_state import PARTITIONED_PARAMETERS
 
 WHOLE_LOAD_FINDINGS: Final = frozenset({WRAPPER_PREFIX, "CK224", "CK225"})
 """Codes of the one finding that explains nearly all keys of a load."""
-LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212", QUANTIZATION_MISMATCH}
+LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {
+    "CK212",
+    QUANTIZATION_MISMATCH,
+    PARTITIONED_PARAMETERS,
+}
 """Codes of the findings that say why a load as a whole fails."""
 _MAX_PREFIXES: Final = 4
 """Maximum names of places that fit equally in one sentence."""

@@ -14,15 +14,14 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.phrases import quote_python
-from ckptool.rules.fixes.commands import format_rewrite_command
+from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False unless you trust its author.",
     Safety.UNKNOWN: (
-        "Save it again with plain types. If you know what a global does, allow it by its exact "
-        "name: with torch.serialization.add_safe_globals, and in a gate with `globals` of the "
-        "policy."
+        "If you know what it does, allow it by its exact name: with "
+        "torch.serialization.add_safe_globals, and in a gate with `globals` of the policy."
     ),
 }
 
@@ -139,10 +138,13 @@ def _advise_global(checkpoint: Checkpoint, use: GlobalUse) -> str:
     package = use.module.partition(".")[0]
     if advice is None and (use.safety is not Safety.DANGEROUS or package == "dill"):
         advice = _ADVICE_BY_PACKAGE.get(package)
+    if advice is None:
+        conversion = advise_conversion(checkpoint, "write a file without it")
+        return f"{_GLOBAL_ADVICE[use.safety]}{conversion}"
     return fill_template(
-        advice or _GLOBAL_ADVICE[use.safety],
+        advice,
         use.qualified_name,
-        {"name": use.name, "command": format_rewrite_command(checkpoint, suffix=".pth")},
+        {"name": use.name, "command": format_convert_command(checkpoint, suffix=".pth")},
     )
 
 
@@ -173,7 +175,7 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
         return f"{missing}. The whole {owner} was saved with its method."
     return (
         f"{missing}. The whole {owner} was saved with its method; to take the state_dict out: "
-        f"{format_rewrite_command(checkpoint, '--at', at, '--drop-extra', suffix='.safetensors')}"
+        f"{format_convert_command(checkpoint, '--at', at, '--weights-only', suffix='.safetensors')}"
     )
 
 
@@ -189,7 +191,7 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
             "attributes that match the current code. It does contain the plain attributes that a "
             "state_dict would have lost."
         ),
-        fix="Save module.state_dict() from now on.",
+        fix="Save module.state_dict().{conversion}",
         example="torch.save(model, path)  # instead of model.state_dict()",
         gate=Level.ERROR,
     ),
@@ -199,7 +201,12 @@ def find_pickled_modules(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         return
     for state in checkpoint.states:
         if state.modules:
-            yield hit(state.at, owner=state.modules[""].name, place=_format_location(state))
+            yield hit(
+                state.at,
+                owner=state.modules[""].name,
+                place=_format_location(state),
+                conversion=advise_conversion(checkpoint, "write that of this file"),
+            )
 
 
 def _format_location(state: StateDict) -> str:
@@ -217,7 +224,7 @@ def _format_location(state: StateDict) -> str:
             "torch.load of a pickled module fails without its class: a moved package, a renamed "
             "module, a script that ran as __main__."
         ),
-        fix="{advice} ckptool can still read the tensors: inspect and diff do not need the class.",
+        fix="{advice}{conversion}",
         example=(
             "class Net(nn.Module): ...  # in a script that ran as __main__\n"
             "\n"
@@ -247,6 +254,7 @@ def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             class_names[0],
             what=_describe_classes(class_names),
             advice=_advise_import(package),
+            conversion=advise_conversion(checkpoint, "write a file that needs no class"),
             classes=class_names,
         )
 
@@ -287,5 +295,5 @@ def _advise_import(package: str) -> str:
 def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     # Where load_refusal is set, torch.load opens it in neither way.
     if checkpoint.weights_only_refusal and not checkpoint.load_refusal:
-        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        command = format_convert_command(checkpoint, suffix=".safetensors")
         yield hit("", refusal=checkpoint.weights_only_refusal, command=command)

@@ -1,6 +1,6 @@
 """ReleaseCandidate, PolicyIssues -> hits: what a policy requires (CK210, CK328, CK329, CK85x)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -9,14 +9,28 @@ from msgspec import Struct
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.folding import fold_names
-from ckptool.model import Checkpoint, Container, Safety, Skipped, join_key, natural_sort_key
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    Safety,
+    Skipped,
+    TensorInfo,
+    join_key,
+    natural_sort_key,
+)
 from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fixes.commands import format_repeated_command, format_rewrite_command
+from ckptool.rules.fixes.commands import (
+    advise_conversion,
+    format_convert_command,
+    format_repeated_command,
+)
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
 POLICY_ISSUE_CODES: Final = frozenset({"CK328", "CK857", "CK858", "CK859"})
 """Codes of the rules that concern the policy and no checkpoint."""
+_CAST_DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
+"""Dtypes that `ckptool convert --dtype` casts from and to."""
 
 
 class ReleaseCandidate(Struct, frozen=True):
@@ -154,7 +168,10 @@ def find_unloadable_place(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` is {dtype}; the policy allows {allowed}",
         why="An unintended dtype wastes memory, or was rounded along the way.",
-        fix="Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require].",
+        fix=(
+            "Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require]."
+            "{conversion}"
+        ),
         example=(
             '# dtypes = ["bfloat16"]\n'
             'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")'
@@ -169,8 +186,19 @@ def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
         for key, tensor in state.tensors.items():
             if not _matches_any_glob(tensor.dtype, allowed_dtypes):
                 yield hit(
-                    join_key(state.at, key), dtype=tensor.dtype, allowed=", ".join(allowed_dtypes)
+                    join_key(state.at, key),
+                    dtype=tensor.dtype,
+                    allowed=", ".join(allowed_dtypes),
+                    conversion=_advise_cast(release.checkpoint, tensor, allowed_dtypes),
                 )
+
+
+def _advise_cast(checkpoint: Checkpoint, tensor: TensorInfo, allowed_dtypes: Sequence[str]) -> str:
+    """Return the conversion that casts to the one floating point dtype that is allowed; else ""."""
+    targets = [dtype for dtype in _CAST_DTYPES if dtype in allowed_dtypes]
+    if len(targets) != 1 or tensor.dtype not in _CAST_DTYPES:
+        return ""
+    return advise_conversion(checkpoint, "cast the file", "--dtype", targets[0])
 
 
 @check(
@@ -213,7 +241,7 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     checkpoint = release.checkpoint
     safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
     if release.requirements.safetensors and checkpoint.container not in safe_containers:
-        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        command = format_convert_command(checkpoint, suffix=".safetensors")
         yield hit("", container=str(checkpoint.container), command=command)
 
 
@@ -228,7 +256,10 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
             "The globals that a pickle references are imported and called when it is loaded "
             "without weights_only=True."
         ),
-        fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
+        fix=(
+            "Save it without that object, or add {name} to `globals` in [tool.ckptool.require]."
+            "{conversion}"
+        ),
         example=(
             '# globals = ["datetime.date"]\n'
             'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")'
@@ -247,7 +278,8 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
     for name in sorted(places_by_name, key=natural_sort_key):
         if name not in allowed_globals:
             at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
-            yield hit(name, name=name, at=at_clause)
+            conversion = advise_conversion(release.checkpoint, "write a file without it")
+            yield hit(name, name=name, at=at_clause, conversion=conversion)
 
 
 @check(
@@ -330,8 +362,8 @@ def _list_unchecked(release: ReleaseCandidate) -> tuple[Skipped, ...]:
             "What the entry asks for is not checked: a typo in `path` would let every release pass."
         ),
         fix=(
-            "Correct `path`, delete the entry, or waive it with a reason; without weights at hand, "
-            "ckptool gate --modules-only"
+            "Correct `path`, delete the entry, or waive it with a reason; to check modules without "
+            "weights: ckptool gate --modules-only"
         ),
         example='# path = "releese/*" in [[models]]\nckptool.gate()',
     ),

@@ -79,7 +79,7 @@ class Rule(Struct, frozen=True):
             return self.general_advice
         if _FIELD_PATTERN.fullmatch(self.fix):
             return "It depends on the facts: see the finding."
-        return _name_fields(self.fix)
+        return _name_fields(self.fix.removesuffix("{conversion}"))
 
     @property
     def general_message(self) -> str:

@@ -124,7 +124,10 @@ def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[
             "the file stays on meta, or is uninitialised after to_empty(), although the "
             "constructor computes it."
         ),
-        fix="Save it (drop persistent=False, or register it), or compute it after loading.",
+        fix=(
+            "If you build on the meta device: save it (drop persistent=False, or register it), or "
+            "compute it after loading. Otherwise ignore CK701."
+        ),
         example=(
             'with torch.device("meta"):\n'
             '    model = Net()  # has register_buffer("inv_freq", ..., persistent=False)\n'

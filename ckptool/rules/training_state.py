@@ -5,6 +5,7 @@ from math import prod
 from typing import Final
 
 from ckptool.compare.states import (
+    find_loaded_state,
     is_rank_part,
     list_float_weights,
     list_placeholders,
@@ -14,10 +15,13 @@ from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
-from ckptool.rules.fixes.commands import format_rewrite_command, name_result
+from ckptool.rules.fixes.commands import format_convert_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
+from ckptool.verification.result import ObjectChanges
 
+PARTITIONED_PARAMETERS: Final = "CK320"
+"""Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
     Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
@@ -45,7 +49,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            command=format_rewrite_command(checkpoint),
+            command=format_convert_command(checkpoint),
         )
 
 
@@ -113,14 +117,15 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 
 def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> str:
     """Return the command or the code that writes the model alone."""
-    state = model_states[0]
-    others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
+    state = find_loaded_state(checkpoint)
+    state = state if state in model_states else model_states[0]
+    others = join_limited([s.at for s in model_states if s is not state], _MAX_LISTED, quote_code)
     which = f" (or of {others})" if others else ""
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
         at = ("--at", state.at) if state.at else ()
         whose = f"that of `{state.at}`{which}: " if which else ""
-        options = (*at, "--drop-extra")
-        return f"{whose}{format_rewrite_command(checkpoint, *options, suffix='.safetensors')}"
+        options = (*at, "--weights-only")
+        return f"{whose}{format_convert_command(checkpoint, *options, suffix='.safetensors')}"
     if state.at.isidentifier() and state.role == "state_dict":
         name = quote_python(name_result(checkpoint))
         return f"torch.save(checkpoint[{quote_python(state.at)}], {name})"
@@ -266,12 +271,14 @@ _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
 )
 def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    if any(prod(tensor.shape) for tensor in tensors):
+        return
     is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
         map(list_placeholders, checkpoint.states)
     )
     is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
     is_unread = checkpoint.damage or checkpoint.faults
-    if is_known or is_code or is_unread or any(prod(tensor.shape) for tensor in tensors):
+    if is_known or is_code or is_unread:
         return
     yield hit(
         "",
@@ -308,7 +315,7 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
 @check(
     Checkpoint,
     Rule(
-        code="CK320",
+        code=PARTITIONED_PARAMETERS,
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
@@ -370,3 +377,76 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.RANK_FILE:
             yield hit(issue.key, None, (), **issue.facts)
+
+
+LOST_OBJECT_STATE: Final = "CK336"
+"""Code of findings about values of an optimizer, scheduler, ... that a load does not restore."""
+
+
+@check(
+    ObjectChanges,
+    Rule(
+        code=LOST_OBJECT_STATE,
+        name="object-state-not-restored",
+        level=Level.WARNING,
+        summary=(
+            "`{key}` of {name} changed{change} {since}, and load_state_dict() does not restore it"
+        ),
+        detail="a resumed run continues with another value",
+        why=(
+            "Optimizers, schedulers, samplers and averages are saved by their own state_dict(). "
+            "What changes in them and is not in it is lost when training resumes: it continues, "
+            "but not as an uninterrupted run would."
+        ),
+        fix=(
+            "Return it from state_dict() of {name} and set it in load_state_dict(), or register it "
+            "as a buffer if {name} is a module."
+        ),
+        example=(
+            "class Sampler:\n"
+            "    def __init__(self):\n"
+            "        self.epoch, self.position = 0, 0\n"
+            "\n"
+            "    def state_dict(self):\n"
+            '        return {"epoch": self.epoch}  # and not the position'
+        ),
+    ),
+)
+def find_lost_object_state(changes: ObjectChanges) -> Iterator[RuleHit]:
+    for change in changes.lost:
+        text = f" from {change.before} to {change.after}" if change.before else ""
+        is_opaque = change.before == change.after
+        yield hit(
+            change.path,
+            None if change.is_plain_number else Level.ERROR,
+            name=changes.name,
+            since=changes.since,
+            change="" if is_opaque else text,
+        )
+
+
+@check(
+    ObjectChanges,
+    Rule(
+        code="CK337",
+        name="object-state-does-not-load",
+        level=Level.ERROR,
+        summary="{key} does not load its own state_dict(): {error}",
+        why=(
+            "A checkpoint of it can be written, and training cannot be resumed from it: "
+            "load_state_dict() raises."
+        ),
+        fix="Have load_state_dict() of {key} take what its state_dict() returns.",
+        example=(
+            "class Average:\n"
+            "    def state_dict(self):\n"
+            '        return {"shadow": self.shadow}\n'
+            "\n"
+            "    def load_state_dict(self, state):\n"
+            '        self.shadow = state["average"]  # KeyError'
+        ),
+    ),
+)
+def find_unloadable_object_state(changes: ObjectChanges) -> Iterator[RuleHit]:
+    if changes.load_error:
+        yield hit(changes.name, error=changes.load_error)

@@ -318,8 +318,8 @@ def _looks_uninitialised(tensor_statistics: TensorStatistics) -> bool:
             "and a cast back to float32 does not restore them."
         ),
         fix=(
-            "Keep the module's own: leave the key out of the file (strict=False), or set "
-            "state_dict[{key:py}] from a fresh module; cast parameters only."
+            "Cast parameters only. To keep the module's own value: state_dict.pop({key:py}), and "
+            "load with strict=False."
         ),
         example=(
             "model.half()  # inv_freq is rounded as well\n"

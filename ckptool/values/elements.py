@@ -72,6 +72,16 @@ class OpenFiles:
         """Whether two spans of equal length, at most CHUNK bytes, have the same bytes."""
         return self._fill_buffer(first, 0) == self._fill_buffer(second, 1)
 
+    def iter_chunk_pairs(
+        self, first: Span, second: Span, first_nbytes: int, second_nbytes: int
+    ) -> Iterator[tuple[bytearray, bytearray]]:
+        """Yield two spans in chunks of these sizes; the buffers are reused for the next ones."""
+        pieces = zip(
+            split_span(first, first_nbytes), split_span(second, second_nbytes), strict=True
+        )
+        for first_piece, second_piece in pieces:
+            yield self._fill_buffer(first_piece, 0), self._fill_buffer(second_piece, 1)
+
     def iter_chunks(self, span: Span) -> Iterator[bytearray]:
         """Yield a span in chunks of at most CHUNK bytes; the buffer is reused for the next one."""
         for piece in split_span(span, CHUNK):

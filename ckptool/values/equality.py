@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Final
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.values import elements
@@ -14,8 +15,14 @@ from ckptool.values.elements import (
     split_span,
     unreadable_reason,
 )
-from ckptool.values.work_batches import TASK_NBYTES, find_matching_spans, group_into_batches
+from ckptool.values.work_batches import (
+    TASK_NBYTES,
+    find_digestible_span,
+    find_matching_spans,
+    group_into_batches,
+)
 
+_HEAD_NBYTES: Final = 1 << 14
 _ComparisonTask = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
 """(position of a pair, spans or whole tensors to compare)."""
 
@@ -64,20 +71,24 @@ def equal_many(
 
 
 def iter_aligned_blocks(
-    a: TensorInfo, b: TensorInfo, element_count: int, folder: Path = Path()
-) -> Iterator[tuple[bytes, bytes]]:
+    a: TensorInfo, b: TensorInfo, element_count: int, files: OpenFiles
+) -> Iterator[tuple[bytearray, bytearray]]:
     """Yield blocks of `element_count` elements of two tensors of one shape, as `iter_elements`.
 
-    Only for readable tensors (`unreadable_reason` is "") with elements of whole bytes.
+    Only for readable tensors (`unreadable_reason` is "") with elements of whole bytes. A block is
+    valid until the next is asked for: its memory is used again.
     """
-    with OpenFiles(folder) as files:
-        first_blocks, second_blocks = (
-            _iter_blocks(
-                iter_elements_from(tensor, files), element_count * DTYPE_BITS[tensor.dtype] // 8
-            )
-            for tensor in (a, b)
-        )
-        yield from zip(first_blocks, second_blocks, strict=True)
+    block_nbytes = [element_count * DTYPE_BITS[tensor.dtype] // 8 for tensor in (a, b)]
+    spans = find_digestible_span(a), find_digestible_span(b)
+    if spans[0] and spans[1] and a.numel:
+        yield from files.iter_chunk_pairs(spans[0], spans[1], *block_nbytes)
+        return
+    streams = (
+        _iter_blocks(iter_elements_from(tensor, files), nbytes)
+        for tensor, nbytes in zip((a, b), block_nbytes, strict=True)
+    )
+    for first_block, second_block in zip(*streams, strict=True):
+        yield bytearray(first_block), bytearray(second_block)
 
 
 def _are_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
@@ -105,8 +116,16 @@ def _are_components_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> boo
 def _are_spans_equal(a: Span, b: Span, files: OpenFiles) -> bool:
     if a == b:
         return True
-    chunk_pairs = zip(split_span(a, elements.CHUNK), split_span(b, elements.CHUNK), strict=True)
+    chunk_pairs = zip(_iter_growing_chunks(a), _iter_growing_chunks(b), strict=True)
     return all(files.equal_spans(first, second) for first, second in chunk_pairs)
+
+
+def _iter_growing_chunks(span: Span) -> Iterator[Span]:
+    """Yield a span in chunks, a short one first: values that differ mostly differ at once."""
+    head_nbytes = min(span.nbytes, _HEAD_NBYTES)
+    yield Span(span.path, span.offset, head_nbytes)
+    tail = Span(span.path, span.offset + head_nbytes, span.nbytes - head_nbytes)
+    yield from split_span(tail, elements.CHUNK)
 
 
 def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
@@ -134,6 +153,9 @@ def _iter_comparison_tasks(
     )
     if spans is None:
         yield a.nbytes, (position, a, b)
+        return
+    if spans[0].nbytes <= TASK_NBYTES:
+        yield spans[0].nbytes, (position, *spans)
         return
     for first, second in zip(
         split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True

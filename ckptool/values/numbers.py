@@ -10,7 +10,7 @@ def can_decode(dtype: str) -> bool:
     return dtype in STRUCT_CODES or dtype == "bfloat16"
 
 
-def decode_numbers(data: bytes, dtype: str) -> tuple[float, ...] | None:
+def decode_numbers(data: bytes | bytearray, dtype: str) -> tuple[float, ...] | None:
     """Return little-endian elements as numbers; None if the dtype cannot be decoded."""
     if dtype == "bfloat16":
         # The upper half of a float32.

@@ -136,6 +136,30 @@ class UsageChanges(Struct, frozen=True):
     skipped: tuple[Skipped, ...] = ()
 
 
+class ObjectChange(Struct, frozen=True):
+    """A value of an object with a state_dict that changed, and that a load does not restore."""
+
+    path: str
+    before: str
+    """Short text; "" if it was not there."""
+    after: str
+    is_plain_number: bool
+    """Whether it is a number or text, and no tensor, array, generator or bool."""
+
+
+class ObjectChanges(Struct, frozen=True):
+    """What an optimizer, scheduler, sampler, ... does not save of what changed in it."""
+
+    name: str
+    """Name of its class."""
+    since: str
+    """Start of the period: "inside the with block"."""
+    lost: tuple[ObjectChange, ...] = ()
+    load_error: str = ""
+    """What load_state_dict of its own state_dict() raises, "" if it loads."""
+    skipped: tuple[Skipped, ...] = ()
+
+
 class Verification(Struct, frozen=True):
     """Results of all levels of one run, and the data for the rules."""
 

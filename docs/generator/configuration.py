@@ -11,12 +11,12 @@ from generator.structs import cell, fields, summary, words
 INTRODUCTION = """\
 # Configuration
 
-Made from the code by `docs/generate.py`. ckptool reads `[tool.ckptool]` of the nearest
+This page is generated from the code. ckptool reads `[tool.ckptool]` of the nearest
 `pyproject.toml`, or the whole of the nearest `ckptool.toml` (there without `tool.ckptool.` in
-front of a table's name), from the current directory up, never next to the checkpoint. A key that is
-not known is an error that names the one that was probably meant. Options of the command line win.
-What the policy's keys mean in a gate is told in [Gate](gate.md), what `against`, `fixtures` and
-`golden` mean in [Lock](lock.md).
+front of a table's name), from the current directory up, never next to the checkpoint. An unknown
+key is an error that suggests the closest known one. Command-line options take precedence. See
+[Gate](gate.md) for the keys of a policy, and [Lock](lock.md) for `against`, `fixtures` and
+`golden`.
 """
 
 
@@ -51,11 +51,12 @@ def _section(struct: type[Struct]) -> list[str]:
     title, _, meaning = summary(struct).partition(": ")
     name = _name(struct)
     lines = [f"## {name}", "", f"{title}: {meaning}" if meaning else title, ""]
-    lines += ["| key | value | default | means |", "|---|---|---|---|"]
+    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for field in fields(struct):
         tables = list(_inside(field.kind))
         value = f"[{_name(tables[0])}](#{_anchor(tables[0])})" if tables else words(field.kind)
-        default = "needed" if field.default is None else f"`{field.default}`" * bool(field.default)
+        written = f"`{field.default}`" * bool(field.default)
+        default = "required" if field.default is None else written
         lines.append(f"| `{field.name}` | {cell(value)} | {default} | {cell(field.says)} |")
     return [*lines, ""]
 

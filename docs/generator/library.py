@@ -11,8 +11,9 @@ from msgspec import Struct
 
 import ckptool
 from ckptool import errors
-from ckptool.commands.watch import Watched
+from ckptool.commands.watch import Watched, WatchedObject
 from ckptool.formats.limits import Limits
+from ckptool.loading.checkpoint_tensors import CheckpointTensors
 from ckptool.model import Checkpoint, StateDict, StorageInfo, TensorInfo
 from generator.reports import report_structs
 from generator.structs import cell, fields
@@ -35,7 +36,16 @@ for finding in report.findings:
     print(finding.level, finding.code, finding.key, finding.message)
 ```
 """
-OTHERS = (Checkpoint, StateDict, TensorInfo, StorageInfo, Limits, Watched)
+OTHERS = (
+    Checkpoint,
+    StateDict,
+    TensorInfo,
+    StorageInfo,
+    Limits,
+    CheckpointTensors,
+    Watched,
+    WatchedObject,
+)
 """Types that are met by way of the functions, and need no import."""
 HEAD = re.compile(r"^(Args|Raises|Returns|Yields):$")
 ITEM = re.compile(r"^(?P<name>[\w*]+):\s+(?P<text>.*)$")

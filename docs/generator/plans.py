@@ -9,12 +9,11 @@ from generator.structs import cell, fields, summary, words
 INTRODUCTION = """\
 # Plans
 
-Made from the code by `docs/generate.py`. A plan is a TOML file: `ckptool migrate --save-plan FILE`
-writes it, `--plan FILE` does it, `--reverse` undoes it; [Migrate](migrate.md) explains how plans
-are derived and when a step is refused. `schema` is {schema}. Its steps, `[[ops]]`, are done in
-order;
-each names its operation in `op`, and may say why in `why`, which decides nothing. An unknown key
-or operation is an error with the place and the name that was probably meant.
+This page is generated from the code. A plan is a TOML file: `ckptool migrate --save-plan FILE`
+writes it, `--plan FILE` applies it, `--reverse` undoes it; [Migrate](migrate.md) explains how plans
+are derived and when a step is refused. `schema` is {schema}. Its steps, `[[ops]]`, are applied in
+order. Each names its operation in `op`, and can have a comment in `why`, which has no effect. An
+unknown key or operation is an error that suggests the closest known one.
 
 ```toml
 {example}
@@ -22,9 +21,9 @@ or operation is an error with the place and the name that was probably meant.
 
 ## Renames of many keys
 
-The keys of one `rename` step are renamed at once, so that layers can trade places: below, a layer
-was inserted at `net.1`, and the two that follow move up. The three steps are three ways of writing
-the same; a plan has one of them.
+The keys of one `rename` step are renamed at the same time, so layers can swap places. In this
+example, a layer was inserted at `net.1`, and the two after it move up. The three steps are
+equivalent; a plan has one of them.
 
 ```toml
 {pattern}
@@ -38,7 +37,7 @@ the same; a plan has one of them.
 {table}
 ```
 
-Pattern and table have a reverse, a regular expression has none.
+A glob and a table can be reversed, a regular expression cannot.
 """
 
 
@@ -74,11 +73,12 @@ def _renames() -> dict[str, Op]:
 
 def _section(op: type[Operation]) -> list[str]:
     lines = [f"## {op.__struct_config__.tag}", "", _described(op), ""]
-    lines += ["| key | value | default | means |", "|---|---|---|---|"]
+    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for field in fields(op):
         if field.name == "why":
             continue
-        default = "needed" if field.default is None else f"`{field.default}`" * bool(field.default)
+        value = f"`{field.default}`" * bool(field.default)
+        default = "required" if field.default is None else value
         lines.append(f"| `{field.name}` | {words(field.kind)} | {default} | {cell(field.says)} |")
     return [*lines, ""]
 

@@ -296,7 +296,7 @@ def test_hostile_names_reach_no_terminal(run_command, tmp_path):
 
 
 @pytest.mark.process
-def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, linear):
+def test_the_commands_import_what_builds_modules_only_when_one_is_looked_at(tmp_path, linear):
     for words in (
         ["inspect", linear],
         ["diff", linear, linear],

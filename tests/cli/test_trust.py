@@ -108,3 +108,19 @@ def test_the_library_says_nothing(folder):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stderr == ""
+
+
+def test_arguments_of_the_user_are_not_said_to_be_the_files(tmp_path, run_command):
+    """The older module gets the arguments of the newer one; they come from the command line."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class New(nn.Linear):\n"
+        "    def __init__(self, width):\n        super().__init__(width, 2)\n"
+        "class Old(New):\n    pass\n"
+    )
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "model.pth")
+    words = ("-m", "net:New", "-k", "width=3", "--old", "model.pth", "--old-module", "net:Old")
+    ran = run_command("verify", "model.pth", *words, "--input", "float32[1,3]", cwd=tmp_path)
+    assert ran.code == 0
+    assert "equality    passed" in ran.out
+    assert "from the file" not in ran.err + ran.notices + ran.out

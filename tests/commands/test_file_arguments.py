@@ -278,3 +278,67 @@ def test_omegaconf_is_read_as_plain_data(folder: Path):
     assert values["cfg"] == {"net": SIZES, "names": ["a", "b"], "lr": "${net.d}"}
     report = package.diff(path, module="nets.py:Both", kwargs="@cfg.net")
     assert report.verdict == "loads strictly"
+
+
+CONFIGURED = {
+    "all": ('module = "nets:ByName"', 'kwargs = "@model_args"'),
+    "one": ('module = "nets:ByConfig"', 'kwargs = { cfg = "@model_args" }'),
+    "a field": ('module = "nets:ByItems"', 'kwargs = { config = { d = "@model_args.d", n = 4 } }'),
+    "all but one": ('module = "nets:ByName"', 'kwargs = { "**" = "@model_args", n = 4 }'),
+}
+
+
+@pytest.mark.parametrize("form", CONFIGURED)
+def test_a_place_in_the_configuration(form: str, folder: Path) -> None:
+    """Each file is judged with its own arguments; without a file, those of the first are taken."""
+    for name, d in (("a", 5), ("b", 7)):
+        state = nn.Linear(d, 4).state_dict(prefix="l.")
+        torch.save({"model": state, "model_args": {"d": d, "n": 4}}, folder / f"{name}.pth")
+    (folder / "ckptool.toml").write_text(
+        "\n".join(("[[models]]", 'path = "?.pth"', *CONFIGURED[form]))
+    )
+    assert [package.diff(name).verdict for name in ("a.pth", "b.pth")] == ["loads strictly"] * 2
+    assert package.gate([]).exit_code == 0
+    (module,) = package.audit().modules
+    assert {tensor.key: tuple(tensor.shape) for tensor in module.parameters} == {
+        key: tuple(tensor.shape) for key, tensor in nn.Linear(5, 4).state_dict(prefix="l.").items()
+    }
+    assert package.lock().locks[0].keys == 2
+    assert package.lock(check=True).exit_code == 0
+
+
+def test_two_at_signs_are_one_and_no_place(folder: Path) -> None:
+    (folder / "named.py").write_text(
+        "from torch import nn\nclass N(nn.Linear):\n    def __init__(self, name):\n"
+        "        assert name == '@cfg', name\n        super().__init__(5, 4)\n"
+    )
+    torch.save({"model": nn.Linear(5, 4).state_dict(), "cfg": {"name": 3}}, folder / "model.pth")
+    (folder / "ckptool.toml").write_text(
+        '[[models]]\npath = "*.pth"\nmodule = "named:N"\nkwargs = { name = "@@cfg" }\n'
+    )
+    assert package.diff("model.pth").verdict == "loads strictly"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ('"@nothing"', "no plain data at `nothing`; it has @model_args"),
+        ('"model_args"', "expected a mapping, or '@place'"),
+        ("3", "expected"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(kwargs: str, message: str, folder: Path) -> None:
+    save(folder, model_args=dict(SIZES))
+    (folder / "ckptool.toml").write_text(
+        f'[[models]]\npath = "*.pth"\nmodule = "nets:ByName"\nkwargs = {kwargs}\n'
+    )
+    with pytest.raises(package.CkptoolError, match=re.escape(message)):
+        package.diff("model.pth")
+
+
+def test_without_a_file_there_are_no_arguments(folder: Path) -> None:
+    (folder / "ckptool.toml").write_text(
+        '[[models]]\npath = "*.pth"\nmodule = "nets:ByName"\nkwargs = "@model_args"\n'
+    )
+    with pytest.raises(package.CkptoolError, match="no local file matches path"):
+        package.audit()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ckptool as package
-from ckptool.modules.target.class_search import find_module_classes
+from ckptool.modules.target.class_search import find_modules
 
 NET = """
 from dataclasses import dataclass
@@ -136,9 +136,9 @@ def test_what_is_assumed_and_what_was_not_looked_at_is_said(project: Path):
     outcomes = {model.path: model.outcome for model in report.models}
     assert outcomes["old.ckpt"] == "assumed: 2 of 3 keys match"
     assert '# assumed: 2 of 3 keys match\n[[models]]\npath = "old.ckpt"' in report.text
-    assert outcomes["other.pth"] == "no class of the project fits its keys and shapes"
+    assert outcomes["other.pth"] == "no module of the project fits its keys and shapes"
     skipped = {entry.what: entry.reason for entry in report.skipped}
-    assert "runs more than definitions" in skipped["train.py:Trainer"]
+    assert "would run more than definitions" in skipped["train.py:Trainer"]
     assert "never" in skipped["net.py:Fails"]
     assert any(what.startswith("broken.py") for what in skipped)
     assert not (project / "ckptool.toml").exists()
@@ -206,6 +206,133 @@ BASES = {
 def test_classes_are_found_by_their_source(base: str, tmp_path: Path):
     (tmp_path / "one.py").write_text(f"raise SystemExit\nclass Net({base}):\n    pass\n")
     (tmp_path / "two.py").write_text("class Parent(nn.Module):\n    pass\n")
-    classes, unread = find_module_classes(tmp_path)
+    classes, unread = find_modules(tmp_path)
     assert ("one.py:Net" in {found.target for found in classes}) is BASES[base]
     assert unread == ()
+
+
+MAKERS = """
+import torch
+from torch import nn
+
+class Base(nn.Module):
+    def __init__(self, d, n):
+        super().__init__()
+        self.fc = nn.Linear(d, n)
+
+def make(d, n=2):
+    if d < 1:
+        raise ValueError(d)
+    net = nn.Sequential(nn.Linear(d, n), nn.ReLU())
+    return net
+
+def direct(d=9):
+    return Base(d, 9)
+
+def train(d=3):
+    net = Base(d, 3)
+    open("ran", "w").write("x")
+    return net
+
+def other():
+    return 3
+
+def _private():
+    return Base(1, 1)
+
+READY = nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 1))
+"""
+
+
+@pytest.fixture
+def makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "makers.py").write_text(MAKERS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read_entries(folder: Path) -> dict[str, tuple[str, object]]:
+    document = tomllib.loads((folder / "ckptool.toml").read_text())
+    return {e["path"]: (e["module"], e.get("kwargs")) for e in document["models"]}
+
+
+def test_factories_and_instances_are_found_and_what_runs_more_is_not_called(makers: Path):
+    found, _ = find_modules(makers)
+    names = [module.name for module in found]
+    assert names == ["Base", "direct", "make", "READY"]
+    save = nn.Sequential(nn.Linear(5, 2), nn.ReLU()).state_dict()
+    torch.save({"model": save, "config": {"d": 5, "lr": 0.1}}, "made.pth")
+    torch.save(nn.Linear(9, 9).state_dict(prefix="fc."), "direct.pt")
+    torch.save(nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 1)).state_dict(), "ready.bin")
+    report = package.init()
+    file = "src/makers.py"
+    assert read_entries(makers) == {
+        "direct.pt": (f"{file}:direct", None),
+        "made.pth": (f"{file}:make", {"d": 5}),
+        "ready.bin": (f"{file}:READY", None),
+    }
+    assert report.exit_code == 0
+    assert not (makers / "ran").exists()
+    assert {package.diff(n).verdict for n in ("direct.pt", "made.pth", "ready.bin")} == {
+        "loads strictly"
+    }
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+def test_what_toml_cannot_express_is_taken_from_the_file(has_other: bool, makers: Path):
+    """Files of one folder with arguments of their own share an entry."""
+    for number in (4, 5 if has_other else 4):
+        state = nn.Linear(number, 3).state_dict(prefix="fc.")
+        arguments = {"d": number, "n": 3} | ({} if has_other else {"seed": None})
+        (makers / "runs").mkdir(exist_ok=True)
+        torch.save({"model": state, "model_args": arguments}, f"runs/{number}.pth")
+    package.init()
+    if has_other:
+        assert read_entries(makers) == {"runs/*.pth": ("src/makers.py:Base", "@model_args")}
+        assert package.diff("runs/5.pth").verdict == "loads strictly"
+    else:
+        assert read_entries(makers) == {"runs/4.pth": ("src/makers.py:Base", {"d": 4, "n": 3})}
+    assert package.diff("runs/4.pth").verdict == "loads strictly"
+    assert package.gate([]).exit_code == 0
+
+
+def test_none_is_taken_from_the_file(makers: Path):
+    (makers / "src" / "opt.py").write_text(
+        "from torch import nn\nclass O(nn.Module):\n    def __init__(self, d, act=1):\n"
+        "        super().__init__()\n        self.q = nn.Linear(d, 2, bias=act is None)\n"
+    )
+    state = nn.Linear(4, 2).state_dict(prefix="q.")
+    torch.save({"model": state, "model_args": {"d": 4, "act": None}}, "o.pth")
+    package.init()
+    assert read_entries(makers) == {"o.pth": ("src/opt.py:O", "@model_args")}
+    assert package.diff("o.pth").verdict == "loads strictly"
+
+
+def test_folders_are_one_checkpoint_and_their_config_json_is_read(makers: Path):
+    import json
+
+    from safetensors.torch import save_file
+
+    state = nn.Linear(4, 3).state_dict(prefix="fc.")
+    shards = makers / "hub" / "own"
+    shards.mkdir(parents=True)
+    for number, (key, value) in enumerate(state.items()):
+        save_file({key: value}, shards / f"model-0000{number + 1}-of-00002.safetensors")
+    index = {k: f"model-0000{i + 1}-of-00002.safetensors" for i, k in enumerate(state)}
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (shards / "config.json").write_text(json.dumps({"d": 4, "n": 3, "name": "x"}))
+    bert = makers / "hub" / "bert"
+    bert.mkdir()
+    save_file({"x": torch.ones(2)}, bert / "model.safetensors")
+    config = {"architectures": ["BertModel"], "model_type": "bert"}
+    (bert / "config.json").write_text(json.dumps(config))
+    report = package.init()
+    outcomes = {model.path: model.outcome for model in report.models}
+    assert outcomes == {
+        "hub/bert": "no entry needed: config.json says that transformers loads it",
+        "hub/own": "loads strictly",
+    }
+    assert read_entries(makers) == {"hub/own": ("src/makers.py:Base", {"d": 4, "n": 3})}
+    assert package.diff("hub/own", loader="torch").verdict == "loads strictly"
+    assert package.diff("hub/own").verdict == "loads strictly"

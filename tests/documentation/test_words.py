@@ -11,6 +11,8 @@ from paths import ROOT
 AVOIDED = re.compile(
     r"\b(?:mend(?:s|ed|ing)?|cures?|besides?|anew|graver|need not|of before|whole numbers?|tells"
     r"|of another (?:shape|dtype|kind|type)|without a word|fresh instance"
+    r"|at hand|all the same|by itself\)|(?:is|are) dealt out|lets pass|trade places|is told"
+    r"|whatever (?:the|its|their|it)|as seen from|a look at|at fault only"
     r"|(?<!there )is no (?!longer|more)[a-z]+|that no state_dict)\b",
     re.IGNORECASE,
 )

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 pytest.importorskip("transformers", reason="the extra `frameworks` is not installed")
 
 from ckptool.errors import ModuleError, ReadError
-from ckptool.loaders import get_loader
 from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.model_folder import find_model_folder
+from ckptool.loaders.registry import get_loader
 
 BERT = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 16,
         "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,

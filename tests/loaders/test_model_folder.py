@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from ckptool.errors import ModuleError, ReadError
-from ckptool.loaders import find_model_folder, get_loader
 from ckptool.loaders.config_checks import find_refused_fields
-from ckptool.loaders.model_folder import read_config
+from ckptool.loaders.model_folder import find_model_folder, read_config
+from ckptool.loaders.registry import get_loader
 
 CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 16,
           "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
-from ckptool.loaders import find_model_folder, get_loader, load_with_framework
+from ckptool.loaders.describe import load_with_framework
+from ckptool.loaders.model_folder import find_model_folder
+from ckptool.loaders.registry import get_loader
 
 pytest.importorskip("torchvision", reason="timm needs torchvision")
 timm = pytest.importorskip("timm", reason="timm is not installed")

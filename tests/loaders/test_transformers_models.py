@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
-from ckptool.loaders import find_model_folder, get_loader, load_with_framework
+from ckptool.loaders.describe import load_with_framework
+from ckptool.loaders.model_folder import find_model_folder
+from ckptool.loaders.registry import get_loader
 
 pytest.importorskip("transformers", reason="the extra `frameworks` is not installed")
 
@@ -164,6 +166,43 @@ def test_conversions_name_the_file_keys_that_decide_the_values(save_model):
         assert said == truth, file_key
     operations = {c.operation for c in report.conversions}
     assert operations == {"renamed", "stacked", "stacked, concatenated"}
+
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda state: state.pop(EXPERT), lambda state: state.update({EXPERT: torch.ones(3, 3)})],
+    ids=["dropped", "another shape"],
+)
+def test_a_conversion_that_fails_names_the_keys(change, save_model, run_command):
+    """The report said to look at the report above, which was not shown."""
+    model = build_model("MixtralForCausalLM", CONVERTED["MixtralForCausalLM"])
+    folder = save_model(model)
+    change_file(folder, change)
+    with pytest.raises(RuntimeError, match="automatic conversion"):
+        ask_from_pretrained(type(model), folder)
+    report = ask_ckptool(folder)
+    key = "model.layers.1.mlp.experts.gate_up_proj"
+    assert report.missing_keys == (key,)
+    assert f"cannot make `{key}` from `model.layers.1.block_sparse_moe.experts.0.w1" in report.error
+    result = run_command("diff", str(folder), "--no-config")
+    assert result.code == 1
+    assert result.out.startswith(
+        f"does not load with from_pretrained(): transformers cannot make `{key}`"
+    )
+
+
+def test_a_file_without_tensors_is_judged_by_the_framework(save_model, run_command):
+    model = build_model("MixtralForCausalLM", CONVERTED["MixtralForCausalLM"])
+    folder = save_model(model)
+    change_file(folder, lambda state: state.clear())
+    missing_keys = ask_from_pretrained(type(model), folder)["missing"]
+    result = run_command("diff", str(folder), "--no-config")
+    assert result.out.startswith(
+        f"loads in part with from_pretrained(): {len(missing_keys)} missing"
+    )
 
 
 def test_an_unexpected_key_that_is_renamed_first_is_found_in_the_file(save_model):

@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="the extra `frameworks` is not instal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ckptool.loaders import describe_for_loader
+from ckptool.loaders.describe import describe_for_loader
 from ckptool.modules import ModuleSpec, describe_module
 
 

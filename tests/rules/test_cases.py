@@ -5,8 +5,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from render.widths import assert_no_word_is_cut
 from rules.cases import CASES
 
+from ckptool.reports.common import Report
 from ckptool.rules import RULES
 
 for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
@@ -15,13 +17,16 @@ for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case, tmp_path):
-    """It says what it must and no more, and all of it can be read."""
-    findings = case.make(tmp_path).findings
+    """It says what it must and no more, and all of it can be read, in a narrow terminal too."""
+    report = case.make(tmp_path)
+    findings = report.findings
     assert {finding.code for finding in findings} == case.expected
     for finding in findings:
         assert "{" not in finding.message
         assert len(finding.message) > 20
         assert finding.level in {"note", "warning", "error"}
+    if isinstance(report, Report):
+        assert_no_word_is_cut(report)
 
 
 @pytest.mark.parametrize("code", sorted(RULES))

@@ -2,18 +2,20 @@
 
 import math
 from itertools import pairwise, product
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 from msgspec.structs import replace
+from torch.overrides import TorchFunctionMode
 from values.written_tensors import big_endian, chunked, described, layered
 
-from ckptool.model import DTYPE_BITS, StorageInfo
-from ckptool.values import difference
+from ckptool.model import DTYPE_BITS, StorageInfo, TensorInfo
+from ckptool.values import difference, elements
 from ckptool.values.difference import Tolerances, measure_many, pure_python, with_torch
-from ckptool.values.difference.import_budget import TorchImportBudget
 from ckptool.values.difference.sums import DECADE_EDGES, finalize_difference
 from ckptool.values.numbers import can_decode, decode_numbers
 
@@ -34,8 +36,8 @@ def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def raw(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().clone().untyped_storage())
+def raw(tensor: torch.Tensor) -> bytearray:
+    return bytearray(tensor.contiguous().clone().untyped_storage())
 
 
 def made(numbers: list[float], dtype: torch.dtype) -> torch.Tensor:
@@ -53,6 +55,11 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         return tensor.to(torch.complex128)
     return (tensor.float() if tensor.dtype in SMALL else tensor).double()
+
+
+def measure_with_torch(*blocks):
+    with mock.patch.object(with_torch, "BLOCK_ELEMENTS", 64):
+        return with_torch.BlockMeasurer().measure_blocks(*blocks)
 
 
 def close(found: float | None, wanted: float | None, slack: float = 1e-7) -> bool:
@@ -108,9 +115,8 @@ def pairs(draw, dtypes=EVERY) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(difference, "_BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(with_torch, "BLOCK_ELEMENTS", 8)
     monkeypatch.setattr(difference, "_TASK_ELEMENTS", 24)
-    monkeypatch.setattr(pure_python, "_STRIP_ELEMENTS", 5)
 
 
 @given(pairs())
@@ -128,7 +134,7 @@ def test_figures_without_torch_are_the_same(pair):
     words = raw(old), raw(new), name(old.dtype), name(old.dtype), Tolerances(1e-3, 1e-2)
     ours, torchs = (
         finalize_difference([pure_python.measure_blocks(*words)], dtypes_differ=False),
-        finalize_difference([with_torch.measure_blocks(*words)], dtypes_differ=False),
+        finalize_difference([measure_with_torch(*words)], dtypes_differ=False),
     )
     check(ours, old, new)
     for field in ("changed", "close", "rounding", "histogram", "old_nonfinite", "new_nonfinite"):
@@ -179,7 +185,7 @@ NAN = math.nan
         ([math.inf, 1.0], [math.inf, 2.0], 1, (1, 1)),
     ],
 )
-@pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
+@pytest.mark.parametrize("way", [pure_python.measure_blocks, measure_with_torch])
 def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
     one, other = (raw(torch.tensor(numbers)) for numbers in (old, new))
     figures = finalize_difference(
@@ -190,7 +196,7 @@ def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
         assert figure is None or math.isfinite(figure)
 
 
-@pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
+@pytest.mark.parametrize("way", [pure_python.measure_blocks, measure_with_torch])
 def test_what_float64_cannot_hold_has_no_figure(way):
     one, other = (raw(torch.tensor([n], dtype=torch.float64)) for n in (1.7e308, -1.7e308))
     figures = finalize_difference(
@@ -262,9 +268,51 @@ def test_an_empty_tensor(tmp_path):
     assert (figures.elements, figures.changed, figures.max_abs, figures.close) == (0, 0, None, True)
 
 
-def test_the_allowance_ends_for_good(monkeypatch):
-    monkeypatch.delitem(__import__("sys").modules, "torch")
-    allowance = TorchImportBudget(1.0)
-    assert allowance.try_spend(0.6)
-    assert not allowance.try_spend(0.6)
-    assert not allowance.try_spend(0.1)
+def test_large_integers_are_compared_exactly(tmp_path):
+    """float64, in which distances are computed, has no room for them."""
+    old = torch.tensor([2**60, 2**60, 5])
+    new = torch.tensor([2**60 + 1, 2**60, 5])
+    infos = described(tmp_path / "a", old), described(tmp_path / "b", new)
+    (figures,) = measure_many([infos], Tolerances())
+    assert (figures.changed, figures.max_abs, figures.histogram[0]) == (1, 0.0, 1)
+
+
+class ReadsAndCalls(Struct):
+    """What a measurement reads, and how often it calls torch."""
+
+    nbytes: int = 0
+    torch_calls: int = 0
+
+
+def count_work(monkeypatch, pair: tuple[TensorInfo, TensorInfo]) -> ReadsAndCalls:
+    work = ReadsAndCalls()
+    fill_buffer = elements.OpenFiles._fill_buffer
+
+    def count_bytes(files, span, buffer_index):
+        work.nbytes += span.nbytes
+        return fill_buffer(files, span, buffer_index)
+
+    class CountCalls(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            work.torch_calls += 1
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(elements.OpenFiles, "_fill_buffer", count_bytes)
+    with CountCalls():
+        measure_many([pair], Tolerances())
+    return work
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32], ids=name)
+def test_each_byte_is_read_once_and_blocks_take_few_calls(tmp_path, monkeypatch, dtype):
+    """A pass over blocks, whatever their size: what grows with the elements is inside torch."""
+    old = (torch.arange(64) * 3).to(dtype)
+    pair = described(tmp_path / "a", old), described(tmp_path / "b", old + 1)
+    monkeypatch.setattr(difference, "_TASK_ELEMENTS", 64)
+    calls_by_block = {}
+    for block_elements in (8, 32):
+        monkeypatch.setattr(with_torch, "BLOCK_ELEMENTS", block_elements)
+        work = count_work(monkeypatch, pair)
+        assert work.nbytes == 2 * old.nbytes
+        calls_by_block[block_elements] = work.torch_calls * block_elements / 64
+    assert max(calls_by_block.values()) < 60

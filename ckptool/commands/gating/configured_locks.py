@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from ckptool.commands.sources.configured_models import build_entry_target
 from ckptool.commands.target import ModuleTarget
 from ckptool.compare.contract_lock import is_lock
 from ckptool.config import ModelEntry, ProjectConfig
@@ -17,11 +18,6 @@ _MODULE_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 def is_module_name(text: str) -> bool:
     """Whether `text` has the form "package.module:Name"."""
     return bool(_MODULE_NAME.fullmatch(text))
-
-
-def build_entry_target(entry: ModelEntry, config: ProjectConfig) -> ModuleTarget:
-    """Return the module of an entry of `[[models]]`."""
-    return ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs)
 
 
 def list_configured_locks(config: ProjectConfig) -> dict[Path, ModuleTarget]:
@@ -45,8 +41,8 @@ def list_configured_locks(config: ProjectConfig) -> dict[Path, ModuleTarget]:
             raise UsageError(f"{path}: {reason}")
     if not targets:
         raise UsageError(
-            'no lock is named: [[tool.ckptool.models]] says against = "NAME.lock.json" for each '
-            "model that has one"
+            'the configuration names no lock: add against = "NAME.lock.json" to its [[models]], or '
+            "run ckptool lock without --all"
         )
     return targets
 

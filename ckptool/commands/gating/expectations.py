@@ -10,11 +10,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.gating.configured_locks import is_module_name
+from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import FileArguments, drop_places
 from ckptool.commands.target import (
     ModuleTarget,
     PathLike,
-    list_configured_targets,
     open_checkpoint_or_stdin,
 )
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
@@ -259,7 +259,7 @@ def _resolve_against(
 def _build_module_contract(
     target: ModuleTarget, defaults: Mapping[str, object], worker: ModuleWorker
 ) -> Contract:
-    request = DescribeModule(target, FileArguments(defaults))
+    request = DescribeModule(target, FileArguments(defaults, given_names=frozenset(defaults)))
     return contract.build_module_contract(worker.ask(request).module_info)
 
 

@@ -41,6 +41,8 @@ class FileArguments(Struct, frozen=True):
     """Those that were asked for by name."""
     offers: Mapping[str, tuple[str, ...]] = {}
     """What could be asked for: place of a mapping -> its names."""
+    given_names: frozenset[str] = frozenset()
+    """Names in `defaults` that the user gave: they are not from the file."""
 
 
 def parse_place(text: str) -> FilePlace | None:
@@ -65,6 +67,29 @@ def normalize_kwargs(kwargs: "Arguments | str | None") -> Arguments:
     if place is None:
         raise UsageError(f"kwargs={kwargs!r}: expected a mapping, or '@place' of one in the file")
     return {EVERY_NAME: place}
+
+
+def parse_configured_kwargs(kwargs: Arguments | str) -> Arguments:
+    """Return arguments of the configuration, with a `FilePlace` for each "@place" in them.
+
+    `{"**": "@cfg", "d": 3}` takes all items of the file's `cfg` but `d`.
+
+    Raises:
+        UsageError: it is another text than "@place".
+    """
+    return normalize_kwargs(kwargs) if isinstance(kwargs, str) else _parse_fields(kwargs)
+
+
+def _parse_fields(fields: Arguments) -> dict[str, object]:
+    return {name: _parse_configured_value(value) for name, value in fields.items()}
+
+
+def _parse_configured_value(value: object) -> object:
+    if isinstance(value, dict):
+        return _parse_fields(value)
+    if not isinstance(value, str):
+        return value
+    return value[1:] if value.startswith("@@") else parse_place(value) or value
 
 
 def read_file_arguments(checkpoint: Checkpoint, kwargs: Arguments) -> FileArguments:
@@ -127,6 +152,11 @@ def fill_places(
 def drop_places(kwargs: Arguments) -> dict[str, object]:
     """Return the arguments that are not taken from a file."""
     return {name: value for name, value in kwargs.items() if not isinstance(value, FilePlace)}
+
+
+def has_places(kwargs: Arguments) -> bool:
+    """Whether arguments are taken from the file."""
+    return next(_iter_places(kwargs), None) is not None
 
 
 def list_places(kwargs: Arguments) -> dict[str, str]:

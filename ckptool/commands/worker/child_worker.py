@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread, Timer
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from msgspec import DecodeError
 
-from ckptool.commands.worker.interpreter import take_interpreter
+from ckptool.commands.worker.interpreter import start_interpreter, take_interpreter
 from ckptool.commands.worker.messages import (
     MAX_ANSWER_NBYTES,
     Announcement,
@@ -60,14 +61,22 @@ class ChildProcessWorker:
     starts another.
     """
 
-    def __init__(self, timeout: float, show_lines: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        timeout: float,
+        show_lines: Callable[[Sequence[str]], None],
+        place: "ProcessPlace | None" = None,
+    ) -> None:
         """Create the worker; no process is started.
 
         Args:
             timeout: seconds that one request may take.
             show_lines: shows the lines that user code printed.
+            place: where the process runs; None for where the command runs.
         """
         self._timeout = timeout
+        self._show_lines = show_lines
+        self._place = place
         self._output = UserOutput(show_lines)
         self._process: ModuleProcess | None = None
 
@@ -103,6 +112,11 @@ class ChildProcessWorker:
             self._end_process()
             raise ModuleError(target, f"its answer is invalid: {error}") from error
 
+    def create_worker(self, folder: Path, import_path: Sequence[str]) -> "ChildProcessWorker":
+        """Return a worker whose process runs in another folder and imports from another path."""
+        place = ProcessPlace(str(folder), tuple(import_path))
+        return ChildProcessWorker(self._timeout, self._show_lines, place)
+
     def close(self) -> None:
         """End the process, and show what user code printed last."""
         self._end_process()
@@ -110,13 +124,22 @@ class ChildProcessWorker:
 
     def _get_process(self) -> "ModuleProcess":
         if self._process is None:
-            self._process = ModuleProcess(self._output)
+            self._process = ModuleProcess(self._output, self._place)
         return self._process
 
     def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.end()
+
+
+class ProcessPlace(NamedTuple):
+    """Where a child process runs, if not where the command does."""
+
+    folder: str
+    """Working directory."""
+    import_path: tuple[str, ...]
+    """`sys.path`."""
 
 
 class ProcessEndedError(Exception):
@@ -126,20 +149,21 @@ class ProcessEndedError(Exception):
 class ModuleProcess:
     """A running child process and the threads that read its pipes."""
 
-    def __init__(self, output: UserOutput) -> None:
+    def __init__(self, output: UserOutput, place: ProcessPlace | None = None) -> None:
         """Start the process.
 
         Raises:
             UsageError: no process can be started.
         """
-        self._process = _take_interpreter()
+        self._process = _take_interpreter(place)
         self._frames: SimpleQueue[bytes | None] = SimpleQueue()
         self._is_overdue = False
         self._output_reader = Thread(target=self._read_output, args=(output,), daemon=True)
         self._answer_reader = Thread(target=self._read_answers, daemon=True)
         for thread in (self._output_reader, self._answer_reader):
             thread.start()
-        setup = ChildSetup(tuple(sys.path), TRUST_RULE.get().uses_file_kwargs)
+        import_path = place.import_path if place else tuple(sys.path)
+        setup = ChildSetup(import_path, TRUST_RULE.get().uses_file_kwargs)
         with suppress(OSError):  # a process that has ended is an error of the first request
             self._send(pickle.dumps(setup))
 
@@ -268,13 +292,15 @@ def _pass_on_notice(notice: Notice) -> None:
             pass
 
 
-def _take_interpreter() -> "Popen[bytes]":
+def _take_interpreter(place: ProcessPlace | None) -> "Popen[bytes]":
     """Return an interpreter for user code.
 
     Raises:
         UsageError: no process can be started.
     """
     try:
+        if place is not None:
+            return start_interpreter(tuple(SHARED_DESCRIPTORS), place.folder, place.import_path)
         return take_interpreter(tuple(SHARED_DESCRIPTORS))
     except OSError as error:
         raise UsageError(

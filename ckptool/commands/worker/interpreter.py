@@ -25,13 +25,17 @@ _early_interpreters: "list[Popen[bytes]]" = []
 """The interpreter that was started early, until it is taken."""
 
 
-def start_interpreter(descriptors: Sequence[int]) -> "Popen[bytes]":
+def start_interpreter(
+    descriptors: Sequence[int], folder: "str | None" = None, import_path: Sequence[str] = ()
+) -> "Popen[bytes]":
     """Start an interpreter like this one, in a group of its own: Ctrl-C is for its parent alone.
 
     It imports torch, and then waits for its first frame.
 
     Args:
         descriptors: open files of this process that it gets.
+        folder: its working directory; None for that of this process.
+        import_path: its `sys.path`; () for that of this process.
 
     Raises:
         OSError: no process can be started.
@@ -40,7 +44,8 @@ def start_interpreter(descriptors: Sequence[int]) -> "Popen[bytes]":
 
     flags = _args_from_interpreter_flags()
     return Popen(  # noqa: S603 (this interpreter, with our own code)
-        [sys.executable, *flags, "-c", _CODE, str(os.getpid()), *sys.path],
+        [sys.executable, *flags, "-c", _CODE, str(os.getpid()), *(import_path or sys.path)],
+        cwd=folder,
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,

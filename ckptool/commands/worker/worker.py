@@ -1,15 +1,26 @@
 """ModuleRequest -> its answer: the protocol, and the worker that runs user code in this process."""
 
+import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Final, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from ckptool.commands.target import ModuleTarget
-from ckptool.commands.worker.requests import ModuleRequest
-from ckptool.commands.worker.session import ModuleSession
 from ckptool.locations import Location
 from ckptool.values.progress import start_step
 
+if TYPE_CHECKING:
+    from ckptool.commands.target import ModuleTarget
+    from ckptool.commands.worker.requests import ModuleRequest
+
 A = TypeVar("A")
+
+DEFAULT_TIMEOUT: Final = 3600.0
+"""Seconds that a request may take unless the user says otherwise."""
+
+
+def _show_lines(lines: Sequence[str]) -> None:
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 class ModuleWorker(Protocol):
@@ -18,13 +29,17 @@ class ModuleWorker(Protocol):
     def start(self) -> None:
         """Prepare for requests, where that takes time; without it the first request does."""
 
-    def ask(self, request: ModuleRequest[A]) -> A:
+    def ask(self, request: "ModuleRequest[A]") -> A:
         """Return the answer to `request`.
 
         Raises:
             CkptoolError: as the request says.
             ModuleError: the code ended its process, or ran longer than it may.
         """
+        ...
+
+    def create_worker(self, folder: Path, import_path: Sequence[str]) -> "ModuleWorker":
+        """Return a worker of a process that runs in `folder`, with this `sys.path`."""
         ...
 
     def close(self) -> None:
@@ -35,15 +50,23 @@ class InProcessWorker:
     """Runs user code in this process: the library's way, and that of `--in-process`."""
 
     def __init__(self) -> None:
+        from ckptool.commands.worker.session import ModuleSession
+
         self._session = ModuleSession()
 
     def start(self) -> None:
         """Do nothing: torch is imported when it is needed."""
 
-    def ask(self, request: ModuleRequest[A]) -> A:
+    def ask(self, request: "ModuleRequest[A]") -> A:
         """Return the answer to `request`."""
         start_step(request.activity)
         return request.answer(self._session)
+
+    def create_worker(self, folder: Path, import_path: Sequence[str]) -> ModuleWorker:
+        """Return the worker of a child process: this one has imported the module already."""
+        from ckptool.commands.worker.child_worker import ChildProcessWorker
+
+        return ChildProcessWorker(DEFAULT_TIMEOUT, _show_lines).create_worker(folder, import_path)
 
     def close(self) -> None:
         """Do nothing: nothing is left running."""
@@ -66,7 +89,7 @@ def close_worker() -> None:
         worker.close()
 
 
-def start_early(worker: ModuleWorker, target: ModuleTarget | None, path: Location) -> None:
+def start_early(worker: ModuleWorker, target: "ModuleTarget | None", path: Location) -> None:
     """Start the worker while the checkpoint at `path` is read, if there is a module to ask.
 
     What is read from standard input lies in a file without a name: a child process gets that when

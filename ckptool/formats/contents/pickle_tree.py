@@ -108,7 +108,8 @@ class _TreeContents:
                 return self._hash_parts(b"class", (node.id,)) if is_class else _UNKNOWN
 
     def _digest_dict(self, node: dict[Any, Any]) -> bytes:
-        if any(map(is_numpy_array, node.values())):
+        # A state_dict ends here, at its first tensor.
+        if any(self._get_digest(v) == _HOLDS_TENSOR or is_numpy_array(v) for v in node.values()):
             return _HOLDS_TENSOR
         items = [self._hash_parts(b"item", item) for item in node.items()]
         attributes = node.state if type(node) is MappingNode else None

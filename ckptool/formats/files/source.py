@@ -94,6 +94,10 @@ class ByteSource:
             )
 
 
+MEMORY_SOURCES: Final[dict[Path, ByteSource]] = {}
+"""Bytes of live objects in this process's memory, by the path that stands for them."""
+
+
 @contextmanager
 def open_source(path: Location) -> Iterator[ByteSource]:
     """Open the regular file at `path` for reading; pipes and devices are rejected without blocking.
@@ -106,6 +110,9 @@ def open_source(path: Location) -> Iterator[ByteSource]:
 
         with remote.open_source(path) as remote_source:
             yield remote_source
+        return
+    if path in MEMORY_SOURCES:
+        yield MEMORY_SOURCES[path]
         return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -49,30 +49,39 @@ def sort_entries(tensors: Sequence[SafetensorsEntry]) -> list[SafetensorsEntry]:
     )
 
 
-def build_header(
-    tensors: Sequence[SafetensorsEntry], metadata: Mapping[str, str], min_nbytes: int = 0
-) -> bytes:
-    """Return the 8-byte length and the JSON header for `tensors` in this order.
-
-    Padded with spaces, which the format allows, to at least `min_nbytes`, a multiple of 8.
-    """
+def encode_entries(tensors: Sequence[SafetensorsEntry]) -> str:
+    """Return the JSON object of the header's entries for `tensors`, in this order."""
     ends = list(accumulate((tensor.blob.nbytes for tensor in tensors), initial=0))
-    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    entries: dict[str, object] = {}
     for tensor, begin, end in zip(tensors, ends, ends[1:], strict=False):
         code, shape = _convert_to_safetensors(tensor)
         entries[tensor.key] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode_json(entries)
+
+
+def build_header(entries: str, metadata: Mapping[str, str], min_nbytes: int = 0) -> bytes:
+    """Return the 8-byte length and the JSON header of what `encode_entries` returned.
+
+    Padded with spaces, which the format allows, to at least `min_nbytes`, a multiple of 8.
+    """
+    metadata_entry = _encode_json({"__metadata__": dict(sorted(metadata.items()))})
+    separator = "," if len(entries) > len("{}") else ""
+    text = f"{metadata_entry[:-1]}{separator}{entries[1:]}".encode()
     length = len(text) + -len(text) % _ALIGNMENT
     length = max(length, min_nbytes - _LENGTH_BYTES)
     length += _ALIGNMENT if length & 0xFF == _PICKLE_PROTO_OPCODE else 0
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
 
 
+def _encode_json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def write_safetensors(
     writer: FileWriter, tensors: Sequence[SafetensorsEntry], metadata: Mapping[str, str]
 ) -> None:
     """Write header and data; `tensors` must be ordered by `sort_entries`."""
-    writer.write(build_header(tensors, metadata))
+    writer.write(build_header(encode_entries(tensors), metadata))
     for tensor in tensors:
         writer.append_blob(tensor.blob)
 

@@ -57,13 +57,14 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
 def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
     """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
 
-    Empty tensors are placeholders if the module has elements there.
+    Empty tensors are placeholders if the module has elements there, or has no such key: a
+    wrapper's prefix may be before it.
     """
     saved_tensors = module.saved_tensors if module is not None else {}
     placeholders = [
         key
         for key in list_placeholders(state)
-        if key in saved_tensors and saved_tensors[key].tensor.numel
+        if module is not None and (key not in saved_tensors or saved_tensors[key].tensor.numel)
     ]
     on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
     rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]

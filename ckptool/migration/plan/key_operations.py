@@ -134,7 +134,7 @@ RenameMode = Literal["exact", "prefix", "glob", "regex"]
 class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
     """Rename keys, all at once: `key` to `to`, or each old key of `keys` to its new one.
 
-    Layers may so trade places (2 to 3 and 1 to 2 in one step). Refused (CK221), judged by what is
+    So layers can swap places (2 to 3 and 1 to 2 in one step). Refused (CK221), judged by what is
     there after the whole step: a key that another tensor has, a key that the module does not have
     or has with another shape, and leaving a key without a tensor that the module would load.
     """
@@ -156,7 +156,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         new_keys = {
             key: new
             for key in (*draft.items, *draft.non_tensor_keys)
-            if (new := self._rename_key(key)) and new != key
+            if (new := self.rename_key(key)) and new != key
         }
         unknown_keys = [key for key in self.keys or {self.key: ""} if key not in new_keys]
         if not new_keys or (self.keys and unknown_keys):
@@ -199,7 +199,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         if len({*self.keys.values()}) < len(self.keys):
             raise PlanError("rename: two keys of the table would get the same name")
 
-    def _rename_key(self, key: str) -> str:
+    def rename_key(self, key: str) -> str:
         """Return the new name of `key`, "" if it keeps its own."""
         if self.keys:
             return self.keys.get(key, "")

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Final
 
 from msgspec import Struct
@@ -170,14 +171,19 @@ class _PlanBuilder:
 
     def __init__(self, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources) -> None:
         self.ops: list[Op] = []
-        self.draft = draft
+        self._draft = draft
         self.sources = sources
         self._module_info = module_info
 
     @property
+    def draft(self) -> Draft:
+        return self._draft
+
+    @cached_property
     def diff(self) -> ModuleDiff:
+        """The draft compared with the module, once until an operation changes the draft."""
         assert self._module_info is not None
-        return compare_keys(self.draft, self._module_info)
+        return compare_keys(self._draft, self._module_info)
 
     @property
     def has_module(self) -> bool:
@@ -205,8 +211,9 @@ class _PlanBuilder:
 
     def add_operations(self, ops: Iterator[Op]) -> None:
         for op in list(ops):
-            self.draft = apply_plan([op], self.draft, self.sources)
+            self._draft = apply_plan([op], self._draft, self.sources)
             self.ops.append(op)
+            self.__dict__.pop("diff", None)
 
 
 def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:

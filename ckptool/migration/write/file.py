@@ -120,11 +120,12 @@ FinishCallback = Callable[[MigrationDigests], None]
 def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
     items, tied_keys = split_ties(job.draft)
     ordered_tensors = order_tensors(items)
+    entries = writer.encode_entries(ordered_tensors)
     header_room = compute_header_room(job.draft.state)
 
     def build_header(digests: MigrationDigests) -> bytes:
         return writer.build_header(
-            ordered_tensors, build_header_metadata(job, tied_keys, digests), header_room
+            entries, build_header_metadata(job, tied_keys, digests), header_room
         )
 
     sink.write(build_header(MigrationDigests()))

@@ -1,5 +1,6 @@
 """Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,15 +14,29 @@ from ckptool.phrases import join_limited, quote_code
 
 def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
     """Return the items to write, and a mapping from each omitted tied key to the stored key."""
-    kept_keys: dict[object, str] = {}
-    ties: dict[str, str] = {}
-    # Prefer the key that the source stores, so that fewer shards change.
-    is_source_key = {key: item.source_key == key for key, item in draft.items.items()}
-    for key in sorted(draft.items, key=lambda key: (not is_source_key[key], natural_sort_key(key))):
-        kept_key = kept_keys.setdefault(draft.items[key].tie_identity, key)
-        if kept_key != key:
-            ties[key] = kept_key
-    return {key: item for key, item in draft.items.items() if key not in ties}, ties
+    items = draft.items
+    # Nearly all storages have one tensor; hashing a storage's key is much faster than an identity.
+    storage_keys = {key: _get_storage_key(item) for key, item in items.items()}
+    counts = Counter(storage_keys.values())
+    keys_by_identity: dict[object, list[str]] = {}
+    for key, storage_key in storage_keys.items():
+        if counts[storage_key] > 1:
+            keys_by_identity.setdefault(items[key].tie_identity, []).append(key)
+
+    def rank_key(key: str) -> tuple[bool, tuple[object, ...]]:
+        """Prefer the key that the source stores, so that fewer shards change."""
+        return items[key].source_key != key, natural_sort_key(key)
+
+    tied_groups = (keys for keys in keys_by_identity.values() if len(keys) > 1)
+    sorted_groups = (sorted(keys, key=rank_key) for keys in tied_groups)
+    kept_keys = {key: group[0] for group in sorted_groups for key in group[1:]}
+    ties = {key: kept_keys[key] for key in sorted(kept_keys, key=rank_key)}
+    return {key: item for key, item in items.items() if key not in ties}, ties
+
+
+def _get_storage_key(item: PlannedTensor) -> object:
+    storage = item.tensor.storage
+    return storage.key if storage else id(item)
 
 
 def describe_left_out_names(draft: Draft) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
 )
 from ckptool.formats.pickle.plain_values import format_key
+from ckptool.formats.pickle.reader import parse_pickle, select_unsafe
 from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.migration.plan.conversion import ConversionScope, TreeChange
@@ -65,6 +66,11 @@ class TorchFile:
     storages: tuple[ZipRecord, ...]
     changes: tuple[TreeChange, ...] = ()
     """Values of the source around the state that the file lacks, or has in another form."""
+
+    def list_refused_globals(self, limits: Limits) -> tuple[str, ...]:
+        """Return the globals of the pickle that `torch.load(weights_only=True)` refuses."""
+        names = select_unsafe(parse_pickle(self.pickle, limits).globals)
+        return tuple(dict.fromkeys(name.qualified_name for name in names))
 
 
 def build_torch_file(

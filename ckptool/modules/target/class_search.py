@@ -1,4 +1,4 @@
-"""Folder of a project -> its classes that are modules, by their source; nothing is imported."""
+"""Folder of a project -> its module classes, factories and instances; nothing is imported."""
 
 import ast
 import os
@@ -22,14 +22,15 @@ _QUIET_CALLS: Final = ("add_argument", "set_defaults", "manual_seed", "filterwar
 
 
 @dataclass(frozen=True, slots=True)
-class FoundClass:
-    """A class of a project that is a module, by its source."""
+class FoundModule:
+    """A class of a project that is a module, a function that only builds one, or an instance."""
 
     file: str
     """Path relative to the folder."""
     name: str
     parameters: tuple[str, ...]
-    """Names of its constructor's parameters; those of a base in the project if it has none."""
+    """Names of its parameters; of a class those of the constructor, also of one that it inherits.
+    """
     required: tuple[str, ...]
     """Those without a default."""
     is_importable: bool
@@ -48,9 +49,13 @@ class _ClassNode:
     is_importable: bool
 
 
-def find_module_classes(folder: Path) -> tuple[tuple[FoundClass, ...], tuple[str, ...]]:
-    """Return the module classes of a folder, and the files that could not be looked at."""
+def find_modules(folder: Path) -> tuple[tuple[FoundModule, ...], tuple[str, ...]]:
+    """Return what makes a module in a folder, and the files that could not be looked at.
+
+    Classes first, then functions that build one and return it, then instances.
+    """
     nodes: dict[str, _ClassNode] = {}
+    trees: dict[str, ast.Module] = {}
     unread: list[str] = []
     for count, path in enumerate(iter_project_files(folder, (".py",))):
         name = path.relative_to(folder).as_posix()
@@ -63,14 +68,81 @@ def find_module_classes(folder: Path) -> tuple[tuple[FoundClass, ...], tuple[str
         if tree is None:
             unread.append(f"{name}: no Python source that can be read")
             continue
+        trees[name] = tree
         is_importable = all(map(_is_definition, tree.body))
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 bases = tuple(ast.unparse(base) for base in node.bases)
                 nodes.setdefault(node.name, _ClassNode(name, node, bases, is_importable))
-    known_names = _find_modules(nodes)
+    known_names = _find_module_names(nodes)
     classes = [_describe_class(nodes, name) for name in nodes if name in known_names]
-    return tuple(sorted(classes, key=lambda c: (c.file, c.name))), tuple(unread)
+    makers = [
+        found
+        for name, tree in trees.items()
+        for statement in tree.body
+        for found in _find_makers(name, tree, statement, known_names)
+    ]
+    ordered = [
+        *sorted(classes, key=lambda found: (found.file, found.name)),
+        *sorted(makers, key=lambda found: (not found.parameters, found.file, found.name)),
+    ]
+    return tuple(ordered), tuple(unread)
+
+
+def _find_makers(
+    file: str, tree: ast.Module, statement: ast.stmt, known_names: set[str]
+) -> Iterator[FoundModule]:
+    """Yield the factory, or the instance, that a statement of a file makes."""
+    is_importable = all(map(_is_definition, tree.body))
+    match statement:
+        case ast.FunctionDef(name=name) if not name.startswith(("_", "test_")):
+            if _is_factory(statement, known_names):
+                parameters, required = _list_parameters(statement.args)
+                yield FoundModule(file, name, parameters, required, is_importable)
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            if not name.startswith("_") and _makes_module(value, known_names):
+                yield FoundModule(file, name, (), (), is_importable)
+        case _:
+            pass
+
+
+def _is_factory(function: ast.FunctionDef, known_names: set[str]) -> bool:
+    """Whether a function builds a module and returns it, and its statements do nothing else."""
+    if function.decorator_list or not all(map(_only_builds, function.body)):
+        return False
+    modules = {
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and _makes_module(node.value, known_names)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    return bool(returned) and all(
+        (isinstance(value, ast.Name) and value.id in modules) or _makes_module(value, known_names)
+        for value in returned
+    )
+
+
+def _only_builds(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.If(body=body, orelse=orelse):
+            return all(map(_only_builds, (*body, *orelse)))
+        case ast.Expr(value=value):
+            return isinstance(value, ast.Constant)
+        case _:
+            kinds = (ast.Assign, ast.AnnAssign, ast.Return, ast.Raise, ast.Assert, ast.Pass)
+            return isinstance(statement, (*kinds, ast.Import, ast.ImportFrom))
+
+
+def _makes_module(value: ast.expr | None, known_names: set[str]) -> bool:
+    """Whether an expression calls a module class of the project or of torch.nn."""
+    if not isinstance(value, ast.Call):
+        return False
+    name = ast.unparse(value.func)
+    last_name = name.rpartition(".")[2]
+    is_of_torch = name.startswith(("nn.", "torch.nn.")) and name.count(".") < 3
+    return last_name in known_names or (is_of_torch and last_name[:1].isupper())
 
 
 def iter_project_files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
@@ -86,6 +158,13 @@ def iter_project_files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(files) if name.endswith(tuple(suffixes)))
 
 
+def is_project_path(name: str) -> bool:
+    """Whether a relative path is not in a folder of environments, caches, builds or tests."""
+    return not any(
+        part.startswith((".", "__")) or part in _OTHER_FOLDERS for part in name.split("/")[:-1]
+    )
+
+
 def _parse_file(path: Path) -> ast.Module | None:
     try:
         content = path.read_bytes()
@@ -94,7 +173,7 @@ def _parse_file(path: Path) -> ast.Module | None:
         return None
 
 
-def _find_modules(nodes: dict[str, _ClassNode]) -> set[str]:
+def _find_module_names(nodes: dict[str, _ClassNode]) -> set[str]:
     """Return the names of the classes that have a module of a library among their bases."""
     module_names = {name for name, node in nodes.items() if any(map(_is_library_base, node.bases))}
     while True:
@@ -113,21 +192,24 @@ def _is_library_base(base: str) -> bool:
     return base.startswith(("nn.", "torch.nn.")) or base.rpartition(".")[2] in _BASE_NAMES
 
 
-def _describe_class(nodes: dict[str, _ClassNode], name: str) -> FoundClass:
+def _describe_class(nodes: dict[str, _ClassNode], name: str) -> FoundModule:
     node = nodes[name]
     constructor = _find_constructor(nodes, name)
     if constructor is None:
-        return FoundClass(node.file, name, (), (), node.is_importable)
-    arguments = constructor.args
-    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][1:]
+        return FoundModule(node.file, name, (), (), node.is_importable)
+    parameters, required = _list_parameters(constructor.args)
+    return FoundModule(node.file, name, parameters[1:], required[1:], node.is_importable)
+
+
+def _list_parameters(arguments: ast.arguments) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of all parameters, and of those without a default."""
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
     required = positional[: len(positional) - len(arguments.defaults)]
     keywords = [argument.arg for argument in arguments.kwonlyargs]
     required += [
         name for name, default in zip(keywords, arguments.kw_defaults, strict=True) if not default
     ]
-    return FoundClass(
-        node.file, name, (*positional, *keywords), tuple(required), node.is_importable
-    )
+    return (*positional, *keywords), tuple(required)
 
 
 def _find_constructor(nodes: dict[str, _ClassNode], name: str) -> ast.FunctionDef | None:

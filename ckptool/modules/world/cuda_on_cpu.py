@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ckptool.modules.lightning import configure_module
 from ckptool.modules.tensor_info import iter_nested_tensors
 from ckptool.modules.user_code import read_message
 from ckptool.modules.world.patched_cuda import patched_cuda_queries
@@ -36,6 +37,8 @@ def is_placed_on_cuda(value: object) -> bool:
 def call_constructor(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:
     """Call a constructor; if it needs a CUDA device that is not there, again with `cuda_on_cpu`.
 
+    What is built later in a LightningModule, by its configure_model(), is built as well.
+
     Returns:
         What it returns, and whether it was called with `cuda_on_cpu`.
 
@@ -43,12 +46,12 @@ def call_constructor(function: Callable[..., Any], kwargs: Mapping[str, Any]) ->
         BaseException: what it raises.
     """
     try:
-        return function(**kwargs), False
+        return configure_module(function(**kwargs)), False
     except Exception as error:
         if not is_missing_cuda(error):
             raise
     with cuda_on_cpu():
-        return function(**kwargs), True
+        return configure_module(function(**kwargs)), True
 
 
 @contextmanager

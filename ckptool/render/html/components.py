@@ -1,6 +1,7 @@
 """Structs that the Jinja templates read; a PageSection names its template."""
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 from msgspec import Struct
 
@@ -39,6 +40,8 @@ class FindingCard(Struct, frozen=True):
     more: int
     """Number of lines that are left out."""
     consequences: tuple[InlineText, ...]
+    follows_text: str
+    """What precedes the consequences."""
 
 
 class FindingsSection(PageSection, frozen=True, kw_only=True):
@@ -213,6 +216,10 @@ class TextSection(PageSection, frozen=True, kw_only=True):
     lines: tuple[InlineText, ...]
 
 
+_COMMAND: Final = re.compile(r"(ckptool [a-z]+ [^;`]*[^;`. ])")
+"""A command to paste: up to a semicolon, or to the full stop at the end."""
+
+
 class Page(Struct, frozen=True):
     """The HTML page."""
 
@@ -236,3 +243,12 @@ def split_code_spans(text: str) -> InlineText:
     if len(pieces) % 2 == 0:
         return ((False, text),)
     return tuple((bool(i % 2), piece) for i, piece in enumerate(pieces) if piece)
+
+
+def split_fix(text: str) -> InlineText:
+    """Split the text of a fix as `split_code_spans` does; commands in it are code as well."""
+    pieces: list[tuple[bool, str]] = []
+    for is_code, piece in split_code_spans(text):
+        parts = [piece] if is_code else _COMMAND.split(piece)
+        pieces += [(is_code or bool(i % 2), part) for i, part in enumerate(parts) if part]
+    return tuple(pieces)

@@ -10,6 +10,7 @@ from ckptool.render.html.components import (
     FindingLine,
     FindingsSection,
     split_code_spans,
+    split_fix,
 )
 from ckptool.render.problem_cards import build_problems_blocks
 from ckptool.reports.common import FindingReport
@@ -38,13 +39,16 @@ def _build_finding_card(card: ProblemCard, options: RenderOptions) -> FindingCar
         code=card.code,
         name=card.name.replace("-", " "),
         level=card.level,
-        fix=split_code_spans(card.fix) if card.fix else (),
+        fix=split_fix(card.fix) if card.fix else (),
         lines=tuple(
-            FindingLine(
-                split_code_spans(line.message), split_code_spans(line.fix) if line.fix else ()
-            )
+            FindingLine(split_code_spans(line.message), split_fix(line.fix) if line.fix else ())
             for line in shown_lines
         ),
         more=len(card.lines) - len(shown_lines),
         consequences=tuple(map(split_code_spans, card.consequences)),
+        follows_text=_capitalize(card.escalation) or "As a consequence",
     )
+
+
+def _capitalize(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -31,6 +31,8 @@ from ckptool.render.views import build_body
 from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
+from ckptool.reports.migrate import MigrateReport
+from ckptool.reports.verify import VerifyReport
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
@@ -40,8 +42,8 @@ _TABLE_ID_PREFIX: Final = "table-"
 _MAX_LINKS: Final = 9
 _EXIT_TEXTS: Final = {
     0: "Exit code 0: passed",
-    1: "Exit code 1: something was found, or two things differ",
-    2: "Exit code 2: could not check everything",
+    1: "Exit code 1: failed, or a difference was found",
+    2: "Exit code 2: not everything could be checked",
 }
 
 
@@ -106,6 +108,7 @@ def _iter_sections(
         isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
     )
     is_diff = isinstance(report, DiffFilesReport)
+    has_main_tables = isinstance(report, GateReport | MigrateReport | VerifyReport)
     if is_diff:  # what changed is what a reader of two files came for
         yield from _iter_table_sections(report, blocks)
     yield from build_findings_sections(
@@ -116,11 +119,13 @@ def _iter_sections(
         "Findings that were waived or are known",
         build_silenced_lines(report.silenced, options),
     )
+    if has_main_tables:
+        yield from _iter_table_sections(report, blocks)
     yield charts.build_state_tree(report, options)
     if not isinstance(report.drawing, UnsetType):
         yield build_heatmaps_section("values", "Values of small buffers", report.drawing.pictures)
     yield from charts.build_charts(report)
-    if not is_diff:
+    if not (is_diff or has_main_tables):
         yield from _iter_table_sections(report, blocks)
     yield _build_text_section(
         "skipped", "Not checked", build_skipped_lines(report.skipped, options)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Block,
+    VerdictBlock,
     build_silenced_lines,
     build_skipped_lines,
     cut_long_texts,
@@ -27,7 +28,8 @@ def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[
     if report.module_reports:
         if options.verbosity >= 0:
             for part in report.module_reports:
-                yield from _iter_whole_blocks(cast("AnyReport", part), options)
+                if part.has_details:
+                    yield from _iter_part_blocks(cast("AnyReport", part), options)
             shown = {skipped for part in report.module_reports for skipped in part.skipped}
             others = tuple(skipped for skipped in report.skipped if skipped not in shown)
             yield from build_skipped_lines(others, options)
@@ -38,6 +40,13 @@ def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[
         )
         yield from build_silenced_lines(report.silenced, options)
         yield from build_skipped_lines(report.skipped, options)
+
+
+def _iter_part_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
+    """Yield the blocks of one module of several; its verdict is in the table of all."""
+    for block in _iter_whole_blocks(report, options):
+        if not isinstance(block, VerdictBlock):
+            yield block
 
 
 def build_body(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:

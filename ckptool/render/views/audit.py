@@ -6,10 +6,15 @@ from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
+    DTYPE,
     KIND,
+    SHAPE,
     SIZE,
     VALUE,
+    VERDICT,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -20,9 +25,12 @@ from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import UnsavedTensorReport
 from ckptool.rules.runtime import PYTHON_STATE
+from ckptool.rules.training_state import LOST_OBJECT_STATE
 
 
 def _format_audit_verdict(report: AuditReport) -> str:
+    if report.is_object:
+        return _format_object_verdict(report)
     if report.since:
         return _format_watch_verdict(report)
     if not report.unsaved and not report.findings:
@@ -30,6 +38,17 @@ def _format_audit_verdict(report: AuditReport) -> str:
     if not report.unsaved:
         return "the state_dict contains every tensor"
     return f"{pluralize(len(report.unsaved), 'tensor')} not in the state_dict"
+
+
+def _format_object_verdict(report: AuditReport) -> str:
+    count = sum(finding.code == LOST_OBJECT_STATE for finding in report.findings)
+    if count:
+        return f"{report.module}: load_state_dict() does not restore {pluralize(count, 'value')}"
+    if report.findings:
+        return f"{report.module} does not load its own state_dict()"
+    if report.skipped:
+        return f"{report.module}: not checked: {report.skipped[0].what}"
+    return f"{report.module}: load_state_dict() restores everything that changed {report.since}"
 
 
 def _format_watch_verdict(report: AuditReport) -> str:
@@ -50,10 +69,11 @@ def build_blocks(
         yield VerdictBlock(report.verdict, bool(report.exit_code))
         yield from [LinesBlock(report.errors)] if report.errors else []
         rows = [(module.module, _format_audit_verdict(module)) for module in report.modules]
-        yield build_table("Modules", ("module", "verdict"), rows, options)
+        if rows:
+            yield build_table("Modules", ("module", VERDICT), rows, options)
         return
     yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
-    if options.verbosity < 0:
+    if options.verbosity < 0 or report.is_object:
         return
     parameter_nbytes = sum(t.nbytes for t in report.parameters)
     buffer_nbytes = sum(t.nbytes for t in report.persistent_buffers)
@@ -88,5 +108,5 @@ def build_unsaved_table(
         )
         for group in fold_unless_verbose(keyed_tensors, options)
     ]
-    headers = ("key", COUNT, KIND, "dtype", "shape", SIZE, VALUE, "on .to()")
+    headers = ("key", COUNT, KIND, DTYPE, SHAPE, SIZE, VALUE, Column("on .to()", ColumnKind.WORDS))
     return build_table("Tensors not in the module's state_dict", headers, rows, options)

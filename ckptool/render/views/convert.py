@@ -6,6 +6,7 @@ from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
+    SIZE,
     WHY,
     Block,
     Column,
@@ -30,7 +31,13 @@ def build_blocks(report: ConvertReport, options: RenderOptions) -> Iterator[Bloc
         return
     rows = [_build_summary_row(conversion) for conversion in report.conversions]
     if rows:
-        columns = ("source", "target", "tensors", "size", Column("dropped", ColumnKind.PROSE))
+        columns = (
+            "source",
+            "target",
+            Column("tensors", ColumnKind.NUMBER),
+            SIZE,
+            Column("dropped", ColumnKind.PROSE),
+        )
         yield build_table("Converted", columns, rows, options)
     if report.errors:
         yield LinesBlock(tuple(f"not converted: {error}" for error in report.errors))

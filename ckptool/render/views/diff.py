@@ -31,6 +31,9 @@ from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
+_PROBLEM: Final = Column("problem", ColumnKind.WORDS)
+_MATTERS: Final = Column("matters", ColumnKind.WORDS)
+_EFFECT: Final = Column("the code", ColumnKind.WORDS)
 
 
 def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
@@ -76,7 +79,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
             )
             for group in groups
         ]
-        columns = ("key", COUNT, "the code", "from")
+        columns = ("key", COUNT, _EFFECT, "from")
         whose = "module's own loading code" if report.loader == "torch" else "framework's loader"
         yield build_table(f"What the {whose} does", columns, rows, options)
     if report.unsaved:
@@ -126,7 +129,16 @@ def _build_verdict_table(
         for group in folded_verdicts
     ]
     table = build_table(
-        "Keys that do not match", ("key", COUNT, "problem", "matters", _RULE), rows, options
+        "Keys that do not match",
+        (
+            "key",
+            COUNT,
+            _PROBLEM,
+            _MATTERS,
+            _RULE,
+        ),
+        rows,
+        options,
     )
     if not hidden_count:
         return table

@@ -28,7 +28,11 @@ _MEASURES: Final = tuple(
     Column(header, ColumnKind.EXACT) for header in ("changed", "max abs", "relative")
 )
 _TENSOR_COLUMNS: Final[tuple[Column | str, ...]] = ("key", *_MEASURES, WHAT)
-_MODULE_COLUMNS: Final[tuple[Column | str, ...]] = ("module", "tensors", *_MEASURES)
+_MODULE_COLUMNS: Final[tuple[Column | str, ...]] = (
+    "module",
+    Column("tensors", ColumnKind.NUMBER),
+    *_MEASURES,
+)
 _MAX_TIES: Final = 3
 _MAX_ENTRIES: Final = 20
 """Maximum plain values shown; the rest is only counted. -v shows all."""
@@ -85,10 +89,14 @@ def _build_plain_data_blocks(report: DiffFilesReport, options: RenderOptions) ->
         place
         for place in report.changed_entries
         if place not in named_places
+        and place not in report.unsaved_roles
         and not any(named.startswith(f"{place}.") for named in named_places)
     ]
     if others:
         yield build_keys_table("Plain data that differs", others, options)
+    if report.unsaved_roles:
+        rows = list(report.unsaved_roles.items())
+        yield build_table("Not in the state_dict, and different", ("key", "role"), rows, options)
 
 
 def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) -> Iterator[Block]:

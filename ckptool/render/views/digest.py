@@ -7,6 +7,8 @@ from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    DTYPE,
+    SHAPE,
     Block,
     LinesBlock,
     VerdictBlock,
@@ -57,7 +59,7 @@ def _build_checkpoint_blocks(
         (t.key, t.dtype, str(list(t.shape)), t.digest[:digest_length] or "-")
         for t in sorted(checkpoint.tensors, key=lambda t: natural_sort_key(t.key))
     ]
-    yield build_table("Tensors", ("key", "dtype", "shape", "digest"), rows, options)
+    yield build_table("Tensors", ("key", DTYPE, SHAPE, "digest"), rows, options)
 
 
 def _format_check_verdict(path: str, check: DigestCheckReport) -> str:

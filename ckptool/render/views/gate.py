@@ -8,10 +8,15 @@ from msgspec.structs import replace
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     KIND,
+    LEVEL,
+    RAN_ON,
+    STATUS,
     VALUE,
+    VERDICT,
     WHY,
     Block,
     Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -47,7 +52,10 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
     ]
     if promises:
         yield build_table(
-            "Contracts", ("compared with", KIND, "result"), list(dict.fromkeys(promises)), options
+            "Contracts",
+            ("compared with", KIND, Column("result", ColumnKind.PROSE)),
+            list(dict.fromkeys(promises)),
+            options,
         )
 
 
@@ -57,7 +65,7 @@ def _build_failed_tables(report: GateReport, options: RenderOptions) -> Iterator
         (checkpoint.passed, (checkpoint.path, checkpoint.module or "none", checkpoint.verdict))
         for checkpoint in report.checkpoints
     ]
-    columns: tuple[Column | str, ...] = ("checkpoint", "module", "verdict")
+    columns: tuple[Column | str, ...] = ("checkpoint", "module", VERDICT)
     yield _build_failed_table("Checkpoints", columns, rows, options)
     levels = [
         (
@@ -68,7 +76,7 @@ def _build_failed_tables(report: GateReport, options: RenderOptions) -> Iterator
         for level in checkpoint.levels
     ]
     if levels:
-        columns = ("checkpoint", "level", "status", "ran on", WHY)
+        columns = ("checkpoint", LEVEL, STATUS, RAN_ON, WHY)
         title = "Verification required by the policy"
         yield _build_failed_table(title, columns, levels, options)
 

@@ -1,6 +1,6 @@
 """InspectReport -> blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ckptool.folding import FoldedItems
@@ -10,7 +10,9 @@ from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
     DEVICE,
+    DTYPE,
     KIND,
+    SHAPE,
     SIZE,
     VALUE,
     Block,
@@ -189,7 +191,7 @@ def _build_quantized_table(state: StateReport, options: RenderOptions) -> TableB
         )
         for group in state.quantized
     ]
-    columns = ("weight", COUNT, "scheme", "bits", "scales")
+    columns: Sequence[Column | str] = ("weight", COUNT, *_SCHEME_COLUMNS)
     return build_table(f"Quantised{_format_at(state.at)}: {count}", columns, rows, options)
 
 
@@ -197,7 +199,10 @@ def _format_scaling(group: QuantizedWeightsReport) -> str:
     return (group.scaling or "not known") if group.is_complete else "incomplete"
 
 
-_TENSOR_COLUMNS: Final = (COUNT, Column("dtype"), Column("shape"), SIZE, DEVICE, KIND)
+_SCHEME_COLUMNS: Final[tuple[Column, ...]] = tuple(
+    Column(header, ColumnKind.WORDS) for header in ("scheme", "bits", "scales")
+)
+_TENSOR_COLUMNS: Final = (COUNT, DTYPE, SHAPE, SIZE, DEVICE, KIND)
 
 
 def _build_tensor_tree(

@@ -1,11 +1,13 @@
 """LockReport -> blocks."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
+    VERDICT,
     WHAT,
     Block,
     Column,
@@ -16,6 +18,9 @@ from ckptool.render.blocks import (
     fold_unless_verbose,
 )
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
+
+_KEYS: Final = Column("keys", ColumnKind.NUMBER)
+_UNSAVED: Final = Column("not saved", ColumnKind.NUMBER, usual_value="0")
 
 
 def build_blocks(report: LockReport | ProjectLockReport, options: RenderOptions) -> Iterator[Block]:
@@ -64,9 +69,13 @@ def _build_locks_blocks(report: ProjectLockReport, options: RenderOptions) -> It
     if options.verbosity < 0:
         return
     yield from [LinesBlock(report.errors)] if report.errors else []
-    columns = ("lock", "module", Column("verdict", ColumnKind.PROSE))
-    rows = [(lock.path, lock.name, lock.verdict) for lock in report.locks]
-    yield build_table("Locks", columns, rows, options)
+    columns = ("lock", "module", _KEYS, _UNSAVED, VERDICT)
+    rows = [
+        (lock.path, lock.name, f"{lock.keys:,}", f"{lock.unsaved:,}", lock.verdict)
+        for lock in report.locks
+    ]
+    if rows:
+        yield build_table("Locks", columns, rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:

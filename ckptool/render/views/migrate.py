@@ -7,6 +7,7 @@ from ckptool.folding import name_like, replace_layer_numbers
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
+    VERDICT,
     WHY,
     Block,
     Column,
@@ -35,7 +36,7 @@ def _build_summary_blocks(report: MigrateManyReport, options: RenderOptions) -> 
         return
     rows = [(m.source, m.target or "nothing written", m.verdict) for m in report.migrations]
     if rows:
-        columns = ("source", "target", Column("verdict", ColumnKind.PROSE))
+        columns = ("source", "target", VERDICT)
         yield build_table("Migrated", columns, rows, options)
     if report.errors:
         yield LinesBlock(tuple(f"not migrated: {error}" for error in report.errors))

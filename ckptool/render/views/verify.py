@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    LEVEL,
+    RAN_ON,
+    STATUS,
     Block,
     Column,
     ColumnKind,
@@ -33,7 +36,7 @@ def build_blocks(report: VerifyReport, options: RenderOptions) -> Iterator[Block
     ]
     yield build_table(
         "Levels",
-        ("level", "status", "ran on", Column("result", ColumnKind.PROSE)),
+        (LEVEL, STATUS, RAN_ON, Column("result", ColumnKind.PROSE)),
         rows,
         options,
     )

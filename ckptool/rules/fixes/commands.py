@@ -50,17 +50,24 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     return " ".join((*words, *map(quote_shell, GIVEN_WORDS.get().shared)))
 
 
-def format_rewrite_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
-    """Return the `ckptool migrate` command that writes the file again, without a module.
+def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
+    """Return the `ckptool convert` command that writes the file again, without a module.
 
     Args:
         checkpoint: the file.
         options: words of further options.
         suffix: suffix of the result; "" keeps the container.
     """
-    source, result = str(checkpoint.path), name_result(checkpoint, suffix)
-    words = ("ckptool", "migrate", source, "-o", result, *options, *_iter_given_without_module())
+    source, result = str(checkpoint.path), name_result(checkpoint, suffix, "converted")
+    words = ("ckptool", "convert", source, "-o", result, *options, *_iter_given_without_module())
     return " ".join(map(quote_shell, words))
+
+
+def advise_conversion(checkpoint: Checkpoint, purpose: str, *options: str) -> str:
+    """Return " To `purpose`: COMMAND", the conversion of a file; "" if it cannot be converted."""
+    if checkpoint.damage or not any(state.tensors for state in checkpoint.states):
+        return ""
+    return f" To {purpose}: {format_convert_command(checkpoint, *options)}"
 
 
 def _iter_given_without_module() -> Iterator[str]:
@@ -74,7 +81,7 @@ def _iter_given_without_module() -> Iterator[str]:
             yield from (word, *values)
 
 
-def name_result(checkpoint: Checkpoint, suffix: str = "") -> str:
+def name_result(checkpoint: Checkpoint, suffix: str = "", participle: str = "migrated") -> str:
     """Return the name of a file, here, that a fix writes: "model-migrated.pth".
 
     `suffix` "" is that of the file itself, where it fits the container of the result.
@@ -89,7 +96,7 @@ def name_result(checkpoint: Checkpoint, suffix: str = "") -> str:
         elif own_suffix == ".json":
             stem = path.parent.name or "model"
     name = stem.lstrip("-.") or "model"
-    return f"{name}-migrated{suffix}"
+    return f"{name}-{participle}{suffix}"
 
 
 def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:

@@ -63,7 +63,7 @@ def _locate(location: str, otherwise: str = "") -> str:
     return f"In {location}: " if location else otherwise
 
 
-def _is_rebuilt(module_tensor: ModuleTensor) -> bool:
+def is_rebuilt(module_tensor: ModuleTensor) -> bool:
     """Whether the constructor makes its value again, so that no file has to have it."""
     return module_tensor.constancy is Constancy.CONSTANT and not module_tensor.written_at
 
@@ -85,13 +85,13 @@ def _format_line(module_tensor: ModuleTensor, name: str, target: str) -> str:
             return f"{target} = nn.ParameterDict({{k: {parameter} for k, v in (...).items()}})"
         return ""
     value = "torch.as_tensor(...)" if module_tensor.kind is Kind.ARRAY else "..."
-    options = ", persistent=False" if _is_rebuilt(module_tensor) else ""
+    options = ", persistent=False" if is_rebuilt(module_tensor) else ""
     return f"{owner}.register_buffer({quote_python(name)}, {value}{options})"
 
 
 def _describe_effect(module_tensor: ModuleTensor) -> str:
     """Return what becomes of old checkpoints, after a colon."""
-    if module_tensor.kind in {Kind.CONTAINER, Kind.PARAMETER} or not _is_rebuilt(module_tensor):
+    if module_tensor.kind in {Kind.CONTAINER, Kind.PARAMETER} or not is_rebuilt(module_tensor):
         return ": it is saved from then on, and old checkpoints need a migration"
     return (
         ": old checkpoints load as before. Without persistent=False it is saved as well, and they"
@@ -110,7 +110,7 @@ def _format_package_fix(module_tensor: ModuleTensor, name: str) -> str:
     value = f"owner.__dict__.pop({quote_python(name)})"
     if module_tensor.kind is Kind.ARRAY:
         value = f"torch.as_tensor({value})"
-    options = ", persistent=False" if _is_rebuilt(module_tensor) else ""
+    options = ", persistent=False" if is_rebuilt(module_tensor) else ""
     return (
         f"{text}, after building the module: owner = {owner};"
         f" owner.register_buffer({quote_python(name)}, {value}{options})"

@@ -4,10 +4,14 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
+from ckptool.model import StateDict
 from ckptool.phrases import quote_python
 
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at: keys come from files."""
+_NAMED_TENSORS_CODE: Final = (
+    "state_dict = dict(zip(NAMES, tensors)), with the module's key of each tensor in the list"
+)
 _MAX_POPPED: Final = 4
 """Maximum keys that code drops by name."""
 
@@ -48,14 +52,19 @@ def _iter_ancestors(key: str) -> Iterator[str]:
         yield key[:end]
 
 
-def format_drop_code(keys: Collection[str], subtree: str, all_keys: Collection[str]) -> str:
-    """Return Python code that drops `keys`, all of `subtree`, from `state_dict`."""
+def format_drop_code(keys: Collection[str], subtree: str, state: StateDict) -> str:
+    """Return Python code that drops `keys`, all of `subtree`, from `state_dict`.
+
+    Of a list of tensors, whose keys are positions, it is the code that names those to keep.
+    """
+    if state.role == "tensors" and all(key.isdecimal() for key in state.tensors):
+        return _NAMED_TENSORS_CODE
     prefix = f"{subtree}."
     if len(keys) <= 1 or subtree in keys:
         return "; ".join(
             f"state_dict.pop({quote_python(key)})" for key in islice(keys, _MAX_POPPED)
         )
-    is_whole = sum(key.startswith(prefix) for key in all_keys) <= len(keys)
+    is_whole = sum(key.startswith(prefix) for key in state.tensors) <= len(keys)
     if subtree and is_whole:
         condition = f"not k.startswith({quote_python(prefix)})"
         return f"state_dict = {{k: v for k, v in state_dict.items() if {condition}}}"

@@ -1,16 +1,16 @@
 """Pairs of TensorInfos -> ValueDifferences: streamed in bounded memory, with torch if it pays."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
-from ckptool.model import DTYPE_BITS, TensorInfo
+from ckptool.model import TensorInfo
 from ckptool.values import elements, equality
 from ckptool.values.batch_runner import Batch, BatchRunner
 from ckptool.values.difference import pure_python, with_torch
-from ckptool.values.difference.import_budget import TORCH_IMPORT_BUDGET
 from ckptool.values.difference.sums import (
     DifferenceSums,
     Tolerances,
@@ -22,15 +22,13 @@ from ckptool.values.work_batches import split_pair
 
 __all__ = ["Tolerances", "ValueDifference", "measure_many", "unmeasurable_reason"]
 
-_BLOCK_ELEMENTS: Final = 1 << 15
-"""Elements of each side in memory at once: below torch's threshold for using several threads, and
-small enough for the CPU cache."""
 _TASK_ELEMENTS: Final = 1 << 22
 """Elements per task: contiguous tensors are split at this size, small ones grouped up to it."""
 _TASK_PIECES: Final = 256
 """Maximum number of tensors, or pieces of tensors, of one task."""
 
 TensorPair = tuple[TensorInfo, TensorInfo]
+_MeasureBlocks = Callable[[bytearray, bytearray, str, str, Tolerances], DifferenceSums]
 
 
 class _PairPiece(Struct, frozen=True):
@@ -65,7 +63,8 @@ def measure_many(
     pair_list = list(pairs)
     sums_by_pair: list[list[DifferenceSums]] = [[] for _ in pair_list]
     batches = _batch_pairs(pair_list, tolerances)
-    for pieces, sums in (runner or BatchRunner()).map_batches(_measure_batch, batches):
+    task = _measure_in_python if _is_quick_in_python(pair_list) else _measure_with_torch
+    for pieces, sums in (runner or BatchRunner()).map_batches(task, batches):
         for piece, piece_sums in zip(pieces, sums, strict=True):
             sums_by_pair[piece.position].append(piece_sums)
     return [
@@ -91,33 +90,40 @@ def _batch_pairs(
         yield nbytes, batch
 
 
-def _measure_batch(folder: Path, pieces: Sequence[_PairPiece]) -> list[DifferenceSums]:
-    return [_measure_piece(piece, folder) for piece in pieces]
+def _is_quick_in_python(pairs: Sequence[TensorPair]) -> bool:
+    """Whether measuring the pairs takes pure Python no longer than importing torch would."""
+    return (
+        "torch" not in sys.modules
+        and sum(old.numel for old, _ in pairs) <= pure_python.MAX_ELEMENTS
+        and all(old.dtype == new.dtype and can_decode(old.dtype) for old, new in pairs)
+    )
 
 
-def _measure_piece(piece: _PairPiece, folder: Path) -> DifferenceSums:
+def _measure_in_python(folder: Path, pieces: Sequence[_PairPiece]) -> list[DifferenceSums]:
+    return _measure_batch(folder, pieces, pure_python.measure_blocks, pure_python.BLOCK_ELEMENTS)
+
+
+def _measure_with_torch(folder: Path, pieces: Sequence[_PairPiece]) -> list[DifferenceSums]:
+    with with_torch.single_threaded():
+        measure_blocks = with_torch.BlockMeasurer().measure_blocks
+        return _measure_batch(folder, pieces, measure_blocks, with_torch.BLOCK_ELEMENTS)
+
+
+def _measure_batch(
+    folder: Path, pieces: Sequence[_PairPiece], measure_blocks: _MeasureBlocks, block_elements: int
+) -> list[DifferenceSums]:
+    with elements.OpenFiles(folder) as files:
+        return [_measure_piece(piece, files, measure_blocks, block_elements) for piece in pieces]
+
+
+def _measure_piece(
+    piece: _PairPiece,
+    files: elements.OpenFiles,
+    measure_blocks: _MeasureBlocks,
+    block_elements: int,
+) -> DifferenceSums:
     old, new = piece.old, piece.new
     sums = DifferenceSums()
-    for old_block, new_block in equality.iter_aligned_blocks(old, new, _BLOCK_ELEMENTS, folder):
-        measure_blocks = _choose_backend(old_block, new_block, old.dtype, new.dtype)
-        sums += measure_blocks(old_block, new_block, old.dtype, new.dtype, piece.tolerances)
+    for blocks in equality.iter_aligned_blocks(old, new, block_elements, files):
+        sums += measure_blocks(*blocks, old.dtype, new.dtype, piece.tolerances)
     return sums
-
-
-_MeasureBlocks = Callable[[bytes, bytes, str, str, Tolerances], DifferenceSums]
-
-
-def _choose_backend(
-    old_block: bytes, new_block: bytes, old_dtype: str, new_dtype: str
-) -> _MeasureBlocks:
-    """Return the backend: pure Python while it costs less than the import of torch would."""
-    if old_dtype != new_dtype or not can_decode(old_dtype):
-        return with_torch.measure_blocks
-    seconds = pure_python.estimate_seconds(
-        old_block, new_block, len(old_block) * 8 // DTYPE_BITS[old_dtype]
-    )
-    return (
-        pure_python.measure_blocks
-        if TORCH_IMPORT_BUDGET.try_spend(seconds)
-        else with_torch.measure_blocks
-    )

@@ -2,85 +2,58 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import dist, hypot, isfinite
 from operator import mul
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
-from ckptool.values.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
+from ckptool.values.difference.sums import (
+    DECADE_COUNT,
+    DECADE_EDGES,
+    DifferenceSums,
+    Tolerances,
+    sum_equal_elements,
+)
 from ckptool.values.numbers import decode_numbers
 from ckptool.values.strides import WORD_CODES
 
-_STRIP_ELEMENTS: Final = 4096
-"""Elements per strip; strips with equal bytes take a faster path."""
-_SECONDS_PER_EQUAL_ELEMENT: Final = 8e-8
-_SECONDS_PER_CHANGED_ELEMENT: Final = 1.5e-6
-"""Measured seconds per element, in strips with equal bytes and in the others."""
-
-
-def estimate_seconds(old: bytes, new: bytes, elements: int) -> float:
-    """Return the estimated run time of `measure_blocks`, in seconds."""
-    if old == new:
-        return elements * _SECONDS_PER_EQUAL_ELEMENT
-    element_nbytes = len(old) // elements
-    strips = list(_iter_strips(old, new, element_nbytes))
-    changed_count = sum(old_strip != new_strip for old_strip, new_strip in strips)
-    return elements * (
-        _SECONDS_PER_EQUAL_ELEMENT
-        + (_SECONDS_PER_CHANGED_ELEMENT - _SECONDS_PER_EQUAL_ELEMENT) * changed_count / len(strips)
-    )
+BLOCK_ELEMENTS: Final = 1 << 12
+"""Elements of each side in memory at once; blocks with equal bytes take a faster path."""
+MAX_ELEMENTS: Final = 1 << 20
+"""Elements of all pairs that are measured in about the time of importing torch, 1.5 s, if all of
+them differ, and in a twentieth of that if few do."""
 
 
 def measure_blocks(
-    old: bytes, new: bytes, dtype: str, _new_dtype: str, tolerances: Tolerances
+    old: bytearray, new: bytearray, dtype: str, _new_dtype: str, tolerances: Tolerances
 ) -> DifferenceSums:
     """Measure two blocks of the same dtype, one that `decode_numbers` knows."""
-    sums = DifferenceSums()
-    for old_strip, new_strip in _iter_strips(old, new, DTYPE_BITS[dtype] // 8):
-        sums += (
-            _measure_equal(old_strip, dtype)
-            if old_strip == new_strip
-            else _measure_changed(old_strip, new_strip, dtype, tolerances)
-        )
-    return sums
+    if old == new:
+        return _measure_equal(old, dtype)
+    return _measure_changed(old, new, dtype, tolerances)
 
 
-def _iter_strips(old: bytes, new: bytes, element_nbytes: int) -> Iterator[tuple[bytes, bytes]]:
-    step = _STRIP_ELEMENTS * element_nbytes
-    for start in range(0, len(old), step):
-        yield old[start : start + step], new[start : start + step]
-
-
-def _decode(data: bytes, dtype: str) -> tuple[float, ...]:
+def _decode(data: bytearray, dtype: str) -> tuple[float, ...]:
     numbers = decode_numbers(data, dtype)
     assert numbers is not None
     return numbers
 
 
-def _measure_equal(data: bytes, dtype: str) -> DifferenceSums:
+def _measure_equal(data: bytearray, dtype: str) -> DifferenceSums:
     numbers = _decode(data, dtype)
     finite = [x for x in numbers if isfinite(x)]
-    squares = _square(hypot(*finite))
-    nonfinite_count = len(numbers) - len(finite)
-    return DifferenceSums(
-        elements=len(numbers),
-        finite=len(finite),
-        old_squared_norm=squares,
-        new_squared_norm=squares,
-        dot_product=squares,
-        old_nonfinite=nonfinite_count,
-        new_nonfinite=nonfinite_count,
-    )
+    return sum_equal_elements(len(numbers), len(finite), _square(hypot(*finite)))
 
 
 def _measure_changed(
-    old_strip: bytes, new_strip: bytes, dtype: str, tolerances: Tolerances
+    old_block: bytearray, new_block: bytearray, dtype: str, tolerances: Tolerances
 ) -> DifferenceSums:
-    old, new = _decode(old_strip, dtype), _decode(new_strip, dtype)
+    old, new = _decode(old_block, dtype), _decode(new_block, dtype)
+    element_count = len(old)
     word_code = WORD_CODES[DTYPE_BITS[dtype] // 8]
     bits = zip(
-        memoryview(old_strip).cast(word_code), memoryview(new_strip).cast(word_code), strict=True
+        memoryview(old_block).cast(word_code), memoryview(new_block).cast(word_code), strict=True
     )
     changed_positions = [position for position, (a, b) in enumerate(bits) if a != b]
     pairs = [(old[n], new[n]) for n in changed_positions if isfinite(old[n]) and isfinite(new[n])]
@@ -96,7 +69,7 @@ def _measure_changed(
         ]
         old, new = tuple(a for a, _ in finite_pairs), tuple(b for _, b in finite_pairs)
     return DifferenceSums(
-        elements=len(old_strip) * 8 // DTYPE_BITS[dtype],
+        elements=element_count,
         changed=len(changed_positions),
         beyond_tolerance=len(changed_positions) - close_count,
         finite=len(old),

@@ -73,6 +73,19 @@ class DifferenceSums(Struct, frozen=True):
         )
 
 
+def sum_equal_elements(elements: int, finite: int, squared_norm: float) -> DifferenceSums:
+    """Return the sums over elements that are equal on both sides."""
+    return DifferenceSums(
+        elements=elements,
+        finite=finite,
+        old_squared_norm=squared_norm,
+        new_squared_norm=squared_norm,
+        dot_product=squared_norm,
+        old_nonfinite=elements - finite,
+        new_nonfinite=elements - finite,
+    )
+
+
 class ValueDifference(Struct, frozen=True):
     """Statistics of the difference of two tensors; `report.ChangeReport` documents the fields."""
 

@@ -1,16 +1,24 @@
 """Bytes of two blocks, also of different dtypes -> DifferenceSums, with torch."""
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
-from types import ModuleType
+from operator import sub
 from typing import TYPE_CHECKING, Final
 
-from ckptool.model import DTYPE_BITS
-from ckptool.values.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
+from ckptool.values.difference.sums import (
+    DECADE_EDGES,
+    DifferenceSums,
+    Tolerances,
+    sum_equal_elements,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+BLOCK_ELEMENTS: Final = 1 << 16
+"""Elements of each side in memory at once: enough for the arithmetic to outweigh the calls, and few
+enough for the CPU cache."""
 MEASURED_DTYPES: Final = frozenset(
     {
         "float64", "float32", "float16", "bfloat16",
@@ -21,129 +29,210 @@ MEASURED_DTYPES: Final = frozenset(
 )  # fmt: skip
 
 
-def measure_blocks(
-    old: bytes, new: bytes, old_dtype: str, new_dtype: str, tolerances: Tolerances
-) -> DifferenceSums:
-    """Measure two blocks with equal numbers of elements, of dtypes in `MEASURED_DTYPES`."""
-    a, b = _to_tensor(old, old_dtype), _to_tensor(new, new_dtype)
-    x, y = _widen(a), _widen(b)
-    if x.dtype != y.dtype:
-        x, y = x + 0j, y + 0j
-    squared_norms = _dot_product(x, x), _dot_product(y, y)
-    all_finite = all(map(isfinite, squared_norms))
-    dtypes_differ = old_dtype != new_dtype
-    changed_mask = (
-        _values_differ(x, y, all_finite=all_finite) if dtypes_differ else _bits_differ(a, b)
-    )
-    finite_x, finite_y = (None, None) if all_finite else (x.isfinite(), y.isfinite())
-    both_finite = None if finite_x is None or finite_y is None else finite_x & finite_y
-    if both_finite is not None:
-        x, y = x.where(both_finite, 0), y.where(both_finite, 0)
-        squared_norms = _dot_product(x, x), _dot_product(y, y)
-    distances = (x - y).abs()
-    counted_mask = changed_mask if both_finite is None else changed_mask & both_finite
-    return DifferenceSums(
-        elements=a.numel(),
-        changed=_count_true(changed_mask),
-        beyond_tolerance=_count_true(changed_mask)
-        - _count_true(counted_mask & _is_close(distances, x, tolerances)),
-        finite=a.numel() if both_finite is None else _count_true(both_finite),
-        max_abs=float(distances.max()),
-        sum_abs=float(distances.sum()),
-        sum_squared=_dot_product(distances, distances),
-        old_squared_norm=squared_norms[0],
-        new_squared_norm=squared_norms[1],
-        dot_product=_dot_product(x, y),
-        old_nonfinite=0 if finite_x is None else a.numel() - _count_true(finite_x),
-        new_nonfinite=0 if finite_y is None else a.numel() - _count_true(finite_y),
-        equals_cast_to_new=dtypes_differ and _equals_cast(a, b),
-        equals_cast_to_old=dtypes_differ and _equals_cast(b, a),
-        histogram=_count_decades(distances, a.numel() - _count_true(counted_mask)),
-    )
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Have torch compute in the calling thread alone: callers run in threads, one for each core.
 
-
-def _import_torch() -> ModuleType:
-    """Import torch; on its first import, limit it to one thread, as callers run in threads."""
-    is_first_import = "torch" not in sys.modules
+    Each thread has its own number, and MKL's dot products would start threads of their own.
+    """
     import torch
 
-    if is_first_import:
-        torch.set_num_threads(1)
-    return torch
+    previous_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous_threads)
 
 
-def _count_true(mask: "Tensor") -> int:
-    return int(mask.count_nonzero())
+class BlockMeasurer:
+    """Measures blocks of at most BLOCK_ELEMENTS elements, in memory that it uses again for each."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._buffers = torch.empty(4, BLOCK_ELEMENTS, dtype=torch.float64)
+
+    def measure_blocks(
+        self,
+        old: bytearray,
+        new: bytearray,
+        old_dtype: str,
+        new_dtype: str,
+        tolerances: Tolerances,
+    ) -> DifferenceSums:
+        """Measure two blocks with equal numbers of elements, of dtypes in `MEASURED_DTYPES`."""
+        import torch
+
+        a, b = _to_tensor(old, old_dtype), _to_tensor(new, new_dtype)
+        old_buffer, new_buffer, distances, marks = self._buffers[:, : a.numel()]
+        x = _widen(a, old_buffer)
+        dtypes_differ = old_dtype != new_dtype
+        if not dtypes_differ and old == new:
+            return _measure_equal(x)
+        y = _widen(b, new_buffer)
+        if x.dtype != y.dtype:
+            x, y = x + 0j, y + 0j
+        squared_norms = _dot_product(x, x), _dot_product(y, y)
+        all_finite = all(map(isfinite, squared_norms))
+        equals_cast_to_new = dtypes_differ and _equals_cast(a, b, y, distances)
+        equals_cast_to_old = dtypes_differ and _equals_cast(b, a, x, distances)
+        if dtypes_differ:
+            _mark_different_values(x, y, marks, all_finite=all_finite)
+        else:
+            _mark_different_bits(a, b, marks)
+        changed = changed_finite = _count_marks(marks)
+        finite_counts = (x.numel(),) * 3
+        if not all_finite:
+            finite_x, finite_y = x.isfinite(), y.isfinite()
+            both_finite = finite_x & finite_y
+            finite_counts = _count_true(finite_x), _count_true(finite_y), _count_true(both_finite)
+            changed_finite = _count_marks(marks.mul_(both_finite))
+            x, y = x.where(both_finite, 0), y.where(both_finite, 0)
+            squared_norms = _dot_product(x, x), _dot_product(y, y)
+        # From here on, what did not change and what is not finite has a distance of 0: elements
+        # at a distance above 0 are counted without asking which of them changed.
+        _compute_distances(x, y, distances)
+        max_abs = float(distances.amax())
+        nonzero_count = _count_marks(torch.gt(distances, 0, out=marks))
+        beyond_tolerance = (
+            _count_beyond(distances, x, tolerances, marks)
+            if tolerances.rtol or tolerances.atol
+            else nonzero_count
+        )
+        return DifferenceSums(
+            elements=x.numel(),
+            changed=changed,
+            beyond_tolerance=changed - changed_finite + beyond_tolerance,
+            finite=finite_counts[2],
+            max_abs=max_abs,
+            sum_abs=float(distances.sum()),
+            sum_squared=_dot_product(distances, distances),
+            old_squared_norm=squared_norms[0],
+            new_squared_norm=squared_norms[1],
+            dot_product=_dot_product(x, y),
+            old_nonfinite=x.numel() - finite_counts[0],
+            new_nonfinite=x.numel() - finite_counts[1],
+            equals_cast_to_new=equals_cast_to_new,
+            equals_cast_to_old=equals_cast_to_old,
+            histogram=_count_decades(distances, max_abs, nonzero_count, changed_finite, marks),
+        )
+
+
+def _measure_equal(x: "Tensor") -> DifferenceSums:
+    squared_norm = _dot_product(x, x)
+    if isfinite(squared_norm):
+        return sum_equal_elements(x.numel(), x.numel(), squared_norm)
+    finite_mask = x.isfinite()
+    x = x.where(finite_mask, 0)
+    return sum_equal_elements(x.numel(), _count_true(finite_mask), _dot_product(x, x))
+
+
+def _to_tensor(data: bytearray, dtype: str) -> "Tensor":
+    """Return the elements as a tensor that shares the memory of `data`."""
+    import torch
+
+    if dtype == "complex32":  # torch supports few operations on it, and warns
+        halves = torch.frombuffer(data, dtype=torch.float16)
+        return torch.view_as_complex(halves.float().view(-1, 2))
+    return torch.frombuffer(data, dtype=getattr(torch, dtype))
+
+
+def _widen(tensor: "Tensor", buffer: "Tensor") -> "Tensor":
+    """Return the elements as float64, in `buffer`, or as complex128 if complex."""
+    import torch
+
+    return tensor.to(torch.complex128) if tensor.is_complex() else buffer.copy_(tensor)
 
 
 def _dot_product(x: "Tensor", y: "Tensor") -> float:
     return float(x.vdot(y).real if x.is_complex() else x.dot(y))
 
 
-def _is_close(distances: "Tensor", old: "Tensor", tolerances: Tolerances) -> "Tensor":
-    if not tolerances.rtol:
-        return distances <= tolerances.atol
-    return distances <= tolerances.atol + tolerances.rtol * old.abs()
+def _count_true(mask: "Tensor") -> int:
+    return int(mask.count_nonzero())
 
 
-def _to_tensor(data: bytes, dtype: str) -> "Tensor":
-    torch = _import_torch()
-    if dtype == "complex32":  # torch supports few operations on it, and warns
-        halves = torch.frombuffer(bytearray(data), dtype=torch.float16)
-        complex_tensor: Tensor = torch.view_as_complex(halves.float().view(-1, 2))
-        return complex_tensor
-    tensor: Tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
-    return tensor
+def _count_marks(marks: "Tensor") -> int:
+    """Return the number of ones among zeros and ones of float64.
+
+    Comparisons are written as float64 (`out=marks`) and added: half the time of a bool mask.
+    """
+    return int(marks.sum())
 
 
-def _widen(tensor: "Tensor") -> "Tensor":
-    """Return the elements as float64, or complex128 if complex."""
+def _mark_different_bits(a: "Tensor", b: "Tensor", marks: "Tensor") -> None:
     import torch
 
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    is_float8 = (
-        DTYPE_BITS[str(tensor.dtype).removeprefix("torch.")] == 8 and tensor.is_floating_point()
-    )
-    return (tensor.float() if is_float8 else tensor).to(torch.float64)
-
-
-def _bits_differ(a: "Tensor", b: "Tensor") -> "Tensor":
-    import torch
-
-    word_dtypes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if a.dtype is torch.complex128:
-        first_bits, second_bits = (
-            torch.view_as_real(a).view(torch.int64),
-            torch.view_as_real(b).view(torch.int64),
-        )
-        return (first_bits != second_bits).any(dim=-1)
+        first_bits, second_bits = (torch.view_as_real(t).view(torch.int64) for t in (a, b))
+        marks.copy_((first_bits != second_bits).any(dim=-1))
+        return
+    word_dtypes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     word_dtype = word_dtypes[a.dtype.itemsize]
-    return a.view(word_dtype) != b.view(word_dtype)
+    torch.ne(a.view(word_dtype), b.view(word_dtype), out=marks)
 
 
-def _values_differ(x: "Tensor", y: "Tensor", *, all_finite: bool) -> "Tensor":
-    """Return the mask of different values; NaN equals NaN, as its bits depend on the dtype."""
-    return x != y if all_finite else (x != y) & ~(x.isnan() & y.isnan())
+def _mark_different_values(x: "Tensor", y: "Tensor", marks: "Tensor", *, all_finite: bool) -> None:
+    """Mark the different values; NaN equals NaN, as its bits depend on the dtype."""
+    marks.copy_(x != y)
+    if not all_finite:
+        marks.mul_(~(x.isnan() & y.isnan()))
 
 
-def _equals_cast(a: "Tensor", b: "Tensor") -> bool:
-    """Whether `a`, cast to the dtype of `b`, equals `b`; False unless both are float or complex."""
+def _equals_cast(a: "Tensor", b: "Tensor", y: "Tensor", buffer: "Tensor") -> bool:
+    """Whether `a`, cast to the dtype of `b`, equals `b`, whose widened elements are `y`.
+
+    False unless both are floating point, or both complex.
+    """
     if a.is_complex() != b.is_complex() or not all(
         t.is_floating_point() or t.is_complex() for t in (a, b)
     ):
         return False
-    cast_tensor = a.to(b.dtype)
-    if not _bits_differ(cast_tensor, b).any():
+    cast_elements = _widen(a.to(b.dtype), buffer)
+    if cast_elements.equal(y):
         return True
-    return not bool(_values_differ(_widen(cast_tensor), _widen(b), all_finite=False).any())
+    nan_mask = cast_elements.isnan() & y.isnan()
+    return bool(nan_mask.any()) and bool(((cast_elements == y) | nan_mask).all())
 
 
-def _count_decades(distances: "Tensor", uncounted_elements: int) -> tuple[int, ...]:
-    """Count distances by decade; `uncounted` of them are 0 and are removed from the first bin."""
+def _compute_distances(x: "Tensor", y: "Tensor", distances: "Tensor") -> None:
     import torch
 
-    edges = torch.tensor(DECADE_EDGES, dtype=torch.float64)
-    decades = torch.bucketize(distances, edges, right=True)
-    first_count, *other_counts = torch.bincount(decades, minlength=DECADE_COUNT).tolist()
-    return (first_count - uncounted_elements, *other_counts)
+    if x.is_complex():
+        torch.abs(x - y, out=distances)
+    else:
+        torch.sub(x, y, out=distances).abs_()
+
+
+def _count_beyond(
+    distances: "Tensor", old: "Tensor", tolerances: Tolerances, marks: "Tensor"
+) -> int:
+    """Return the number of elements that are not close."""
+    import torch
+
+    limits = tolerances.atol + tolerances.rtol * old.abs()
+    return distances.numel() - _count_marks(torch.le(distances, limits, out=marks))
+
+
+def _count_decades(
+    distances: "Tensor",
+    max_distance: float,
+    nonzero_count: int,
+    changed_count: int,
+    marks: "Tensor",
+) -> tuple[int, ...]:
+    """Return the number of changed elements by decade of their distance.
+
+    Edges are compared from the largest distance down until every distance above 0 is counted.
+    """
+    import torch
+
+    counts_from_edge = [0]
+    for edge in reversed(DECADE_EDGES):
+        count = counts_from_edge[-1]
+        if edge <= max_distance and count < nonzero_count:
+            count = _count_marks(torch.ge(distances, edge, out=marks))
+        counts_from_edge.append(count)
+    counts_from_edge.append(changed_count)
+    return tuple(map(sub, counts_from_edge[:0:-1], counts_from_edge[-2::-1]))

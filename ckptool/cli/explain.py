@@ -1,0 +1,69 @@
+"""`ckptool explain`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options import report_options
+from ckptool.cli.output import ReportOutput
+from ckptool.errors import UsageError
+from ckptool.policy import Policy
+from ckptool.rules.known_errors.log_text import MAX_CHARS
+
+
+@click.command("explain", cls=GroupedCommand)
+@click.argument("log", required=False, type=click.Path(path_type=Path), metavar="[FILE]")
+@report_options
+def command(
+    ctx: click.Context,
+    log: Path | None,
+    *,
+    out: ReportOutput,
+    policy: Policy,  # noqa: ARG001
+) -> None:
+    r"""Explain an error message: the probable cause, and what to run next.
+
+    FILE is a traceback or a log; without it, or with `-`, standard input is read. No other file is
+    opened and nothing is loaded. Exits 2 if there is no known error in it.
+
+    \b
+    python train.py 2>&1 | ckptool explain
+    ckptool explain train.log
+    """
+    is_stdin = log is None or str(log) == "-"
+    if is_stdin and sys.stdin.isatty():
+        click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
+    report = api.explain(
+        _read_stdin() if is_stdin else _read_log(Path(str(log))), source=str(log or "-")
+    )
+    out.write_report(report)
+    ctx.exit(report.exit_code)
+
+
+def _read_stdin() -> str:
+    stream = getattr(sys.stdin, "buffer", None)
+    return _decode(stream.read()) if stream is not None else sys.stdin.read()
+
+
+def _read_log(path: Path) -> str:
+    """Return the text of a log: of a very long one the first and the last part, in one piece."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: give the file of a log")
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        if size <= 4 * MAX_CHARS:
+            return _decode(stream.read())
+        head = stream.read(MAX_CHARS)
+        stream.seek(size - 2 * MAX_CHARS)
+        return _decode(head + b"\n" + stream.read())
+
+
+def _decode(content: bytes) -> str:
+    """Decode a log: UTF-16 as PowerShell's `>` writes it, else UTF-8 with odd bytes escaped."""
+    if content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        return content.decode("utf-16", "replace")
+    return content.decode("utf-8-sig", "backslashreplace")

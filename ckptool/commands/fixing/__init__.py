@@ -1,0 +1,1 @@
+"""What `fix` does between the findings and the report: the project, and the proofs."""

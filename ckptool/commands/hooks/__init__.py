@@ -1,0 +1,1 @@
+"""What `ckptool.install()` puts around loading functions of torch and safetensors."""

@@ -1,0 +1,58 @@
+"""Paths and live objects -> Checkpoints: what a comparison or a digest is made of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ckptool.commands.target import (
+    PathLike,
+    is_live,
+    open_checkpoint_or_stdin,
+    reject_invalid_path,
+)
+from ckptool.compare.roles import parse_roles, restrict_to_roles
+from ckptool.formats.limits import Limits
+from ckptool.model import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def open_sources(
+    sources: "Sequence[PathLike | nn.Module | Mapping[str, Any]]",
+    limits: Limits,
+    roles: Sequence[str] | None = None,
+) -> Iterator[tuple[Checkpoint, ...]]:
+    """Describe paths and live objects; what is live can be read until the block ends.
+
+    Args:
+        sources: paths, live modules, state_dicts.
+        limits: bounds on the memory and time that reading may take.
+        roles: names in `ROLES`: tensors of other roles are left out; None for all.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: a module cannot be examined.
+        UsageError: an object is neither; or `roles` are unknown, or there is no module.
+    """
+    kinds = None if roles is None else parse_roles(roles)
+    for source in sources:
+        if not is_live(source):
+            reject_invalid_path(source)
+    if not any(map(is_live, sources)):
+        checkpoints = tuple(open_checkpoint_or_stdin(path, limits) for path in sources)  # type: ignore[arg-type]
+        yield checkpoints if kinds is None else restrict_to_roles(checkpoints, kinds)
+        return
+    from ckptool.modules.live_checkpoint import LiveObjects
+
+    # A file has no attributes to compare them with.
+    are_modules = all(hasattr(source, "named_modules") for source in sources)
+    with LiveObjects(limits, with_attributes=are_modules) as live_objects:
+        checkpoints = tuple(
+            live_objects.describe(source)
+            if is_live(source)
+            else open_checkpoint_or_stdin(source, limits)  # type: ignore[arg-type]
+            for source in sources
+        )
+        yield checkpoints if kinds is None else restrict_to_roles(checkpoints, kinds)

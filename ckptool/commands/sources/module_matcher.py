@@ -1,0 +1,231 @@
+"""Checkpoint x the modules of a project -> ModelMatch: the best one, and its arguments."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.commands.sources.file_arguments import (
+    Arguments,
+    FileArguments,
+    list_offers,
+    read_hyper_parameters,
+    read_place,
+)
+from ckptool.commands.target import ModuleTarget
+from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
+from ckptool.commands.worker.worker import ModuleWorker
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
+from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.config import TRUST_RULE
+from ckptool.errors import CkptoolError, ReadError
+from ckptool.loaders.model_folder import find_model_folder, read_config
+from ckptool.model import Checkpoint, ModuleInfo
+from ckptool.modules.target.class_search import FoundModule
+from ckptool.phrases import join_limited
+
+_MAX_BUILDS: Final = 500
+_CONFIG_NAMES: Final = frozenset(
+    {"cfg", "config", "conf", "args", "hparams", "opt", "opts", "options", "params", "model_args"}
+)
+"""Names of parameters that are config objects by convention."""
+_FOLDER_CONFIG: Final = "config.json"
+"""File next to weights that often has a module's arguments."""
+_MIN_SHARE: Final = 0.5
+"""Share of the keys of both sides that must match where a checkpoint does not load strictly."""
+
+
+class ModelMatch(Struct, frozen=True):
+    """The module that fits a checkpoint best."""
+
+    path: str
+    """Path relative to the configuration."""
+    target: str = ""
+    """"" if none fits."""
+    configured_kwargs: Mapping[str, Any] | str = {}
+    """Arguments as the configuration has them: values, or "@place"s of the file."""
+    outcome: str = ""
+    place: str = ""
+    """Place of the file that gives the arguments; "" if none does."""
+    argument: str = ""
+    """The one argument that the mapping at `place` is; "" if its items are the arguments."""
+
+    def take_from_place(self) -> "ModelMatch":
+        """Return the match with arguments that are read from each file itself."""
+        place = f"@{self.place}"
+        return replace(self, configured_kwargs={self.argument: place} if self.argument else place)
+
+
+class _Arguments(Struct, frozen=True):
+    """Constructor arguments to try."""
+
+    kwargs: Arguments = {}
+    place: str = ""
+    argument: str = ""
+    """As in `ModelMatch`."""
+
+
+class _Candidate(Struct, frozen=True):
+    """A module that was built, and how a checkpoint fits it."""
+
+    target: str
+    arguments: _Arguments
+    diff: ModuleDiff
+
+    @property
+    def score(self) -> float:
+        """Share of the keys of both sides that match, shapes included; 2 if it loads strictly."""
+        count = len(self.diff.module.saved_tensors) + len(self.diff.unexpected_keys)
+        if self.diff.is_strict:
+            return 2.0
+        return len(self.diff.matched_keys) / count if count else 0.0
+
+
+class ModuleMatcher:
+    """Builds the modules of a project, and finds the one that fits a checkpoint."""
+
+    def __init__(self, root: Path, modules: list[FoundModule], worker: ModuleWorker) -> None:
+        self._root = root
+        self._modules = modules
+        self._worker = worker
+        self._described: dict[str, ModuleInfo | None] = {}
+        self._errors: dict[str, str] = {}
+        self._built: set[str] = set()
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Module -> why it could not be built, for those that never were."""
+        return {name: text for name, text in self._errors.items() if name not in self._built}
+
+    def match_checkpoint(self, name: str, checkpoint: Checkpoint) -> ModelMatch:
+        """Return the module that fits best, with the arguments that it was built with."""
+        candidates: list[_Candidate] = []
+        folder = self._root / name
+        mappings = _list_mappings(checkpoint, folder if folder.is_dir() else folder.parent)
+        for module in self._modules:
+            for arguments in _list_arguments(module, mappings):
+                diff = self._compare(module, arguments.kwargs, checkpoint, folder)
+                if diff is not None:
+                    candidates.append(_Candidate(module.target, arguments, diff))
+        best = max(candidates, key=lambda candidate: candidate.score, default=None)
+        if best is None or best.score < _MIN_SHARE:
+            return ModelMatch(name, outcome=_explain_no_match(folder))
+        equals = {c.target: None for c in candidates if c.score == best.score}
+        equals.pop(best.target)
+        also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
+        diff = best.diff
+        matched = f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} keys match"
+        outcome = "loads strictly" if diff.is_strict else f"assumed: {matched}"
+        arguments = best.arguments
+        match = ModelMatch(
+            name,
+            best.target,
+            arguments.kwargs,
+            f"{outcome}{also}",
+            arguments.place,
+            arguments.argument,
+        )
+        is_plain = to_toml_value(arguments.kwargs) == arguments.kwargs
+        return match if is_plain else match.take_from_place()
+
+    def _compare(
+        self, module: FoundModule, kwargs: Arguments, checkpoint: Checkpoint, path: Path
+    ) -> ModuleDiff | None:
+        target = ModuleTarget(
+            f"{self._root / module.file}:{module.name}",
+            kwargs,
+            search_paths=(self._root,),
+            folder=path if (path / _FOLDER_CONFIG).is_file() else None,
+        )
+        module_info = self._describe(module, target)
+        if module_info is None:
+            return None
+        diff = build_module_diff(checkpoint, module_info, None)
+        if not diff.is_strict:
+            return diff
+
+        def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
+            return self._worker.ask(ProbeLoad(target, FileArguments(), diff))
+
+        return build_loaded_diff(checkpoint, module_info, None, ask_loader)
+
+    def _describe(self, module: FoundModule, target: ModuleTarget) -> ModuleInfo | None:
+        key = repr((target.module, target.kwargs, target.folder))
+        if key not in self._described and len(self._described) < _MAX_BUILDS:
+            try:
+                self._described[key] = self._worker.ask(DescribeModule(target)).module_info
+            except CkptoolError as error:
+                self._described[key] = None
+                self._errors.setdefault(module.target, getattr(error, "reason", str(error)))
+            else:
+                self._built.add(module.target)
+        return self._described.get(key)
+
+
+def _list_mappings(checkpoint: Checkpoint, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the mappings that may be arguments: place of the file -> fields.
+
+    "" has those of a config.json in the same folder.
+    """
+    mappings: dict[str, object] = {}
+    if TRUST_RULE.get().uses_file_kwargs:
+        mappings = {place: read_place(checkpoint, place) for place in list_offers(checkpoint)}
+        mappings["hyper_parameters"] = dict(read_hyper_parameters(checkpoint))
+        if (folder / _FOLDER_CONFIG).is_file():
+            mappings[""] = _read_folder_config(folder)
+    return {place: fields for place, fields in mappings.items() if isinstance(fields, dict)}
+
+
+def _read_folder_config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_config(folder / _FOLDER_CONFIG)
+    except ReadError:
+        return {}
+
+
+def _list_arguments(
+    module: FoundModule, mappings: Mapping[str, Mapping[str, Any]]
+) -> Iterator[_Arguments]:
+    """Yield the arguments to try: items of a mapping that fit, or all of it as one; then none.
+
+    Without a place that commands could read them from, they are values that TOML can express.
+    """
+    for place, fields in mappings.items():
+        fitting = {name: fields[name] for name in module.parameters if name in fields}
+        if fitting and {*module.required} <= fitting.keys():
+            yield _Arguments(fitting if place else to_toml_value(fitting), place)
+        elif fields and _names_config(module, place or _FOLDER_CONFIG.partition(".")[0]):
+            name = module.required[0]
+            yield _Arguments({name: fields if place else to_toml_value(fields)}, place, name)
+    if not module.required:
+        yield _Arguments()
+
+
+def _names_config(module: FoundModule, place: str) -> bool:
+    """Whether the one argument that a constructor needs may be the mapping at a place."""
+    if len(module.required) != 1:
+        return False
+    name = module.required[0]
+    return name == place.rpartition(".")[2] or name in _CONFIG_NAMES
+
+
+def _explain_no_match(path: Path) -> str:
+    """Return why no module is named: a framework's folder needs none."""
+    try:
+        folder = find_model_folder(path)
+    except ReadError:
+        folder = None
+    if folder is None:
+        return "no module of the project fits its keys and shapes"
+    return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
+
+
+def to_toml_value(value: object) -> Any:
+    """Return what TOML gives back for a plain value: it has no None, no tuple and no other keys."""
+    if isinstance(value, Mapping):
+        return {str(k): to_toml_value(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [to_toml_value(item) for item in value if item is not None]
+    return value if isinstance(value, str | bool | int | float) else str(value)

@@ -1,0 +1,185 @@
+"""AST of a file -> the statements and calls that bind, delete or declare an attribute."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_ATTRIBUTE_FUNCTIONS: Final = frozenset(
+    {"setattr", "delattr", "__setattr__", "__delattr__", "register_buffer", "register_parameter",
+     "add_module", "register_module"}
+)  # fmt: skip
+_BRANCHES: Final = {
+    ast.If: "in a branch",
+    ast.Match: "in a branch",
+    ast.Try: "in a try statement",
+    ast.TryStar: "in a try statement",
+    ast.For: "in a loop",
+    ast.AsyncFor: "in a loop",
+    ast.While: "in a loop",
+}
+"""Statements whose bodies do not run exactly once -> where a statement in one is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttributeBinding:
+    """A place that binds, deletes or declares an attribute of some object."""
+
+    node: ast.AST
+    line: int
+    form: str
+    """"assignment", "annotated assignment", or what else it is, as in "is bound by FORM"."""
+    root: str
+    """Name of the variable whose attribute it is; "?" for another expression, "" for a class body.
+    """
+    class_name: str
+    """Name of the innermost class around it, "" outside of classes."""
+    function: "ast.FunctionDef | ast.AsyncFunctionDef | None"
+    """The innermost function around it."""
+    is_method: bool
+    """Whether that function stands directly in the class."""
+    branch: str
+    """Where it stands if it does not run exactly once: "in a loop"; else ""."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the object is the first parameter of the method."""
+        if not self.is_method or self.function is None:
+            return False
+        parameters = [*self.function.args.posonlyargs, *self.function.args.args]
+        return bool(parameters) and self.root == parameters[0].arg
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is `object.attribute = value`, perhaps annotated, and nothing else."""
+        return self.form in {"assignment", "annotated assignment"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scope:
+    """What is around a statement."""
+
+    class_name: str = ""
+    function: "ast.FunctionDef | ast.AsyncFunctionDef | None" = None
+    is_method: bool = False
+    branch: str = ""
+
+
+def find_bindings(tree: ast.Module, attribute: str) -> list[AttributeBinding]:
+    """Return the bindings of `attribute` in a file, in the order of its lines."""
+    bindings = _iter_bindings(tree, attribute, _Scope())
+    return sorted(bindings, key=lambda binding: binding.line)
+
+
+def _iter_bindings(node: ast.AST, attribute: str, scope: _Scope) -> Iterator[AttributeBinding]:
+    for form, root in _iter_forms(node, attribute, scope):
+        yield AttributeBinding(
+            node,
+            int(getattr(node, "lineno", 0)),
+            form,
+            root,
+            scope.class_name,
+            scope.function,
+            scope.is_method,
+            scope.branch,
+        )
+    for name, field in ast.iter_fields(node):
+        inner = _enter_scope(node, name, scope)
+        for child in field if isinstance(field, list) else [field]:
+            if isinstance(child, ast.AST):
+                yield from _iter_bindings(child, attribute, inner)
+
+
+def _enter_scope(node: ast.AST, field_name: str, scope: _Scope) -> _Scope:
+    """Return the scope of what stands in a field of `node`."""
+    match node:
+        case ast.ClassDef(name=name) if field_name == "body":
+            return _Scope(name)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() if field_name == "body":
+            is_method = bool(scope.class_name) and scope.function is None
+            return _Scope(scope.class_name, node, is_method)
+        case ast.Lambda():
+            return _Scope(scope.class_name, scope.function, scope.is_method, "in a lambda")
+        case _ if type(node) in _BRANCHES and field_name not in {"test", "iter", "subject"}:
+            branch = scope.branch or _BRANCHES[type(node)]
+            return _Scope(scope.class_name, scope.function, scope.is_method, branch)
+        case _:
+            return scope
+
+
+def _iter_forms(  # noqa: C901, PLR0912 - a case each
+    node: ast.AST, attribute: str, scope: _Scope
+) -> Iterator[tuple[str, str]]:
+    """Yield (form, root) of the bindings that `node` itself is."""
+    match node:
+        case ast.Assign(targets=targets):
+            yield from _iter_targets(targets, attribute, scope)
+        case ast.AnnAssign(target=target, value=value) if value is not None:
+            for _, root in _iter_targets([target], attribute, scope):
+                yield "annotated assignment", root
+        case ast.AugAssign(target=target):
+            for _, root in _iter_targets([target], attribute, scope):
+                yield "an augmented assignment", root
+        case ast.For(target=target) | ast.AsyncFor(target=target):
+            for _, root in _iter_targets([target], attribute, scope):
+                yield "the variable of a loop", root
+        case ast.With(items=items) | ast.AsyncWith(items=items):
+            targets = [item.optional_vars for item in items if item.optional_vars is not None]
+            for _, root in _iter_targets(targets, attribute, scope):
+                yield "a with statement", root
+        case ast.Delete(targets=targets):
+            for _, root in _iter_targets(targets, attribute, scope):
+                yield "a del statement", root
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name == attribute:
+            if scope.class_name and scope.function is None:
+                is_property = any("property" in ast.dump(d) for d in node.decorator_list)
+                yield ("a property" if is_property else "a method"), ""
+        case ast.Call():
+            yield from _iter_calls(node, attribute)
+        case (
+            ast.Subscript(value=ast.Attribute(value=owner, attr="__dict__"))
+            | ast.Subscript(value=ast.Call(func=ast.Name(id="vars"), args=[owner]))
+        ) if isinstance(node.slice, ast.Constant) and node.slice.value == attribute:
+            yield "an item of __dict__", _get_root(owner)
+        case _:
+            pass
+
+
+def _iter_targets(
+    targets: list[ast.expr], attribute: str, scope: _Scope
+) -> Iterator[tuple[str, str]]:
+    form = "a chained assignment" if len(targets) > 1 else "assignment"
+    for target in targets:
+        match target:
+            case ast.Attribute(value=owner, attr=name) if name == attribute:
+                yield form, _get_root(owner)
+            case ast.Name(id=name) if name == attribute and scope.class_name:
+                if scope.function is None:
+                    yield "an attribute of the class", ""
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                for _, root in _iter_targets(parts, attribute, scope):
+                    yield "an assignment to several targets", root
+            case ast.Starred(value=value):
+                for _, root in _iter_targets([value], attribute, scope):
+                    yield "an assignment to several targets", root
+            case _:
+                pass
+
+
+def _iter_calls(call: ast.Call, attribute: str) -> Iterator[tuple[str, str]]:
+    """Yield what setattr(), delattr(), self.register_buffer() and their like bind."""
+    match call.func:
+        case ast.Name(id=name) if name in _ATTRIBUTE_FUNCTIONS:
+            owner = call.args[0] if call.args else None
+        case ast.Attribute(value=value, attr=name) if name in _ATTRIBUTE_FUNCTIONS:
+            is_unbound = isinstance(value, ast.Name) and value.id == "object"
+            owner = call.args[0] if is_unbound and call.args else value
+        case _:
+            return
+    names = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    if attribute in names:
+        yield f"{name}()", _get_root(owner)
+
+
+def _get_root(owner: ast.expr | None) -> str:
+    return owner.id if isinstance(owner, ast.Name) else "?"

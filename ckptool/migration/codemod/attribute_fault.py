@@ -1,0 +1,105 @@
+"""AttributeFault, what an edit repairs; LineEdit and RefusedFix, what becomes of it."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class FaultKind(StrEnum):
+    """What an attribute holds that no state_dict saves, or what forward creates."""
+
+    TENSOR = "tensor"
+    ARRAY = "array"
+    """A NumPy array."""
+    PARAMETER = "parameter"
+    """A tensor that the user asked to have trained."""
+    TENSORS = "tensors"
+    """A list or dict of tensors."""
+    PARAMETERS = "parameters"
+    """A list or dict of nn.Parameter."""
+    MODULES = "modules"
+    """A list or dict of modules."""
+    CREATED_TENSOR = "created-tensor"
+    """A tensor that forward creates on the CPU."""
+
+
+class ContainerForm(StrEnum):
+    """How the elements of a container are reached."""
+
+    LIST = "list"
+    DICT = "dict"
+    OTHER = "other"
+    """By several steps, or by the attributes of an object."""
+
+
+class AttributeFault(Struct, frozen=True):
+    """One attribute of a class that findings are about, or one line of forward."""
+
+    kind: FaultKind
+    codes: tuple[str, ...]
+    """Codes of its findings, the gravest first."""
+    keys: tuple[str, ...]
+    """Keys of its findings: "encoder.mask", "convs[0]"."""
+    owner: str
+    """Qualified name of the class of the module that owns it, "" for a line of forward."""
+    attribute: str
+    """"" for a line of forward."""
+    location: str
+    """"file:line" of the assignment, "" if it is not known."""
+    form: ContainerForm | None = None
+    """Of a container; None for a single value."""
+    is_persistent: bool = True
+    """Whether the state_dict has to have it: the constructor does not make the value again."""
+    shared_with: str = ""
+    """Path of other state of the module with the same memory, "" for none."""
+    is_class_attribute: bool = False
+
+    @property
+    def file(self) -> str:
+        """Path of the source file, "" if it is not known."""
+        return self.location.rpartition(":")[0]
+
+    @property
+    def line(self) -> int:
+        """Line of the assignment, 0 if it is not known."""
+        line_text = self.location.rpartition(":")[2]
+        return int(line_text) if line_text.isdecimal() else 0
+
+
+class LineEdit(Struct, frozen=True):
+    """A statement that is going to be replaced."""
+
+    fault: AttributeFault
+    path: Path
+    """Resolved path of the source file."""
+    before: str
+    """The statement as it is, without its indentation."""
+    class_name: str = ""
+    """Name of the class that the statement is in, "" for a line of forward."""
+    after: str = ""
+
+
+class RefusedFix(Struct, frozen=True):
+    """A fault whose source is not edited, and why."""
+
+    fault: AttributeFault
+    reason: str
+
+
+class SourceChange(Struct, frozen=True):
+    """Content of a source file before and after."""
+
+    path: Path
+    """Resolved path."""
+    old_content: bytes
+    new_content: bytes
+
+
+class EditPlan(Struct, frozen=True):
+    """Edits of a project's files, and the faults that are left."""
+
+    changes: Mapping[Path, SourceChange]
+    edits: tuple[LineEdit, ...]
+    refused: tuple[RefusedFix, ...]

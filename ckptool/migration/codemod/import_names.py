@@ -1,0 +1,69 @@
+"""Imports of a file -> the names by which it calls torch and torch.nn."""
+
+from typing import Final
+
+import libcst as cst
+
+_STATEMENTS: Final = {"torch": "import torch", "torch.nn": "from torch import nn"}
+"""What makes a module's name available -> where no import does."""
+_NAMES: Final = {"torch": "torch", "torch.nn": "nn"}
+
+
+class ImportNames:
+    """Names of modules in a file, and those that have to be imported for an edit."""
+
+    def __init__(self, module: cst.Module) -> None:
+        self._names = dict(_iter_names(module))
+        self.new_imports: list[str] = []
+        """Statements to add, in order."""
+
+    def need(self, module_name: str) -> str:
+        """Return the name of "torch" or "torch.nn" in the file: "nn", "torch.nn", "th"."""
+        if module_name in self._names:
+            return self._names[module_name]
+        if module_name == "torch.nn" and "torch" in self._names:
+            return f"{self._names['torch']}.nn"
+        self.new_imports.append(_STATEMENTS[module_name])
+        self._names[module_name] = _NAMES[module_name]
+        return self._names[module_name]
+
+
+def add_imports(module: cst.Module, statements: list[str]) -> cst.Module:
+    """Return the module with statements behind its first import of torch, else its last import."""
+    if not statements:
+        return module
+    lines = [
+        index
+        for index, line in enumerate(module.body)
+        if isinstance(line, cst.SimpleStatementLine)
+        and isinstance(line.body[0], cst.Import | cst.ImportFrom)
+    ]
+    torch_lines = [i for i in lines if "torch" in module.code_for_node(module.body[i])]
+    place = (torch_lines or lines or [-1])[0 if torch_lines else -1] + 1
+    new_lines = [cst.parse_statement(text, module.config_for_parsing) for text in statements]
+    return module.with_changes(body=[*module.body[:place], *new_lines, *module.body[place:]])
+
+
+def _iter_names(module: cst.Module) -> "list[tuple[str, str]]":
+    """Return (module, name in the file) of the imports at the top of the file."""
+    pairs: list[tuple[str, str]] = []
+    for line in module.body:
+        for statement in line.body if isinstance(line, cst.SimpleStatementLine) else ():
+            if isinstance(statement, cst.Import):
+                for alias in statement.names:
+                    name = alias.evaluated_name
+                    pairs.append((name, alias.evaluated_alias or name))
+                    if not alias.evaluated_alias and name.startswith("torch."):
+                        pairs.append(("torch", "torch"))
+            elif isinstance(statement, cst.ImportFrom) and not isinstance(
+                statement.names, cst.ImportStar
+            ):
+                source = module.code_for_node(statement.module) if statement.module else ""
+                pairs += [
+                    (
+                        f"{source}.{alias.evaluated_name}",
+                        alias.evaluated_alias or alias.evaluated_name,
+                    )
+                    for alias in statement.names
+                ]
+    return pairs

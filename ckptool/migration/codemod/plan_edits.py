@@ -1,0 +1,170 @@
+"""AttributeFaults of a project -> EditPlan: changed files, edits and refusals."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.errors import PlanError
+from ckptool.migration.codemod.attribute_fault import (
+    AttributeFault,
+    EditPlan,
+    FaultKind,
+    LineEdit,
+    RefusedFix,
+    SourceChange,
+)
+from ckptool.migration.codemod.evidence import choose_style, find_statement, resolve_source
+from ckptool.migration.codemod.hook_lines import HookRegistration
+from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
+from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
+
+
+class EditOptions(Struct, frozen=True):
+    """How edits are made."""
+
+    style: str = ""
+    """"register_buffer" or "nn.Buffer"; "" for what the project does."""
+
+
+def plan_edits(
+    faults: Sequence[AttributeFault],
+    project: ProjectFiles,
+    folder: Path,
+    options: EditOptions,
+    hooks: "dict[Path, list[HookRegistration]] | None" = None,
+) -> EditPlan:
+    """Return what is edited for the faults, and what is refused; nothing is written.
+
+    Args:
+        faults: of one or more modules.
+        project: files of the project.
+        folder: that locations of faults are relative to.
+        options: how edits are made.
+        hooks: file -> classes that register a hook there.
+    """
+    edits: dict[Path, list[LineEdit]] = defaultdict(list)
+    devices: dict[Path, dict[int, str]] = defaultdict(dict)
+    refused: list[RefusedFix] = []
+    for fault in faults:
+        path = resolve_source(fault.location, folder)
+        if fault.kind is FaultKind.CREATED_TENSOR:
+            device = _find_device(fault, path, project)
+            if device.startswith("!"):
+                refused.append(RefusedFix(fault, device[1:]))
+                continue
+            devices[path][fault.line] = device
+            edits[path].append(LineEdit(fault, path, _read_line(path, fault.line)))
+            continue
+        statement = find_statement(fault, path, project)
+        if isinstance(statement, str):
+            refused.append(RefusedFix(fault, statement))
+        elif any(edit.fault.line == fault.line for edit in edits[path]):
+            refused.append(RefusedFix(fault, "another statement of its line is edited"))
+        else:
+            before = ast.get_source_segment(_read_text(path), statement.node) or ""
+            edits[path].append(LineEdit(fault, path, before, statement.class_name))
+    style = options.style or choose_style(project)
+    changes: dict[Path, SourceChange] = {}
+    finished: list[LineEdit] = []
+    for path, file_edits in edits.items():
+        if not file_edits:
+            continue
+        try:
+            content = path.read_bytes()
+            text, encoding = decode_source(content)
+            file_hooks = (hooks or {}).get(path, [])
+            rewritten = rewrite_source(text, file_edits, style, devices[path], file_hooks)
+            new_content = rewritten.text.encode(encoding)
+        except (PlanError, OSError, UnicodeEncodeError) as error:
+            refused += [RefusedFix(edit.fault, str(error)) for edit in file_edits]
+            continue
+        changes[path] = SourceChange(path, content, new_content)
+        finished += rewritten.edits
+    return EditPlan(changes, tuple(finished), tuple(refused))
+
+
+def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
+    """Return one fault for each line and attribute: several modules may share a class.
+
+    It is persistent if it is so for one of them. Faults of one line and different kinds stay apart:
+    the second is then refused.
+    """
+    merged: dict[tuple[str, str, str], AttributeFault] = {}
+    for fault in faults:
+        identity = fault.location or f"{fault.owner}:", fault.attribute, fault.kind
+        other = merged.get(identity)
+        if other is None:
+            merged[identity] = fault
+            continue
+        merged[identity] = replace(
+            other,
+            keys=tuple(dict.fromkeys((*other.keys, *fault.keys))),
+            codes=tuple(dict.fromkeys((*other.codes, *fault.codes))),
+            is_persistent=other.is_persistent or fault.is_persistent,
+            shared_with=other.shared_with or fault.shared_with,
+            form=other.form if other.form == fault.form else fault.form,
+        )
+    return list(merged.values())
+
+
+def _find_device(  # noqa: PLR0911 - a reason each
+    fault: AttributeFault, path: Path, project: ProjectFiles
+) -> str:
+    """Return the expression of the device that forward's call is given, or "!" and a reason."""
+    tree = project.find_tree(path)
+    if tree is None:
+        return "!its file is outside of the project"
+    functions = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.lineno <= fault.line <= (node.end_lineno or node.lineno)
+    ]
+    if not functions:
+        return "!the line is not in a method"
+    function = max(functions, key=lambda node: node.lineno)
+    calls = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and node.lineno == fault.line and _get_factory(node)
+    ]
+    parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    if len(calls) != 1:
+        return f"!the line has {len(calls)} calls that create a tensor"
+    if any(keyword.arg in {"device", None} for keyword in calls[0].keywords):
+        return "!the call has a device or keyword arguments of its own"
+    if any(isinstance(argument, ast.Starred) for argument in calls[0].args) or not calls[0].args:
+        return "!the arguments of the call are not known"
+    if len(parameters) < 2 or parameters[0] != "self":
+        return "!the method has no argument to take the device from"
+    is_rebound = any(
+        isinstance(node, ast.Name) and node.id == parameters[1] and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(function)
+        if getattr(node, "lineno", 0) < fault.line
+    )
+    if is_rebound:
+        return f"!`{parameters[1]}` is assigned before the call"
+    return f"{parameters[1]}.device"
+
+
+def _get_factory(call: ast.Call) -> str:
+    match call.func:
+        case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in {"torch", "th"}:
+            return name if name in FACTORIES else ""
+        case ast.Name(id=name):
+            return name if name in FACTORIES else ""
+        case _:
+            return ""
+
+
+def _read_text(path: Path) -> str:
+    return decode_source(path.read_bytes())[0]
+
+
+def _read_line(path: Path, line: int) -> str:
+    lines = _read_text(path).splitlines()
+    return lines[line - 1].strip() if line <= len(lines) else ""

@@ -1,0 +1,53 @@
+"""ExplainReport -> blocks."""
+
+from collections.abc import Iterator
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import Block, LinesBlock, VerdictBlock
+from ckptool.reports.explain import AdviceReport, ExplainReport, ExplanationReport
+from ckptool.rules.known_errors.known_error import UNNAMED_CHECKPOINT, UNNAMED_MODULE
+
+_PLACEHOLDERS = {
+    UNNAMED_CHECKPOINT: "the path of your checkpoint",
+    UNNAMED_MODULE: "your module's class (package.module:Name or file.py:Name)",
+    "MODEL_FOLDER": "the folder of your model",
+    "ADAPTER_FOLDER": "the folder of the adapter",
+    "BASE_FOLDER": "the folder of its base model",
+    "CHECKPOINT_FOLDER": "the folder that training wrote",
+}
+
+
+def build_blocks(report: ExplainReport, options: RenderOptions) -> Iterator[Block]:
+    """Yield the verdict, then for each error its line, cause and next steps."""
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    for error in report.errors:
+        yield LinesBlock(tuple(_iter_error_lines(error, is_only=len(report.errors) == 1)))
+    placeholders = tuple(_iter_placeholders(report))
+    if placeholders:
+        yield LinesBlock(placeholders)
+
+
+def _iter_error_lines(error: ExplanationReport, *, is_only: bool) -> Iterator[str]:
+    times = f" ({error.count} times)" if error.count > 1 else ""
+    yield f"line {error.line}{times}: {error.quote}"
+    if not is_only:
+        yield f"{error.certainty}: {error.cause}"
+    for advice in error.advice:
+        yield _format_advice(advice)
+
+
+def _format_advice(advice: AdviceReport) -> str:
+    step = advice.command or advice.code
+    return f"next: {advice.text}: {step}" if step else f"next: {advice.text}"
+
+
+def _iter_placeholders(report: ExplainReport) -> Iterator[str]:
+    """Yield what the words in capitals stand for, where a command or code has them."""
+    steps = " ".join(f"{a.command} {a.code}" for error in report.errors for a in error.advice)
+    for name, meaning in _PLACEHOLDERS.items():
+        if name in steps.replace("CHECKPOINT_FOLDER", "") or (
+            name == "CHECKPOINT_FOLDER" and name in steps
+        ):
+            yield f"{name} stands for {meaning}"

@@ -1,0 +1,135 @@
+"""FixReport: the result of `fix`."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from ckptool.model import Skipped
+from ckptool.phrases import pluralize
+from ckptool.policy import ExitCode, Verdict
+from ckptool.reports.common import (
+    Report,
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+)
+
+
+class SourceEditReport(Struct, frozen=True, kw_only=True):
+    """A statement that is replaced."""
+
+    keys: tuple[str, ...]
+    """Keys of the findings that it repairs."""
+    codes: tuple[str, ...]
+    where: str
+    """"file:line" of the statement before the edit."""
+    before: str
+    after: str
+
+
+class RefusedEditReport(Struct, frozen=True, kw_only=True):
+    """A finding whose source is not edited."""
+
+    keys: tuple[str, ...]
+    codes: tuple[str, ...]
+    where: str
+    """"file:line" of the assignment, "" if it was not found."""
+    reason: str
+
+
+class ProofReport(Struct, frozen=True, kw_only=True):
+    """A question about the edited source, and its answer."""
+
+    name: str
+    module: str
+    result: str
+    """"passed", "failed" or "not checked"."""
+    reason: str
+
+
+class FixReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"fixed ...", "would fix ...", "not written: ...", or that there is nothing to fix."""
+    modules: tuple[str, ...]
+    edits: tuple[SourceEditReport, ...]
+    refused: tuple[RefusedEditReport, ...]
+    proofs: tuple[ProofReport, ...]
+    diff: str
+    """Unified diff of all files, "" without an edit."""
+    new_files: tuple[str, ...] = ()
+    """Files that are added: a hook for old files, and its test."""
+    is_written: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def build_fix_report(
+    modules: Sequence[str],
+    verdict: Verdict,
+    edits: Sequence[SourceEditReport],
+    refused: Sequence[RefusedEditReport],
+    proofs: Sequence[ProofReport],
+    *,
+    diff: str = "",
+    new_files: Sequence[str] = (),
+    block: str = "",
+    is_written: bool = False,
+    is_asked: bool = False,
+    notes: Sequence[str] = (),
+    skipped: Sequence[Skipped] = (),
+) -> FixReport:
+    """Build the report; its findings are those that are left in the source as it is now.
+
+    Args:
+        modules: import targets that were looked at.
+        verdict: findings in the source as it is now.
+        edits: statements that are replaced.
+        refused: findings whose source is not edited.
+        proofs: what was asked of a copy of the project.
+        diff: of all files.
+        new_files: files that are added.
+        block: why the edits are not written although it was asked for; "" if nothing is in the way.
+        is_written: whether the files have the edits.
+        is_asked: whether the edits were to be written.
+        notes: further sentences.
+        skipped: what was not looked at.
+    """
+    has_failed = any(proof.result == "failed" for proof in proofs)
+    exit_code = verdict.exit_code
+    if has_failed:
+        exit_code = max(exit_code, ExitCode.FAILED)
+    elif is_asked and block:
+        exit_code = ExitCode.COULD_NOT_CHECK
+    return FixReport(
+        command="fix",
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(skipped),
+        exit_code=exit_code,
+        verdict=_format_fix_verdict(edits, refused, block=block, is_written=is_written),
+        modules=tuple(modules),
+        edits=tuple(edits),
+        refused=tuple(refused),
+        proofs=tuple(proofs),
+        diff=diff,
+        new_files=tuple(new_files),
+        is_written=is_written,
+        notes=tuple(notes),
+    )
+
+
+def _format_fix_verdict(
+    edits: Sequence[SourceEditReport],
+    refused: Sequence[RefusedEditReport],
+    *,
+    block: str,
+    is_written: bool,
+) -> str:
+    refused_text = f"; {pluralize(len(refused), 'finding')} not fixed" if refused else ""
+    if not edits:
+        return f"nothing is edited{refused_text}" if refused else "nothing to fix"
+    lines_text = pluralize(len(edits), "line")
+    if is_written:
+        return f"fixed {lines_text}{refused_text}"
+    if block:
+        return f"not written: {block}"
+    return f"would fix {lines_text} (--write does it){refused_text}"

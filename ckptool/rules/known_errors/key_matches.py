@@ -1,0 +1,457 @@
+"""KeyDifference -> PatternMatch: what the names of missing and unexpected keys have in common.
+
+Each function looks for one cause, and says which keys it explains.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.compare.renames import WRAPPERS, PrefixRewrite, find_prefix_rewrite
+from ckptool.model import TensorInfo
+from ckptool.phrases import join_limited, pluralize, quote_python, quote_shell
+from ckptool.rules.known_errors.key_lists import KeyDifference
+from ckptool.rules.known_errors.known_error import Certainty
+
+_MAX_RENAMES: Final = 4
+_MAX_DEPTH: Final = 5
+"""Maximum segments of a prefix that is looked for."""
+
+
+class PatternMatch(Struct, frozen=True):
+    """Keys that a pattern explains, and the facts for its sentences."""
+
+    keys: Collection[str]
+    facts: Mapping[str, str] = {}
+    certainty: Certainty | None = None
+    """None: that of the pattern."""
+
+
+_STATE_KEYS: Final = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"),
+    *("ema_state_dict", "ema", "generator", "params_ema", "params", "weights"),
+)
+"""Keys of a training checkpoint under which scripts store the state_dict of a model."""
+_TRAINING_KEYS: Final = frozenset(
+    {
+        *("epoch", "step", "global_step", "iteration", "optimizer", "optimizer_state_dict"),
+        *("optimizer_states", "optim", "scheduler", "lr_scheduler", "lr_schedulers", "scaler"),
+        *("best_acc", "best_acc1", "best_loss", "loss", "args", "arch", "config", "cfg", "hparams"),
+        *("hyper_parameters", "pytorch-lightning_version", "callbacks", "loops", "rng_state"),
+        *("scheduler_state_dict", "lr_scheduler_state_dict", "hparams_name", "meta"),
+    }
+)
+
+
+def find_whole_checkpoint(difference: KeyDifference) -> PatternMatch | None:
+    names = {key for key in difference.unexpected if "." not in key}
+    if names != {*difference.unexpected}:
+        return None
+    places = [name for name in _STATE_KEYS if name in names]
+    if not places or not (difference.missing or names & _TRAINING_KEYS):
+        return None
+    has_training_state = bool(names & _TRAINING_KEYS) or len(places[0]) > len("module")
+    return PatternMatch(
+        {*difference.missing, *names},
+        {"place": places[0], "keys": join_limited(sorted(names), 4)},
+        Certainty.CERTAIN if has_training_state and difference.missing else Certainty.PROBABLE,
+    )
+
+
+def find_flat_parameters(difference: KeyDifference) -> PatternMatch | None:
+    for keys, side in ((difference.unexpected, "checkpoint"), (difference.missing, "module")):
+        flat = [key for key in keys if "_flat_param" in key]
+        if flat:
+            both = (*difference.missing, *difference.unexpected)
+            return PatternMatch(both, {"side": side, "key": flat[0]})
+    return None
+
+
+_WRAPPER_NAMES: Final = {
+    "module": "DataParallel or DistributedDataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FullyShardedDataParallel",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "_forward_module": "a Lightning strategy",
+}
+
+
+def _find_rewrite(difference: KeyDifference) -> PrefixRewrite | None:
+    """Return the prefix that differs; shapes are not known, so names alone decide."""
+    missing, unexpected = map(_describe_keys, (difference.missing, difference.unexpected))
+    return find_prefix_rewrite([*missing.values()], [*unexpected.values()], missing, unexpected)
+
+
+def _describe_keys(keys: Collection[str]) -> dict[str, TensorInfo]:
+    return {key: TensorInfo(key, (), "float32", (), 0, None) for key in keys}
+
+
+def _match_rewrite(
+    difference: KeyDifference, rewrite: PrefixRewrite, facts: Mapping[str, str]
+) -> PatternMatch:
+    # torch does not report a missing counter of BatchNorm where the versions are not known.
+    counters = {
+        key
+        for key in difference.unexpected
+        if key.endswith(".num_batches_tracked") and rewrite.rewrite_key(key) != key
+    }
+    keys = {*rewrite.key_map, *rewrite.key_map.values(), *counters}
+    is_whole = len(keys) == len(difference.missing) + len(difference.unexpected)
+    return PatternMatch(keys, facts, Certainty.CERTAIN if is_whole else None)
+
+
+def find_wrapped_file(difference: KeyDifference) -> PatternMatch | None:
+    rewrite = _find_rewrite(difference)
+    if rewrite is None or not rewrite.removed_segments or rewrite.added_prefix:
+        return None
+    if not {*rewrite.removed_segments} <= {*WRAPPERS}:
+        return None
+    prefixes = [f"{segment}." for segment in rewrite.removed_segments]
+    is_in_front = all(old == "".join(prefixes) + new for old, new in rewrite.key_map.items())
+    removals = "".join(f".removeprefix({quote_python(prefix)})" for prefix in prefixes)
+    names = ", ".join(map(quote_python, rewrite.removed_segments))
+    joined = f'".".join(s for s in key.split(".") if s not in {{{names}}})'
+    return _match_rewrite(
+        difference,
+        rewrite,
+        {
+            "prefix": "` and `".join(prefixes),
+            "wrapper": " and ".join(_WRAPPER_NAMES[s] for s in rewrite.removed_segments),
+            "code": f"key{removals}" if is_in_front else joined,
+        },
+    )
+
+
+def find_wrapped_module(difference: KeyDifference) -> PatternMatch | None:
+    rewrite = _find_rewrite(difference)
+    wrapper = rewrite.added_prefix.rstrip(".") if rewrite is not None else ""
+    if rewrite is None or rewrite.removed_segments or wrapper not in WRAPPERS:
+        return None
+    facts = {"prefix": f"{wrapper}.", "wrapper": _WRAPPER_NAMES[wrapper], "attribute": wrapper}
+    return _match_rewrite(difference, rewrite, facts)
+
+
+_PREFIX_ORIGINS: Final = {
+    "model": "as a LightningModule or a larger model saves its part `model`",
+    "base_model.model": "as a PEFT model saves it",
+    "transformer": "as a model with a head saves its base model",
+    "bert": "as a model with a head saves its base model",
+    "roberta": "as a model with a head saves its base model",
+    "backbone": "as a larger model saves its part `backbone`",
+    "encoder": "as a larger model saves its part `encoder`",
+}
+
+
+def _describe_prefix(prefix: str) -> str:
+    return _PREFIX_ORIGINS.get(prefix.rstrip("."), "as a larger module saves this part")
+
+
+def find_prefix_in_file(difference: KeyDifference) -> PatternMatch | None:
+    rewrite = _find_rewrite(difference)
+    if rewrite is None or rewrite.added_prefix or len(rewrite.key_map) < _count_enough(difference):
+        return None
+    prefix = "".join(s for s in rewrite.removed_segments if s.endswith("."))
+    if not prefix or len(rewrite.removed_segments) > 1:
+        return None
+    facts = {"prefix": prefix, "origin": _describe_prefix(prefix)}
+    return _match_rewrite(difference, rewrite, facts)
+
+
+def find_prefix_in_module(difference: KeyDifference) -> PatternMatch | None:
+    rewrite = _find_rewrite(difference)
+    if rewrite is None or rewrite.removed_segments or not rewrite.added_prefix:
+        return None
+    if len(rewrite.key_map) < _count_enough(difference):
+        return None
+    prefix = rewrite.added_prefix
+    attribute = prefix.rstrip(".")
+    is_path = all(segment.isidentifier() for segment in attribute.split("."))
+    target = f"model.{attribute}" if is_path else f"model.get_submodule({quote_python(attribute)})"
+    return _match_rewrite(difference, rewrite, {"prefix": prefix, "target": target})
+
+
+def _count_enough(difference: KeyDifference) -> int:
+    """Return how many keys have to agree: one pair of names of many may agree by chance."""
+    smaller = min(len(difference.missing), len(difference.unexpected))
+    return max(1, smaller // 2)
+
+
+_NORM_FORMS: Final = (
+    # (suffixes of the module, suffixes of the file, form of the module, form of the file)
+    (
+        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+        (".weight_g", ".weight_v"),
+        "torch.nn.utils.parametrizations.weight_norm",
+        "the older torch.nn.utils.weight_norm",
+    ),
+    (
+        (".weight_g", ".weight_v"),
+        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+        "the older torch.nn.utils.weight_norm",
+        "torch.nn.utils.parametrizations.weight_norm",
+    ),
+    ((".weight_g", ".weight_v"), (".weight",), "weight norm", "plain weights"),
+    (
+        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+        (".weight",),
+        "weight norm",
+        "plain weights",
+    ),
+    ((".weight",), (".weight_g", ".weight_v"), "plain weights", "weight norm"),
+    (
+        (".weight",),
+        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+        "plain weights",
+        "weight norm",
+    ),
+    ((".weight_orig", ".weight_u"), (".weight",), "spectral norm", "plain weights"),
+    ((".weight",), (".weight_orig", ".weight_u"), "plain weights", "spectral norm"),
+    ((".weight_orig", ".weight_mask"), (".weight",), "pruning", "plain weights"),
+    ((".weight",), (".weight_orig", ".weight_mask"), "plain weights", "pruning"),
+)
+
+
+def find_norm_forms(difference: KeyDifference) -> PatternMatch | None:
+    # Each key with a dot in front, as keys of the module itself have none.
+    missing = {f".{key}": None for key in difference.missing}
+    unexpected = {f".{key}" for key in difference.unexpected}
+    for module_suffixes, file_suffixes, module_form, file_form in _NORM_FORMS:
+        stems = [
+            key.removesuffix(module_suffixes[0])
+            for key in missing
+            if key.endswith(module_suffixes[0])
+        ]
+        stems = [
+            stem
+            for stem in stems
+            if all(stem + suffix in missing for suffix in module_suffixes)
+            and all(stem + suffix in unexpected for suffix in file_suffixes)
+        ]
+        if stems:
+            extra = (".weight_v",) if "spectral norm" in {module_form, file_form} else ()
+            suffixes = (*module_suffixes, *file_suffixes, *extra)
+            keys = {(stem + suffix)[1:] for stem in stems for suffix in suffixes}
+            layer = (stems[0] + file_suffixes[0])[1:]
+            facts = {"module_form": module_form, "file_form": file_form, "layer": layer}
+            return PatternMatch(keys, facts)
+    return None
+
+
+_LORA: Final = re.compile(
+    r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)\b"
+)
+
+
+def find_adapter_file(difference: KeyDifference) -> PatternMatch | None:
+    keys = [key for key in difference.unexpected if _LORA.search(f".{key}")]
+    if not keys:
+        return None
+    return PatternMatch({*difference.unexpected, *difference.missing}, {"key": keys[0]})
+
+
+def find_adapter_module(difference: KeyDifference) -> PatternMatch | None:
+    keys = [key for key in difference.missing if _LORA.search(f".{key}")]
+    if not keys:
+        return None
+    unexpected = {*difference.unexpected}
+    plain = {key: key.replace(".base_layer.", ".") for key in keys}
+    wrapped = {key.removeprefix("base_model.model."): key for key in plain.values()}
+    sources = {key for key in unexpected if key in wrapped or key in plain.values()}
+    return PatternMatch({*keys, *sources}, {"key": keys[0]})
+
+
+_QUANTIZED: Final = re.compile(
+    r"\.(?:qweight|qzeros|g_idx|scales|SCB|weight_format|absmax|quant_map|quant_state\.[\w.]+"
+    r"|nested_absmax|nested_quant_map|weight_scale|weight_packed|_packed_params(?:\.[\w.]+)?"
+    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.[\w.]+)"
+    r"|zero_point|scale)$"
+)
+
+
+def find_quantized_file(difference: KeyDifference) -> PatternMatch | None:
+    keys = {key for key in difference.unexpected if _QUANTIZED.search(f".{key}")}
+    if not keys:
+        return None
+    stems = {key.rpartition(".")[0] for key in keys}
+    weights = {key for key in difference.missing if key.rpartition(".")[0] in stems}
+    return PatternMatch(keys | weights, {"key": next(iter(sorted(keys)))})
+
+
+def find_gamma_beta(difference: KeyDifference) -> PatternMatch | None:
+    missing = {*difference.missing}
+    pairs = {
+        key: stem + new
+        for key in difference.unexpected
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias"))
+        if key.endswith(old) and (stem := key.removesuffix(old)) + new in missing
+    }
+    return PatternMatch({*pairs, *pairs.values()}) if pairs else None
+
+
+def _match_suffix(keys: Collection[str], suffix: str) -> frozenset[str]:
+    return frozenset(key for key in keys if f".{key}".endswith(suffix))
+
+
+def find_batch_counters(difference: KeyDifference) -> PatternMatch | None:
+    keys = _leave_out_lost_layers(
+        _match_suffix(difference.missing, ".num_batches_tracked"), difference.missing
+    )
+    return PatternMatch(keys, {"count": pluralize(len(keys), "counter")}) if keys else None
+
+
+def _leave_out_lost_layers(keys: Collection[str], side: Collection[str]) -> frozenset[str]:
+    """Return the keys of layers whose weight is not on the same side."""
+    lost = {key.removesuffix("weight") for key in side if key.endswith("weight")}
+    return frozenset(key for key in keys if key.rpartition(".")[0] + "." not in lost)
+
+
+def find_running_statistics(difference: KeyDifference) -> PatternMatch | None:
+    for side, other in (("missing", "checkpoint"), ("unexpected", "module")):
+        all_keys = getattr(difference, side)
+        statistics = {
+            key
+            for suffix in (".running_mean", ".running_var", ".num_batches_tracked")
+            for key in _match_suffix(all_keys, suffix)
+        }
+        keys = _leave_out_lost_layers(statistics, all_keys)
+        if any(key.endswith("running_mean") for key in keys):
+            return PatternMatch(keys, {"side": other, "key": min(keys)})
+    return None
+
+
+_DERIVED_BUFFERS: Final = re.compile(
+    r"\.(?:position_ids|token_type_ids|masked_bias|inv_freq|attn\.bias|attention\.bias"
+    r"|relative_position_index|attn_mask|causal_mask|mask|tril|pe|freqs_cis|cos_cached|sin_cached"
+    r"|rope\.freqs|embed_positions\._float_tensor)$"
+)
+"""Buffers that constructors compute; libraries have stopped saving many of them."""
+
+
+def find_old_buffers(difference: KeyDifference) -> PatternMatch | None:
+    keys = sorted(key for key in difference.unexpected if _DERIVED_BUFFERS.search(f".{key}"))
+    if not keys:
+        return None
+    names = {key.rpartition(".")[2] for key in keys}
+    facts = {"key": keys[0], "count": pluralize(len(keys), "key"), "names": repr(tuple(names))}
+    endings = ", ".join(quote_python(name) for name in sorted(names))
+    facts["code"] = f"({endings}{',' if len(names) == 1 else ''})"
+    return PatternMatch(frozenset(keys), facts)
+
+
+def find_new_buffers(difference: KeyDifference) -> PatternMatch | None:
+    keys = sorted(key for key in difference.missing if _DERIVED_BUFFERS.search(f".{key}"))
+    return PatternMatch(frozenset(keys), {"key": keys[0]}) if keys else None
+
+
+def find_tied_head(difference: KeyDifference) -> PatternMatch | None:
+    names = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
+             "cls.predictions.decoder.weight", "lm_head.decoder.weight")  # fmt: skip
+    keys = {key for key in difference.missing if key.endswith(names)}
+    return PatternMatch(keys, {"key": min(keys)}) if keys else None
+
+
+def find_renamed_subtrees(difference: KeyDifference) -> PatternMatch | None:
+    """Find prefixes under which both sides have the same names, and nothing else has."""
+    missing, unexpected = map(_group_suffixes, (difference.missing, difference.unexpected))
+    new_prefixes: dict[frozenset[str], list[str]] = {}
+    for prefix, suffixes in missing.items():
+        new_prefixes.setdefault(suffixes, []).append(prefix)
+    old_counts = Counter(unexpected.values())
+    renames: dict[str, str] = {}
+    keys: set[str] = set()
+    for old, suffixes in sorted(unexpected.items(), key=lambda entry: entry[0].count(".")):
+        candidates = new_prefixes.get(suffixes, [])
+        if len(candidates) != 1 or old_counts[suffixes] != 1 or f"{old}.{min(suffixes)}" in keys:
+            continue
+        renames[old] = candidates[0]
+        keys |= {f"{p}.{suffix}" for p in (old, candidates[0]) for suffix in suffixes}
+    if not renames:
+        return None
+    shown = dict([*renames.items()][:_MAX_RENAMES])
+    names = ", ".join(f"`{old}.*` -> `{new}.*`" for old, new in shown.items())
+    words = (quote_shell(f"{old}.*={new}.*") for old, new in shown.items())
+    items = ", ".join(
+        f"{quote_python(f'{o}.')}: {quote_python(f'{n}.')}" for o, n in renames.items()
+    )
+    return PatternMatch(
+        keys,
+        {
+            "renames": names + (" and others" if len(renames) > len(shown) else ""),
+            "options": " ".join(f"--rename {word}" for word in words),
+            "mapping": "{" + items + "}",
+        },
+        Certainty.POSSIBLE if all(len(unexpected[old]) < 2 for old in renames) else None,
+    )
+
+
+def _group_suffixes(keys: Collection[str]) -> dict[str, frozenset[str]]:
+    """Return prefix -> the rest of all keys that begin with it."""
+    groups: dict[str, set[str]] = {}
+    for key in keys:
+        segments = key.split(".")
+        for depth in range(1, min(len(segments), _MAX_DEPTH + 1)):
+            groups.setdefault(".".join(segments[:depth]), set()).add(".".join(segments[depth:]))
+    return {prefix: frozenset(suffixes) for prefix, suffixes in groups.items()}
+
+
+def find_extra_layers(difference: KeyDifference) -> PatternMatch | None:
+    """Find keys of one side that are all layers of a higher number than the other side has."""
+    for keys, side in ((difference.unexpected, "file"), (difference.missing, "module")):
+        other = difference.missing if side == "file" else difference.unexpected
+        matches = [re.match(r"((?:[^.]+\.){0,6}?)(\d{1,6})\.(.+)", key) for key in keys]
+        stacks = {match[1] for match in matches if match}
+        if keys and not other and all(matches) and len(stacks) == 1:
+            numbers = sorted({int(match[2]) for match in matches if match})
+            is_range = numbers == [*range(numbers[0], numbers[-1] + 1)] and numbers[0] > 0
+            if is_range:
+                shown = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+                facts = {"side": side, "layers": f"{next(iter(stacks))}{shown}",
+                         "count": str(numbers[0])}  # fmt: skip
+                return PatternMatch(frozenset(keys), facts)
+    return None
+
+
+def find_head(difference: KeyDifference) -> PatternMatch | None:
+    for keys, side in ((difference.missing, "module"), (difference.unexpected, "file")):
+        head = {key for key in keys if HEAD_NAME.search(key)}
+        if head and len(head) == len(keys):
+            return PatternMatch(head, {"side": side, "key": min(head)})
+    return None
+
+
+HEAD_NAME: Final = re.compile(
+    r"(?:^|\.)(?:fc|head|heads?\.head|classifier(?:\.\d+)?|cls|score|logits|output_layer|out_proj"
+    r"|qa_outputs|linear_head|roi_heads\.box_predictor\.\w+|class_embed|last_linear)"
+    r"\.(?:[\w]+\.){0,2}(?:weight|bias)$"
+)
+"""Keys of a classification head."""
+
+
+def find_only_unexpected(difference: KeyDifference) -> PatternMatch | None:
+    if difference.missing or not difference.unexpected:
+        return None
+    return PatternMatch(difference.unexpected, _describe_some(difference.unexpected))
+
+
+def find_only_missing(difference: KeyDifference) -> PatternMatch | None:
+    if difference.unexpected or not difference.missing:
+        return None
+    return PatternMatch(difference.missing, _describe_some(difference.missing))
+
+
+def find_other(difference: KeyDifference) -> PatternMatch | None:
+    keys = (*difference.missing, *difference.unexpected)
+    return PatternMatch(
+        keys,
+        {
+            "missing": _describe_some(difference.missing)["keys"],
+            "unexpected": _describe_some(difference.unexpected)["keys"],
+        },
+    )
+
+
+def _describe_some(keys: Collection[str]) -> dict[str, str]:
+    return {"keys": join_limited([f"`{key}`" for key in keys], 2)}

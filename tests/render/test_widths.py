@@ -1,0 +1,78 @@
+"""No word of a fixed vocabulary is cut in a narrow terminal; test_cases.py looks at all rules."""
+
+import os
+from pathlib import Path
+
+import pytest
+from command_runs import WITH_BUFFER
+from paths import ROOT
+from render.widths import WIDTHS, assert_no_word_is_cut
+
+from ckptool import api
+from ckptool.commands.lock import lock_all
+from ckptool.config import ModelEntry, ProjectConfig, Settings
+from ckptool.render.blocks import Column, ColumnKind
+from ckptool.render.column_widths import fit_columns
+
+MODULE = WITH_BUFFER[1]
+KWARGS = {"d_in": 3, "d_out": 2, "context_length": 6}
+SAMPLE = {"module": MODULE, "kwargs": KWARGS}
+INPUTS = "samples.attention:example_inputs"
+CONFIG = ProjectConfig(
+    Settings(
+        models=(
+            ModelEntry(path="samples/model.pth", module=MODULE, kwargs=KWARGS),
+            ModelEntry(
+                path="samples/buffer.pth",
+                module="samples.attention:CausalAttentionWithoutBuffers",
+                kwargs=KWARGS,
+                against="without.lock.json",
+            ),
+        )
+    ),
+    ROOT,
+)
+REPORTS = {
+    "inspect": lambda tmp: api.inspect("samples/whole.pth"),
+    "diff": lambda tmp: api.diff("samples/model.pth", **SAMPLE),
+    "diff of files": lambda tmp: api.diff("samples/model.pth", "samples/buffer.pth"),
+    "digest": lambda tmp: api.digest("samples/model.pth"),
+    "audit": lambda tmp: api.audit(
+        "samples.attention:CausalAttentionWithoutBuffers", kwargs=KWARGS
+    ),
+    "audit of a project": lambda tmp: api.audit(config=CONFIG),
+    "verify": lambda tmp: api.verify("samples/buffer.pth", inputs=INPUTS, **SAMPLE),
+    "gate": lambda tmp: api.gate(["samples/model.pth"], **SAMPLE),
+    "migrate": lambda tmp: api.migrate(
+        "samples/model.pth", tmp / "new.safetensors", dry_run=True, **SAMPLE
+    ),
+    "convert": lambda tmp: api.convert("samples/whole.pth", tmp / "new.pt"),
+    "lock": lambda tmp: api.lock("samples/model.pth", output=tmp / "x.lock.json"),
+    "locks": lambda tmp: lock_all(
+        config=ProjectConfig(CONFIG.settings, Path(os.path.relpath(tmp, ROOT)))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_no_word_of_a_report_is_cut(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert_no_word_is_cut(REPORTS[name](tmp_path))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_words_are_wrapped_and_names_are_cut(width: int) -> None:
+    key = "encoder.layers.11.self_attention.output_projection.weight_of_the_layer"
+    row = [key, "not in the state_dict", "[51865, 1280]", "float8_e4m3fn", "12.5 MiB"]
+    columns = [
+        Column("key"),
+        Column("kind", ColumnKind.WORDS),
+        Column("shape", ColumnKind.WORDS),
+        Column("dtype", ColumnKind.WORDS),
+        Column("size", ColumnKind.NUMBER),
+    ]
+    (fitted,) = fit_columns([row], columns, width)
+    assert [cell.split() for cell in fitted[1:]] == [cell.split() for cell in row[1:]]
+    assert "..." in fitted[0]
+    widths = [max(map(len, cell.splitlines())) for cell in fitted]
+    assert sum(widths) + 2 * 4 <= width or widths[1:4] == [10, 7, 13]

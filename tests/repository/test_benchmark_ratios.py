@@ -1,0 +1,44 @@
+"""benchmarks/ratios.json and the script that compares another run with it."""
+
+import importlib.util
+import json
+
+import pytest
+from paths import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_ratios_are_those_of_the_cases():
+    cases = load_script("run").CASES
+    ratios = json.loads((BENCHMARKS / "ratios.json").read_text())
+    assert list(ratios) == [f"{case.name} / {case.today}" for case in cases]
+    assert all(set(by) == {"clock", "processor"} for by in ratios.values())
+
+
+@pytest.mark.parametrize(
+    ("clock", "processor", "is_worse"),
+    [
+        (1.0, 1.0, False),
+        (1.21, 1.21, True),
+        (2.0, 1.1, False),
+        (1.1, 2.0, False),
+        (0.5, 0.5, False),
+    ],
+)
+def test_a_ratio_is_worse_by_the_clock_and_of_the_processor(clock, processor, is_worse):
+    old = {"diff / cmp": {"clock": 1.0, "processor": 1.0}}
+    new = {"diff / cmp": {"clock": clock, "processor": processor}}
+    assert bool(load_script("compare").list_worse(old, new)) is is_worse
+
+
+def test_a_ratio_that_is_not_measured_again_is_said():
+    old = {"diff / cmp": {"clock": 1.0, "processor": 1.0}}
+    assert load_script("compare").list_worse(old, {}) == ["diff / cmp: not measured"]
