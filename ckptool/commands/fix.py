@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from ckptool.commands.fixing.old_files import build_old_file_hooks
 from ckptool.commands.fixing.project_scope import ProjectScope, find_project
 from ckptool.commands.fixing.proofs import FAILED, UNPROVED, FixTarget, TargetProofs, prove_edits
+from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
-    list_configured_targets,
     name_object,
 )
 from ckptool.commands.worker.fix_requests import RunModule
