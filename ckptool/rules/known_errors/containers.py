@@ -5,7 +5,7 @@ from typing import Final
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
 _INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {file:sh}")
-_FETCH_ANEW: Final = Advice(
+_FETCH_SECOND: Final = Advice(
     "write or download it again, and compare its size with that of the source"
 )
 
@@ -18,7 +18,7 @@ CONTAINER_ERRORS: Final = (
             "stopped while saving, a full disk, an interrupted download)"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(_INSPECT, _FETCH_ANEW),
+        advice=(_INSPECT, _FETCH_SECOND),
     ),
     KnownError(
         name="zip-record-missing",
@@ -48,7 +48,7 @@ CONTAINER_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(
             Advice("to see what is damaged", command="ckptool inspect {file:sh} --deep"),
-            _FETCH_ANEW,
+            _FETCH_SECOND,
         ),
     ),
     KnownError(
@@ -80,7 +80,7 @@ CONTAINER_ERRORS: Final = (
         advice=(
             _INSPECT,
             Advice("if it is a Git LFS pointer", command="git lfs pull"),
-            _FETCH_ANEW,
+            _FETCH_SECOND,
         ),
     ),
     KnownError(
@@ -93,7 +93,7 @@ CONTAINER_ERRORS: Final = (
             "the safetensors file has another size than its header says: it was cut off or damaged"
         ),
         certainty=Certainty.CERTAIN,
-        advice=(_INSPECT, _FETCH_ANEW),
+        advice=(_INSPECT, _FETCH_SECOND),
     ),
     KnownError(
         name="safetensors-offsets",
@@ -104,7 +104,7 @@ CONTAINER_ERRORS: Final = (
         ),
         cause="the header of the safetensors file is inconsistent: it is damaged",
         certainty=Certainty.CERTAIN,
-        advice=(_INSPECT, _FETCH_ANEW),
+        advice=(_INSPECT, _FETCH_SECOND),
     ),
     KnownError(
         name="safetensors-shared",

@@ -172,7 +172,7 @@ TRAINING_ERRORS: Final = (
         certainty=Certainty.CERTAIN,
         advice=(
             Advice(
-                "load the weights, and begin training anew without ckpt_path",
+                "load the weights, and begin training again without ckpt_path",
                 code="model = Model.load_from_checkpoint({file:py})",
             ),
             Advice("to see what was saved", command="ckptool inspect {file:sh}"),
