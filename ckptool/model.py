@@ -318,7 +318,9 @@ class IssueKind(StrEnum):
     RANK_FILE = "rank-file"
     """The file of one rank, beside those of the others."""
     PASSED_OVER = "passed-over"
-    """An index beside a whole file, which is loaded in its place."""
+    """An index, or a tensor of one of its shards, in whose place another one is loaded."""
+    UNREACHED = "unreached"
+    """Weights of a framework's folder that its loader does not find, or not as a state_dict."""
 
 
 class ContainerIssue(Struct, frozen=True):

@@ -33,6 +33,7 @@ from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
     list_components,
+    note_unreached_weights,
     require_model_folder,
 )
 from ckptool.locations import Location, RemotePath, parse_location
@@ -418,7 +419,10 @@ def open_checkpoint_or_stdin(
     model_folder = None if loader == "torch" else find_model_folder(location, loader)
     if model_folder is not None and model_folder.is_pipeline:
         return _open_pipeline(model_folder, limits)
-    return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
+    if model_folder is None or location != model_folder.path:
+        return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
+    checkpoint = open_checkpoint(location, limits, model_folder.weights_name)
+    return note_unreached_weights(checkpoint, model_folder)
 
 
 def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:

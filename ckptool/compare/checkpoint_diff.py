@@ -35,6 +35,8 @@ class CheckpointDiff(Struct, frozen=True):
     """Removed key -> added key that is probably the same tensor."""
     proved_renames: frozenset[str]
     """Removed keys whose rename is confirmed by equal values."""
+    possible_renames: Mapping[str, str]
+    """Removed key -> added key of the same values, where these are one number repeated (zeros)."""
     differing_keys: tuple[str, ...] | None
     """Keys in both whose values differ; None if values were not read."""
     uncompared_keys: Mapping[str, str]
@@ -118,6 +120,8 @@ def build_checkpoint_diff(
         *results_or_empty.refuted,
         *results_or_empty.renamed,
         *results_or_empty.renamed.values(),
+        *results_or_empty.possible,
+        *results_or_empty.possible.values(),
     }
     unproved_renames = {
         a: b for a, b in structure.renames_by_name.items() if used_keys.isdisjoint((a, b))
@@ -137,6 +141,7 @@ def build_checkpoint_diff(
         changes=structure.changes,
         renames=_order_by(renames, structure.old_tensors),
         proved_renames=frozenset(results_or_empty.renamed),
+        possible_renames=_order_by(results_or_empty.possible, structure.old_tensors),
         differing_keys=None
         if results is None
         else tuple(key for key in structure.old_tensors if results.equal.get(key) is False),

@@ -1,5 +1,6 @@
 """StructuralDiff -> ValueChecks, independent units of work -> ValueResults."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import assert_never
 
@@ -9,13 +10,14 @@ from ckptool.compare.changes import (
     Changed,
     Missing,
 )
+from ckptool.compare.rename_search.key_patterns import mask_numbers
 from ckptool.compare.renames import pair_by_fingerprint
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.model import TensorInfo, tied_keys
 from ckptool.values import difference, equality
 from ckptool.values.batch_runner import BatchRunner
 from ckptool.values.difference import Tolerances, ValueDifference
-from ckptool.values.elements import unreadable_reason
+from ckptool.values.elements import is_uniform, unreadable_reason
 from ckptool.values.fingerprint_many import fingerprint_many
 
 
@@ -53,6 +55,8 @@ class ValueResults(Struct, frozen=True):
     """Key in both files -> why its values could not be compared."""
     renamed: Mapping[str, str] = {}
     """Removed key -> added key with the same values."""
+    possible: Mapping[str, str] = {}
+    """Removed key -> added key of another name, where one number is repeated in both: no proof."""
     refuted: tuple[str, ...] = ()
     """Removed keys whose values differ from those of the added key with a similar name."""
     diverged: tuple[tuple[str, str], ...] = ()
@@ -102,7 +106,7 @@ def run_value_checks(
     equal_by_key, uncompared_reasons = _compare_values(
         structure, [check.key for check in shared_keys if not check.dtype_differs], runner
     )
-    proved_renames, refuted = _find_proved_renames(
+    proved_renames, possible_renames, refuted = _find_renames(
         structure, [check for check in check_list if isinstance(check, RenameCandidates)], runner
     )
     tie_pairs = [
@@ -125,6 +129,7 @@ def run_value_checks(
         equal=equal_by_key,
         untold=uncompared_reasons,
         renamed=proved_renames,
+        possible=possible_renames,
         refuted=refuted,
         diverged=tuple(
             keys for keys, is_equal in zip(tie_pairs, tie_results, strict=True) if is_equal is False
@@ -141,6 +146,7 @@ def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
         equal={k: v for result in result_list for k, v in result.equal.items()},
         untold={k: v for result in result_list for k, v in result.untold.items()},
         renamed={k: v for result in result_list for k, v in result.renamed.items()},
+        possible={k: v for result in result_list for k, v in result.possible.items()},
         refuted=tuple(key for result in result_list for key in result.refuted),
         diverged=tuple(keys for result in result_list for keys in result.diverged),
         measured={k: v for result in result_list for k, v in result.measured.items()},
@@ -226,12 +232,13 @@ def _compare_values(
     }, uncompared_reasons
 
 
-def _find_proved_renames(
+def _find_renames(
     structure: StructuralDiff, groups: list[RenameCandidates], runner: BatchRunner
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return (removed key -> added key with equal values, removed keys refuted by values).
+) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """Return (proved renames, possible renames, removed keys refuted by values).
 
-    Pairs with similar names are tried first, then those with equal fingerprints.
+    Pairs with similar names are tried first, then those with equal fingerprints. Of the latter,
+    one number that is repeated, such as zeros, proves nothing by itself.
     """
     removed = [key for group in groups for key in group.removed]
     added = {key for group in groups for key in group.added}
@@ -245,12 +252,51 @@ def _find_proved_renames(
     results = dict(zip(renames_by_name, equality.equal_many(pairs, runner=runner), strict=True))
     proved_renames = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
     used_keys = set(proved_renames.values())
+    found_renames: dict[str, str] = {}
     for group in groups:
         remaining = [key for key in group.removed if key not in proved_renames]
         free_keys = [key for key in group.added if key not in used_keys]
         if remaining and free_keys:
-            proved_renames |= _pair_by_content(structure, remaining, free_keys, runner)
-    return proved_renames, tuple(a for a, is_equal in results.items() if is_equal is False)
+            found_renames |= _pair_by_content(structure, remaining, free_keys, runner)
+    possible_renames = _select_unproved(structure, proved_renames, found_renames)
+    proved_renames |= {a: b for a, b in found_renames.items() if a not in possible_renames}
+    refuted = tuple(a for a, is_equal in results.items() if is_equal is False)
+    return proved_renames, possible_renames, refuted
+
+
+def _select_unproved(
+    structure: StructuralDiff,
+    renames_by_name: Mapping[str, str],
+    renames_by_value: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the renames by value that repeat one number, unless something else speaks for them.
+
+    `fc.bias` of zeros is `lin.bias` where the values of `fc.weight` are those of `lin.weight`; the
+    layers of a list were paired by their numbers.
+    """
+    pattern_counts = Counter(map(mask_numbers, renames_by_value))
+    unproved = {
+        old_key: new_key
+        for old_key, new_key in renames_by_value.items()
+        if pattern_counts[mask_numbers(old_key)] == 1 and is_uniform(structure.old_tensors[old_key])
+    }
+    renamed_modules = {
+        _split_key(old_key)[0]: _split_key(new_key)[0]
+        for old_key, new_key in {**renames_by_name, **renames_by_value}.items()
+        if old_key not in unproved
+    }
+    return {
+        old_key: new_key
+        for old_key, new_key in unproved.items()
+        if (renamed_modules.get(_split_key(old_key)[0]), _split_key(old_key)[1])
+        != _split_key(new_key)
+    }
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    """Return the name of the module, and the name in it."""
+    module_name, _, name = key.rpartition(".")
+    return module_name, name
 
 
 def _has_same_form(structure: StructuralDiff, removed: str, added: str) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import is_directory, list_names, open_source
 from ckptool.locations import Location, RemotePath
-from ckptool.phrases import cut_middle, quote_code
+from ckptool.model import Checkpoint, ContainerIssue, IssueKind
+from ckptool.phrases import cut_middle, join_limited, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
 INSTALL_HINT: Final = "pip install 'ckptool[frameworks]'"
@@ -36,6 +38,12 @@ _DIFFUSERS_WEIGHTS: Final = (
 _PEFT_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _TIMM_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
+_WEIGHTS_NAMES: Final = {
+    "transformers": _TRANSFORMERS_WEIGHTS,
+    "diffusers": _DIFFUSERS_WEIGHTS[:3],
+    "peft": _PEFT_WEIGHTS,
+}
+"""Loader -> the only names of weights that its from_pretrained looks for."""
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
@@ -182,6 +190,35 @@ def _find_variants(name: str, names: Sequence[str]) -> list[tuple[str, str]]:
         pattern = rf"{stem}\.(?P<variant>\w+)\.{suffix}"
     matches = (re.fullmatch(pattern, candidate) for candidate in names)
     return [(match[0], match["variant"]) for match in matches if match]
+
+
+def note_unreached_weights(checkpoint: Checkpoint, model_folder: ModelFolder) -> Checkpoint:
+    """Return the checkpoint of a folder with the issue that the framework does not load it."""
+    reason = _explain_unreached(checkpoint, model_folder)
+    if not reason:
+        return checkpoint
+    issue = ContainerIssue(IssueKind.UNREACHED, reason, {})
+    return replace(checkpoint, faults=(*checkpoint.faults, issue))
+
+
+def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:
+    """Return why the framework does not find the weights that were read; "" if it does.
+
+    It looks for files of certain names, and takes what `torch.load` returns for the state_dict.
+    """
+    expected_names = _WEIGHTS_NAMES.get(model_folder.loader)
+    if expected_names is None:
+        return ""
+    if not model_folder.weights_name:
+        names = join_limited(expected_names, len(expected_names), quote_code)
+        file_name = quote_code(cut_middle(checkpoint.path.name))
+        return f"it finds no weights: it looks for {names}, and not for {file_name}"
+    places = [state.at for state in checkpoint.states if state.role == "state_dict"]
+    if not places or "" in places:
+        return ""
+    file_name = quote_code(model_folder.weights_name)
+    place = quote_code(cut_middle(places[0]))
+    return f"it takes the whole of {file_name} for the state_dict, which is at {place}"
 
 
 def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:

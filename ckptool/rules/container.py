@@ -358,12 +358,13 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     Checkpoint,
     Rule(
         code="CK317",
-        name="index-passed-over",
+        name="weights-passed-over",
         level=Level.WARNING,
-        summary="from_pretrained loads `{loaded}`, not the shards of `{key}` in the same folder",
+        summary="from_pretrained loads {loaded}, not {passed_over}",
         why=(
-            "transformers loads the single file if there is one, even if there is an index: if one "
-            "of the two is left over from an earlier save, the wrong weights are loaded."
+            "transformers loads the single file if there is one, even if there is an index, and of "
+            "a tensor in two shards the last: if one of the two is left over from an earlier save, "
+            "the wrong weights are loaded."
         ),
         fix="Remove the one that is not intended.",
         example=(

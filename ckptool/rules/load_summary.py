@@ -7,7 +7,7 @@ from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
-from ckptool.model import Kind, natural_sort_key
+from ckptool.model import IssueKind, Kind, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
 from ckptool.rules.fixes.commands import advise_conversion
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -241,7 +241,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK223",
         name="load-refused",
         level=Level.ERROR,
-        summary="keys and shapes match, and load_state_dict() raises",
+        summary="keys and shapes match, and {call} raises",
         detail="{error}",
         why=(
             "Loading is code: a hook or an override may refuse a file because of its version, a "
@@ -261,7 +261,14 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     if _is_refused_by_loader(diff):
-        yield hit("", error=_get_load_error(diff), remedy=_advise_refused_load(diff))
+        call = diff.loading_info.loader if diff.loading_info is not None else "load_state_dict()"
+        is_unreached = any(issue.kind is IssueKind.UNREACHED for issue in diff.checkpoint.faults)
+        remedy = (
+            "Write the weights as it looks for them: model.save_pretrained(folder)."
+            if is_unreached
+            else _advise_refused_load(diff)
+        )
+        yield hit("", call=call, error=_get_load_error(diff), remedy=remedy)
 
 
 def _advise_refused_load(diff: ModuleDiff) -> str:

@@ -54,7 +54,8 @@ def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
                 shape=list(change.expected.shape),
                 renamed=_format_rename_clause(
                     new_key, "the values are equal" if is_proved else "by shape and name"
-                ),
+                )
+                or _format_possible_rename(diff.possible_renames.get(change.key, "")),
                 found=new_key,
                 proved=is_proved,
             )
@@ -275,6 +276,13 @@ def _build_name_facts(diff: ContractDiff) -> dict[str, object]:
 
 def _format_rename_clause(new_key: str, proof: str) -> str:
     return f"; it was probably renamed to `{new_key}` ({proof})" if new_key else ""
+
+
+def _format_possible_rename(new_key: str) -> str:
+    question = (
+        f"; was it renamed to `{new_key}`? Both hold one repeated value, which proves nothing"
+    )
+    return question if new_key else ""
 
 
 def _choose_added_level(diff: ContractDiff, key: str) -> Level | None:

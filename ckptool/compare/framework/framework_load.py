@@ -9,7 +9,7 @@ from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.formats.sharded.precedence import find_variant
-from ckptool.model import Checkpoint, StateDict, TensorInfo, contiguous_stride
+from ckptool.model import Checkpoint, IssueKind, StateDict, TensorInfo, contiguous_stride
 
 
 def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
@@ -19,7 +19,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     prefixes, renames or other forms, and dtypes are no difference.
     """
     unexpected = frozenset(report.unexpected_keys)
-    report = _name_variant(report, diff.checkpoint)
+    report = _add_unreached(_name_variant(report, diff.checkpoint), diff.checkpoint)
     if report.scope_keys is not None:
         scope = frozenset(report.scope_keys)
         tensors = {k: t for k, t in diff.module.tensors.items() if k in scope or not t.is_saved}
@@ -51,6 +51,15 @@ def _name_variant(report: LoadingInfo, checkpoint: Checkpoint) -> LoadingInfo:
     if not variant or report.loader != "from_pretrained()":
         return report
     return replace(report, loader=f'from_pretrained(variant="{variant}")', variant=variant)
+
+
+def _add_unreached(report: LoadingInfo, checkpoint: Checkpoint) -> LoadingInfo:
+    """Return the report with an error, where the loader does not find the weights that were read.
+
+    The report is of the tensors; the framework looks for them by the names of files.
+    """
+    reasons = [issue.key for issue in checkpoint.faults if issue.kind is IssueKind.UNREACHED]
+    return replace(report, error=report.error or reasons[0]) if reasons else report
 
 
 def _iter_changes(diff: ModuleDiff, report: LoadingInfo) -> Iterator[Change]:

@@ -13,8 +13,10 @@ _FILE_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt)"
 """Names of files that are taken without having been named: `.pkl` and `.tar` are often others."""
 _FOLDER_MARK_PATTERN: Final = r"\.metadata|.+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 """Names that make one checkpoint of a folder: those of an index, and DCP's."""
-_WEIGHTS_PATTERN: Final = r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)\.\w+"
-"""Weight files beside which the other files of a folder are no checkpoints of their own."""
+_WEIGHTS_PATTERN: Final = (
+    r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)(?:-\d+-of-\d+)?\.\w+"
+)
+"""Weight files, whole or shards, beside which a folder's other files are no checkpoints."""
 _PASSED_OVER: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 MAX_VISITED: Final = 200_000
 """Names that one pattern or folder may have below it."""

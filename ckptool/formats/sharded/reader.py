@@ -26,6 +26,7 @@ from ckptool.model import (
     StateDict,
     TensorInfo,
 )
+from ckptool.phrases import cut_middle, quote_code
 
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
@@ -350,11 +351,24 @@ def _iter_stray_tensors(
                 yield ContainerIssue(
                     IssueKind.UNINDEXED, key, {"what": "a second tensor", "shard": name}
                 )
+                if name > indexed_shard:  # from_pretrained loads shard after shard, whole
+                    yield _build_replaced_tensor_issue(key, indexed_shard, name)
 
 
 def build_precedence_issue(index_name: str, whole_file: str) -> ContainerIssue:
     """Return the issue of an index in whose place `from_pretrained` loads a whole file."""
-    return ContainerIssue(IssueKind.PASSED_OVER, index_name, {"loaded": whole_file})
+    passed_over = f"the shards of {quote_code(index_name)} in the same folder"
+    facts = {"loaded": quote_code(whole_file), "passed_over": passed_over}
+    return ContainerIssue(IssueKind.PASSED_OVER, index_name, facts)
+
+
+def _build_replaced_tensor_issue(key: str, indexed_shard: str, name: str) -> ContainerIssue:
+    """Return the issue of a tensor that a later shard, `name`, has again."""
+    facts = {
+        "loaded": f"{quote_code(cut_middle(key))} of {quote_code(name)}",
+        "passed_over": f"that of {quote_code(indexed_shard)}, which the index names",
+    }
+    return ContainerIssue(IssueKind.PASSED_OVER, key, facts)
 
 
 def _find_read_names(
