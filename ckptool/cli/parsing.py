@@ -13,8 +13,8 @@ from ckptool.commands.sources.file_arguments import EVERY_NAME, parse_place
 from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.python_text import evaluate_literal
 from ckptool.locations import read_small_file
-from ckptool.python_text import evaluate_literal
 
 T = TypeVar("T")
 

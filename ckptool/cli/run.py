@@ -51,3 +51,10 @@ def command(
     )
     out.write_report(report)
     ctx.exit(report.exit_code)
+
+
+for option in command.params:
+    if isinstance(option, click.Option) and option.name == "fail_on":
+        option.help = (
+            "Lowest level that makes the exit code 1 where that of COMMAND is 0.  [default: never]"
+        )

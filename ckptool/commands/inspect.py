@@ -10,8 +10,8 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint, join_key
 from ckptool.phrases import quote_code
 from ckptool.policy import Policy, judge
+from ckptool.reports.details.tensor_values import TensorValuesReport, build_values_report
 from ckptool.reports.inspect import SORTS, InspectReport, InspectView, build_inspect_report
-from ckptool.reports.tensor_values import TensorValuesReport, build_values_report
 from ckptool.rules import run_rules
 from ckptool.rules.registry import sort_findings
 from ckptool.values.checkpoint_statistics import (

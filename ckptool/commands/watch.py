@@ -13,7 +13,7 @@ from ckptool.rules.module_state import LOST_STATE
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.modules.snapshot import ModuleSnapshot
+    from ckptool.modules.live.snapshot import ModuleSnapshot
     from ckptool.verification.object_round_trip import ObjectState
     from ckptool.verification.result import ObjectChanges
 
@@ -118,7 +118,7 @@ class Watched:
         return build_watch_report(module_info, usage, judge(findings, self._policy))
 
     def _take_snapshot(self) -> "ModuleSnapshot":
-        from ckptool.modules.snapshot import take_snapshot
+        from ckptool.modules.live.snapshot import take_snapshot
         from ckptool.modules.user_code import UserCodeError, user_code
 
         try:

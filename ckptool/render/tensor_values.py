@@ -5,7 +5,7 @@ from typing import Final
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import Block, LinesBlock
-from ckptool.reports.tensor_values import NOT_FINITE, TensorValuesReport
+from ckptool.reports.details.tensor_values import NOT_FINITE, TensorValuesReport
 
 _LINE_SHADES: Final = "▁▂▃▄▅▆▇█"
 _GRID_SHADES: Final = " ·░▒▓▓██"

@@ -25,7 +25,7 @@ from ckptool.reports.common import (
     build_tensor_report,
 )
 from ckptool.reports.details.load_safety import count_parameters, describe_safety
-from ckptool.reports.tensor_values import TensorValuesReport
+from ckptool.reports.details.tensor_values import TensorValuesReport
 
 
 class InspectView(Struct, frozen=True):

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import join_key
-from ckptool.modules.snapshot import (
+from ckptool.modules.live.snapshot import (
     ModuleSnapshot,
     PythonValue,
     find_added,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.model import Skipped
-from ckptool.modules.snapshot import find_mutated, take_snapshot
+from ckptool.modules.live.snapshot import find_mutated, take_snapshot
 from ckptool.modules.user_code import UserCodeError
 from ckptool.verification import inputs as input_sources
 from ckptool.verification.backends import simulated

@@ -11,7 +11,7 @@ from torch import nn
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, ModuleInfo, Skipped
 from ckptool.modules.build import SEEDS, preserve_random_state
-from ckptool.modules.snapshot import ModuleSnapshot, find_added, find_mutated, take_snapshot
+from ckptool.modules.live.snapshot import ModuleSnapshot, find_added, find_mutated, take_snapshot
 from ckptool.modules.source.source_analysis import SourceAnalysis
 from ckptool.modules.target.rebuild import (
     UNKNOWN_ARGUMENTS,

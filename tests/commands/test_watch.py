@@ -7,7 +7,7 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import UsageError
-from ckptool.modules import snapshot
+from ckptool.modules.live import snapshot
 
 
 def found(report):

@@ -6,7 +6,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare.key_subtrees import mask_layer_numbers
 from ckptool.compare.quantization.scheme import (
     NAME,
     Parts,
@@ -17,6 +16,7 @@ from ckptool.compare.quantization.scheme import (
     format_part_key,
 )
 from ckptool.compare.quantization.schemes import EAGER, OBSERVED, SCHEMES, TORCHAO
+from ckptool.compare.rename_search.key_subtrees import mask_layer_numbers
 from ckptool.model import ModuleInfo, StateDict, TensorInfo
 
 _WEIGHT: Final = "weight"

@@ -6,9 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare.key_subtrees import mask_layer_numbers
 from ckptool.compare.quantization.difference import QuantizationDifference
 from ckptool.compare.quantization.scheme import QuantizedLayer
+from ckptool.compare.rename_search.key_subtrees import mask_layer_numbers
 from ckptool.model import natural_sort_key
 
 _MAX_FORMATS: Final = 3

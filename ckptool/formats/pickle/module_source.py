@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
-from ckptool.python_text import parse_module
+from ckptool.formats.python_text import parse_module
 
 _MAX_NAME_CHARACTERS = 1000
 MAX_SOURCE_BYTES = 4 << 20

@@ -129,7 +129,7 @@ def _load_unicode(m: PickleMachine, pos: int) -> int:
 
 @_opcode(0x53)  # STRING
 def _load_string(m: PickleMachine, pos: int) -> int:
-    from ckptool.python_text import decode_escapes
+    from ckptool.formats.python_text import decode_escapes
 
     line, pos = m.read_line(pos)
     line = line.strip()

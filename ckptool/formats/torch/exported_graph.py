@@ -14,9 +14,9 @@ import msgspec
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.safe_globals import classify_name
+from ckptool.formats.python_text import parse_single_expression
 from ckptool.locations import Location
 from ckptool.model import GlobalUse, Safety
-from ckptool.python_text import parse_single_expression
 
 _MAX_EXPRESSION_CHARACTERS: Final = 10_000
 _OPERATOR: Final = re.compile(

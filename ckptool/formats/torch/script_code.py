@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.python_text import parse_module
 from ckptool.formats.zip.archive import ZipMember, read_member
 from ckptool.model import GlobalUse, Safety
-from ckptool.python_text import parse_module
 
 if TYPE_CHECKING:
     from ckptool.formats.torch.zip_reader import ArchiveRecords

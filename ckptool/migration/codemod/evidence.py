@@ -44,8 +44,7 @@ def find_statement(  # noqa: PLR0911 - a reason each
     if project.find_tree(path) is None:
         return "its file is not Python that can be parsed"
     bindings = [*project.iter_bindings(fault.attribute)]
-    here = [b for file, b in bindings if file == path and b.line == fault.line]
-    statement = next(iter(here), None)
+    statement = next((b for file, b in bindings if file == path and b.line == fault.line), None)
     if statement is None:
         return "the line does not assign an attribute of this name"
     return (

@@ -6,12 +6,12 @@ from ckptool.errors import PlanError
 from ckptool.formats.files.source import ByteSource, open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.numpy_arrays import NUMPY_DTYPES, is_shape
+from ckptool.formats.python_text import evaluate_literal
 from ckptool.formats.zip.archive import STORED, ZipMember, read_archive, read_member
 from ckptool.locations import Location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
 from ckptool.phrases import MAX_NAMED, join_limited
-from ckptool.python_text import evaluate_literal
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER_NBYTES: Final = 65536

@@ -8,9 +8,9 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.compare.explain_key import describe_origin
-from ckptool.compare.key_subtrees import KeySubtree, find_subtrees
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.summary import format_sides
+from ckptool.compare.rename_search.key_subtrees import KeySubtree, find_subtrees
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.errors import PlanError

@@ -34,8 +34,8 @@ from ckptool.model import (
     StorageInfo,
     TensorInfo,
 )
+from ckptool.modules.live.snapshot import take_snapshot
 from ckptool.modules.module_info import call_state_dict
-from ckptool.modules.snapshot import take_snapshot
 from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
 from ckptool.modules.tensor_parts import find_memory_address
 from ckptool.modules.user_code import UserCodeError, user_code

@@ -10,8 +10,8 @@ import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
+from ckptool.modules.live.snapshot import shorten_repr
 from ckptool.modules.object_children import iter_children
-from ckptool.modules.snapshot import shorten_repr
 from ckptool.modules.tensor_info import content_digest, get_dtype_name
 from ckptool.modules.tensor_parts import get_shape
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Final, TypeAlias
 
+from ckptool.formats.python_text import parse_module
 from ckptool.modules.assignment_locations import format_location, is_user_file
 from ckptool.modules.device_moves import find_safe_reads
 from ckptool.modules.source.argument_dependence import is_computed_from_arguments
@@ -24,7 +25,6 @@ from ckptool.modules.source.attribute_writes import (
 )
 from ckptool.modules.source.local_aliases import ANY_NAME, match_path
 from ckptool.modules.walk import list_classes_below_module
-from ckptool.python_text import parse_module
 
 _FORWARD_METHODS: Final = ("forward", "__call__")
 _CONSTRUCTOR_METHODS: Final = ("__init__", "__new__", "__post_init__")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ckptool.python_text import parse_module
+from ckptool.formats.python_text import parse_module
 
 _MAX_FILES: Final = 2000
 _MAX_NBYTES: Final = 1_000_000

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+from ckptool.formats.python_text import parse_module
 from ckptool.phrases import join_limited
-from ckptool.python_text import parse_module
 
 _UNIONS: Final = (typing.Union, types.UnionType)
 _PLAIN_CLASSES: Final = (str, bytes, int, float, complex, bool, type(None), object)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ckptool.python_text import parse_single_expression
+from ckptool.formats.python_text import parse_single_expression
 
 _ALLOWED: Final = (
     ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant, ast.Load,

@@ -72,9 +72,8 @@ CONTAINER_ERRORS: Final = (
             r"|invalid ?header ?start)"
         ),
         cause=(
-            "the file is not safetensors, whatever its name: often a Git LFS pointer, an HTML "
-            "page, "
-            "an empty file, or a pickle of torch.save"
+            "the file is not a safetensors file, even if its name ends in .safetensors: often a "
+            "Git LFS pointer, an HTML page, an empty file, or a pickle of torch.save"
         ),
         certainty=Certainty.PROBABLE,
         advice=(

@@ -137,7 +137,7 @@ def find_failed_loads(site: LoadSite) -> Iterator[RuleHit]:
         summary="`{key}` of {owner} was not loaded: {origin}, {text}",
         detail="it is {what}, which no state_dict contains, so {source} cannot bring it back",
         why=(
-            "load_state_dict() reports that all keys match: a plain attribute is no key. If "
+            "load_state_dict() reports that all keys match: a plain attribute is not a key. If "
             "training changed it, the change is gone, and the outputs differ."
         ),
         fix="{remedy}",

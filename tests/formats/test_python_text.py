@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptool
-from ckptool.python_text import decode_escapes, evaluate_literal, parse_module
+from ckptool.formats.python_text import decode_escapes, evaluate_literal, parse_module
 
 
 @pytest.fixture(autouse=True)
