@@ -30,6 +30,8 @@ BASE = {
     "convert": ("{}", "--dry-run"),
     "diff": ("{}", "--no-values"),
     "digest": ("{}",),
+    "explain": ("{}",),
+    "fix": ("-m", "torch.nn:ReLU"),
     "gate": ("{}", "--no-values"),
     "init": ("--dry-run",),
     "inspect": ("{}",),
@@ -37,6 +39,7 @@ BASE = {
     "merge": (),
     "migrate": ("{}", "--dry-run"),
     "rule": (),
+    "run": (),
     "verify": ("{}", "-m", "torch.nn:ReLU", "--device", "cpu"),
 }
 WORDS = [
@@ -117,7 +120,7 @@ def test_no_name_is_a_traceback(name, option, run_command, tmp_path) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, without its capabilities"
 )
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"rule", "audit"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"rule", "audit", "fix", "run"}))
 def test_a_folder_that_may_not_be_searched_is_a_line(name, tmp_path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()
