@@ -40,6 +40,8 @@ def command(
         _read_stdin() if is_stdin else _read_log(Path(str(log))), source=str(log or "-")
     )
     out.write_report(report)
+    if report.exit_code == 2 and None not in dict(out.destinations).values():
+        click.echo(f"ckptool: {report.verdict}", err=True)
     ctx.exit(report.exit_code)
 
 

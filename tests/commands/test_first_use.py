@@ -173,11 +173,11 @@ def test_a_warning_about_the_file_does_not_stop_it_from_loading(tmp_path):
 
 def test_a_live_module_in_the_place_of_a_path(tmp_path):
     path = save(tmp_path / "m.pth", LINEAR.state_dict())
-    words = "a checkpoint is given by its path; a Linear was given. A live module is module=..."
-    assert error_message(lambda: ckptool.diff(path, LINEAR)) == words
-    assert "an OrderedDict" not in error_message(
-        lambda: ckptool.diff(LINEAR.state_dict(), module=LINEAR)
+    assert ckptool.diff(path, LINEAR).exit_code == 0
+    assert error_message(lambda: ckptool.diff(LINEAR.state_dict(), module=LINEAR)).startswith(
+        "diff of an OrderedDict needs a second argument"
     )
+    assert ckptool.diff(LINEAR.state_dict(), LINEAR).exit_code == 0
     assert error_message(lambda: ckptool.inspect("")) == "the path of a checkpoint is empty"
 
 

@@ -160,7 +160,7 @@ def test_junit_has_a_case_for_each_rule_that_was_run(release):
     assert isinstance(skipped, Skipped)
     (failure,) = by_name["model.pth"]["CK854 not-safetensors"].result
     assert isinstance(failure, Failure)
-    assert "ckptool migrate" in failure.text
+    assert "ckptool convert" in failure.text
     (unread,) = by_name["could not be checked"]["can be read"].result
     assert isinstance(unread, Error)
 

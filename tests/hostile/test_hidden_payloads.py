@@ -106,7 +106,9 @@ BYTES = {
     "behind a state for a class": Hidden(
         pickled(name("decimal", "Decimal") + b"N}\x86b0" + PAYLOAD), "unpickle", HARMLESS
     ),
-    "gzip": Hidden(gzip.compress(pickled(PAYLOAD)), "gzip", b"\x1f\x8b is the magic of gzip"),
+    "gzip": Hidden(
+        gzip.compress(pickled(PAYLOAD), mtime=0), "gzip", b"\x1f\x8b is the magic of gzip"
+    ),
     "zlib": Hidden(zlib.compress(pickled(PAYLOAD)), "zlib", struct.pack("<4q", 376, 1, 2, 3)),
     "bzip2": Hidden(bz2.compress(pickled(PAYLOAD)), "bz2", b"BZ are my initials"),
     "xz": Hidden(lzma.compress(pickled(PAYLOAD)), "lzma", b"xz are two letters"),
@@ -140,7 +142,7 @@ TENSORS = [
     ("held", torch.int8, (-1,), BY_STACK, "unpickle"),
     ("held", torch.uint8, (1, -1), pickled(PAYLOAD), "unpickle"),
     ("held", torch.uint8, (2, -1), LINES + b" " * (len(LINES) % 2), "unpickle"),
-    ("held", torch.uint8, (-1,), gzip.compress(pickled(PAYLOAD)), "gzip"),
+    ("held", torch.uint8, (-1,), gzip.compress(pickled(PAYLOAD), mtime=0), "gzip"),
     ("layer._extra_state", torch.float32, (-1,), pickled(PAYLOAD).ljust(64, b"\0"), "unpickle"),
     ("layer._extra_state", torch.int64, (2, -1), LINES.ljust(64, b"\0"), "unpickle"),
     ("layer._extra_state", torch.uint8, (-1,), zlib.compress(pickled(PAYLOAD)), "zlib"),

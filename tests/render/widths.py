@@ -9,8 +9,8 @@ from ckptool.render.views import build_blocks
 
 WIDTHS = (80, 60, 40)
 NAMES = {
-    "after", "before", "checkpoint", "compared with", "digest", "fact", "from", "is", "key",
-    "key path", "lock", "module", "name", "now", "place", "setting", "source", "target",
+    "after", "before", "by", "checkpoint", "compared with", "digest", "fact", "file", "from", "is",
+    "key", "key path", "lock", "module", "name", "now", "place", "setting", "source", "target",
     "value from", "weight",
 }  # fmt: skip
 """Headers of columns whose cells are names of the user's: keys, paths, classes."""

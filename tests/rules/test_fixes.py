@@ -28,6 +28,20 @@ for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
     import_module(f"rules.{_file.stem}")
 
 PROSE = {
+    "CK230": "the cause is in the user's script",
+    "CK231": "the cause is in the user's script",
+    "CK232": "names the commands that look into the file, which the run only knows by its path",
+    "CK233": "the line of the constructor, as for CK101, and then a new file",
+    "CK234": "the line of the constructor, as for CK101",
+    "CK238": "the tie is in the user's script",
+    "CK330": "the line of the constructor, as for CK101, and then a new file",
+    "CK331": "the call of torch.save is in the user's script",
+    "CK332": "the call of torch.save is in the user's script",
+    "CK333": "the call of torch.save is in the user's script",
+    "CK334": "refers to the other findings",
+    "CK335": "the script saves it and sets it when it is resumed",
+    "CK336": "changes the object's own state_dict()",
+    "CK337": "changes the object's own load_state_dict()",
     "CK328": "the entry of the configuration is corrected or removed",
     "CK329": "a module, or the older checkpoint, is given to the gate",
     "CK105": "persistent=False is where the buffer is registered",

@@ -195,7 +195,7 @@ def test_torch_load_and_safetensors(tmp_path):
     assert f"ckptool inspect {tmp_path / 'a.pth'}" in text
     (tmp_path / "b.safetensors").write_bytes(b"<html>" * 20)
     text = notes(lambda: safetensors.torch.load_file(tmp_path / "b.safetensors"))
-    assert "is not safetensors" in text
+    assert "is not a safetensors file" in text
     safetensors.torch.save_file(state_with("module.", net()), tmp_path / "c.safetensors")
     text = notes(lambda: safetensors.torch.load_model(net(), tmp_path / "c.safetensors"))
     assert "DataParallel" in text
