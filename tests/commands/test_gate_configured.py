@@ -187,5 +187,5 @@ def test_an_older_checkpoint_is_no_lock_to_write(run_command, project):
     (project / "ckptool.toml").write_text(config)
     before = (project / "release/a.pth").read_bytes()
     ran = run_command("lock", "--all", cwd=project)
-    assert (ran.code, "no lock is named" in ran.err) == (2, True)
+    assert (ran.code, "names no lock" in ran.err) == (2, True)
     assert (project / "release/a.pth").read_bytes() == before

@@ -192,8 +192,11 @@ def test_key_in_two_shards(tmp_path, meant):
     folder = sharded(tmp_path, index, **{ONE: shard("a", "x"), TWO: shard("a", "b")})
     checkpoint = open_checkpoint(folder)
     other = TWO if meant == ONE else ONE
-    assert checkpoint.faults == (
-        ContainerIssue(IssueKind.UNINDEXED, "a", {"what": "a second tensor", "shard": other}),
+    kinds = [fault.kind for fault in checkpoint.faults]
+    # transformers reads the shards in order, so that the tensor of the last one stays.
+    assert kinds == [IssueKind.UNINDEXED] + [IssueKind.PASSED_OVER] * (meant == ONE)
+    assert checkpoint.faults[0] == ContainerIssue(
+        IssueKind.UNINDEXED, "a", {"what": "a second tensor", "shard": other}
     )
     assert checkpoint.states[0].tensors["a"].span.path == folder / meant
 
