@@ -16,6 +16,8 @@ import diffusers
 import transformers
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
+pytestmark = pytest.mark.matrix  # every model of a pipeline: a minute
+
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
