@@ -147,7 +147,7 @@ def find_failed_loads(site: LoadSite) -> Iterator[RuleHit]:
             "    def __init__(self):\n"
             "        super().__init__()\n"
             "        self.mask = torch.ones(3)\n"
-            "\n"
+            "\n\n"
             "model = Net()\n"
             "model.load_state_dict(torch.load(path))"
         ),

@@ -40,7 +40,7 @@ _OBJECT_TEXTS: Final = {
             "    def __init__(self):\n"
             "        super().__init__()\n"
             "        self.mask = torch.ones(3)\n"
-            "\n"
+            "\n\n"
             "model = Net()\n"
             "model.mask *= 2\n"
             "torch.save(model.state_dict(), path)"
