@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,10 +172,12 @@ class _FixRun(Struct, frozen=True):
 
 
 def _require_libcst() -> None:
-    if find_spec("libcst") is None:
+    try:
+        import libcst  # noqa: F401
+    except ImportError as error:
         raise UsageError(
             "fix edits source with libcst, which is not installed: pip install 'ckptool[fix]'"
-        )
+        ) from error
 
 
 def _list_targets(options: ModuleOptions, config: ProjectConfig) -> list[ModuleTarget]:

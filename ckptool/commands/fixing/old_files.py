@@ -11,8 +11,12 @@ from ckptool.commands.fixing.hook_files import name_module
 from ckptool.commands.fixing.proofs import FixTarget, TargetProofs
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
-from ckptool.migration.codemod.attribute_fault import EditPlan, FaultKind, LineEdit
-from ckptool.migration.codemod.hook_lines import HookRegistration
+from ckptool.migration.codemod.attribute_fault import (
+    EditPlan,
+    FaultKind,
+    HookRegistration,
+    LineEdit,
+)
 from ckptool.migration.hook.hook_check import (
     MAX_EXAMPLE_NUMEL,
     HookCheck,

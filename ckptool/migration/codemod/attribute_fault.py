@@ -103,3 +103,14 @@ class EditPlan(Struct, frozen=True):
     changes: Mapping[Path, SourceChange]
     edits: tuple[LineEdit, ...]
     refused: tuple[RefusedFix, ...]
+
+
+class HookRegistration(Struct, frozen=True):
+    """A class that is to register a hook for old files."""
+
+    class_name: str
+    version: int
+    import_text: str
+    """"from package.upgrade_net import register_upgrade_hook"."""
+    function: str
+    """Name of the function that registers it."""

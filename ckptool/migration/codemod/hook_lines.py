@@ -1,20 +1,9 @@
 """A class of a file -> the same class with `_version` and the lines that register a hook."""
 
 import libcst as cst
-from msgspec import Struct
 
 from ckptool.errors import PlanError
-
-
-class HookRegistration(Struct, frozen=True):
-    """A class that is to register a hook for old files."""
-
-    class_name: str
-    version: int
-    import_text: str
-    """"from package.upgrade_net import register_upgrade_hook"."""
-    function: str
-    """Name of the function that registers it."""
+from ckptool.migration.codemod.attribute_fault import HookRegistration
 
 
 def add_hook_lines(module: cst.Module, registration: HookRegistration) -> cst.Module:

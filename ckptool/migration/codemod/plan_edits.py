@@ -13,12 +13,12 @@ from ckptool.migration.codemod.attribute_fault import (
     AttributeFault,
     EditPlan,
     FaultKind,
+    HookRegistration,
     LineEdit,
     RefusedFix,
     SourceChange,
 )
 from ckptool.migration.codemod.evidence import choose_style, find_statement, resolve_source
-from ckptool.migration.codemod.hook_lines import HookRegistration
 from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
 from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
 

@@ -10,9 +10,9 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from msgspec.structs import replace
 
 from ckptool.errors import PlanError
-from ckptool.migration.codemod.attribute_fault import FaultKind, LineEdit
+from ckptool.migration.codemod.attribute_fault import FaultKind, HookRegistration, LineEdit
 from ckptool.migration.codemod.fixes import FIXES, FixRequest, place_on_device
-from ckptool.migration.codemod.hook_lines import HookRegistration, add_hook_lines
+from ckptool.migration.codemod.hook_lines import add_hook_lines
 from ckptool.migration.codemod.import_names import ImportNames, add_imports
 
 FACTORIES: Final = frozenset(

@@ -1,12 +1,15 @@
 """`ckptool fix`: what it writes is held to plain torch; what it cannot prove it refuses."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from commands.fixing.faulty_classes import FIXED, NOT_SWITCHED_BY_EVAL, REFUSED, make_class
+from paths import ROOT
 
 import ckptool
 from ckptool.config import load_config
@@ -250,3 +253,22 @@ def test_a_module_that_saves_nothing_is_fixed(project):
     source = source.replace("        self.linear = nn.Linear(4, 4)\n", "")
     project(source)
     assert run_fix(write=True, keep_old_files=True).is_written
+
+
+def test_without_libcst_a_line_says_what_to_install(tmp_path):
+    """The command ended in a traceback: libcst is an extra, and a module imported it early."""
+    (tmp_path / "net.py").write_text(make_class(MASK, "return x * self.mask"))
+    start = "import sys; sys.modules['libcst'] = None; from ckptool.__main__ import start; start()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, "fix", "-m", "net:Net"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "ckptool: fix edits source with libcst, which is not installed: "
+        "pip install 'ckptool[fix]'\n"
+    )
