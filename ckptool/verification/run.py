@@ -18,7 +18,7 @@ from ckptool.verification.levels import device_and_forward, load
 from ckptool.verification.levels.device_and_forward import ForwardResults, RunDevice
 from ckptool.verification.levels.equality import OldNewPair, check_equality
 from ckptool.verification.levels.load import LoadedModuleFactory
-from ckptool.verification.levels.round_trip import check_round_trip, check_persistence
+from ckptool.verification.levels.round_trip import check_persistence, check_round_trip
 from ckptool.verification.module_fault import explain_module_fault
 from ckptool.verification.result import (
     DeviceMismatch,

@@ -174,7 +174,7 @@ def test_an_old_file_that_does_not_load_proves_nothing(tmp_path):
     assert level(report, "equality").status == "inconclusive"
 
 
-# round trip and persistence --------------------------------------------------------------------------
+# round trip and persistence -------------------------------------------------------------------
 
 
 def test_a_round_trip_that_gives_another_model(tmp_path):
