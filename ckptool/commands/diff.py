@@ -156,15 +156,15 @@ def diff(  # noqa: PLR0913
     return add_module_diff_previews(diff_report, module_diff) if pictures else diff_report
 
 
-def _reject_module_options(given: ModuleOptions, inputs: object) -> None:
+def _reject_module_options(module_options: ModuleOptions, inputs: object) -> None:
     """Raise UsageError for an option that is for a module, where two checkpoints are compared."""
     unused_options = {
-        "-m": given.module is not None,
-        "-k": bool(given.kwargs),
-        "--loader": given.loader is not None,
-        "--base": given.base is not None,
+        "-m": module_options.module is not None,
+        "-k": bool(module_options.kwargs),
+        "--loader": module_options.loader is not None,
+        "--base": module_options.base is not None,
         "--input": inputs is not None,
-        "--into": given.into is not None,
+        "--into": module_options.into is not None,
     }
     reject_unused_options(unused_options, _MODULE_ONLY)
 
