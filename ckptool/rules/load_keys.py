@@ -15,6 +15,7 @@ from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import (
+    DONOR_SOURCE,
     format_inject_command,
     format_migrate_command,
     format_rename_command,
@@ -75,7 +76,7 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
         ),
         fix=(
             "Find the tensor under another name, train it, or take it from another checkpoint of "
-            "the same model."
+            "the same model: {command}"
         ),
         example=(
             "state = nn.Linear(2, 2).state_dict()\n"
@@ -86,10 +87,12 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
 )
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.state.tensors)
-    for module_tensor in _unexplained_missing(diff):
-        if module_tensor.kind is not Kind.BUFFER:
-            subtree = subtrees.find_absent(module_tensor.key)
-            yield hit(module_tensor.key, **_build_missing_facts(module_tensor, subtree))
+    parameters = [t for t in _unexplained_missing(diff) if t.kind is not Kind.BUFFER]
+    keys = [parameter.key for parameter in parameters]
+    command = format_inject_command(diff, keys, DONOR_SOURCE) if keys else ""
+    for parameter in parameters:
+        subtree = subtrees.find_absent(parameter.key)
+        yield hit(parameter.key, command=command, **_build_missing_facts(parameter, subtree))
 
 
 @check(
@@ -552,5 +555,5 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         and not diff.explained_keys & missing
     ):
         missing_keys = [key for key in learnt_keys if key in missing]
-        command = format_inject_command(diff, missing_keys, "file:DONOR#*")
+        command = format_inject_command(diff, missing_keys, DONOR_SOURCE)
         yield hit(learnt_keys[0], count=len(learnt_keys), keys=learnt_keys, command=command)
