@@ -31,7 +31,8 @@ from ckptool.phrases import cut_middle, quote_code
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
 
-_INDEX_PLACE: Final = "metadata.{name} of the index"
+INDEX_PLACE: Final = "metadata.{name} of the index"
+"""Place of an entry of an index's metadata, in the contents of the checkpoint."""
 _HEAD_BYTES: Final = 1 << 16
 _INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
 _SEPARATORS: Final = frozenset("/\\\0")
@@ -189,7 +190,7 @@ def _merge_contents(
     Where the tensors are divided among other shards, they are the same all the same.
     """
     collector = ContentCollector()
-    for place, fingerprint in fingerprint_metadata(index_metadata, _INDEX_PLACE).items():
+    for place, fingerprint in fingerprint_metadata(index_metadata, INDEX_PLACE).items():
         collector.add(place, fingerprint)
     fingerprints_by_place: dict[str, dict[str, None]] = {}
     for shard in shards.values():
