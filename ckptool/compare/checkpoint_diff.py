@@ -38,7 +38,7 @@ class CheckpointDiff(Struct, frozen=True, dict=True):
     proved_renames: frozenset[str]
     """Removed keys whose rename is confirmed by equal values."""
     possible_renames: Mapping[str, str]
-    """Removed key -> added key of the same values, where these are one number repeated (zeros)."""
+    """Removed key -> added key of the same values, where these prove nothing (zeros)."""
     differing_keys: tuple[str, ...] | None
     """Keys in both whose values differ; None if values were not read."""
     uncompared_keys: Mapping[str, str]

@@ -132,11 +132,8 @@ class CheckpointExaminer(Struct, frozen=True):
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                gated_checkpoints.append(
-                    self.examine_checkpoint(
-                        path, find_target(path, self.module_options, self.config)
-                    )
-                )
+                module_target = find_target(path, self.module_options, self.config)
+                gated_checkpoints.append(self.examine_checkpoint(path, module_target))
             except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
         if modules:

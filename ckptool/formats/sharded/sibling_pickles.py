@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import unrecognized
-from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
+from ckptool.formats.files.source import ByteSource, open_source, path_exists
+from ckptool.formats.files.weight_names import list_file_names
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.formats.safetensors import reader as safetensors_reader
@@ -34,7 +35,7 @@ def add_sibling_uses(checkpoint: Checkpoint, folder: Location, limits: Limits) -
     read_names = {checkpoint.path.name, *(file.name for file in checkpoint.files)}
     siblings = [
         name
-        for name in list_names(folder)
+        for name in list_file_names(folder)
         if name not in read_names and re.fullmatch(CHECKPOINT_PATTERN, name)
     ]
     uses: list[GlobalUse] = []
