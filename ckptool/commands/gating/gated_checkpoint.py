@@ -158,7 +158,7 @@ class CheckpointExaminer(Struct, frozen=True):
         start_early(self.worker, module_target, path)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
-        limits = replace(self.limits, contents=expectations.against is not None)
+        limits = replace(self.limits, contents=expectations.against is not None, search_remote=True)
         checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
