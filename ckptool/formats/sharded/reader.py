@@ -24,6 +24,7 @@ from ckptool.model import (
     IssueKind,
     Skipped,
     StateDict,
+    StorageInfo,
     TensorInfo,
 )
 from ckptool.phrases import cut_middle, quote_code
@@ -100,7 +101,17 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             ),
             "",
         ),
+        byte_storages=_merge_byte_storages(shards),
     )
+
+
+def _merge_byte_storages(parts: Mapping[str, Checkpoint]) -> dict[str, StorageInfo]:
+    """Return the storages of bytes of several checkpoints, each place behind its part's name."""
+    return {
+        f"{name}: {place}": storage
+        for name, part in parts.items()
+        for place, storage in part.byte_storages.items()
+    }
 
 
 def list_shard_names(index: Location, limits: Limits) -> set[str]:
