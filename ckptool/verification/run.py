@@ -76,7 +76,7 @@ def run_verification(
     round_trip_result, round_trip_difference = check_round_trip(
         loaded_factory, usable_inputs, reason
     )
-    survival_result, lost_paths = check_survival(loaded_factory, new.module_diff.module)
+    survival_result, lost_paths = check_survival(loaded_factory, new.module_info)
     return Verification(
         path=str(new.module_diff.checkpoint.path),
         module=new.factory.target,
