@@ -191,7 +191,7 @@ UNSAVED = ("tokens", "shira", "osf", "fourier", "tokens alone", "psoft", "frod",
     "name", [*UNSAVED[:2], *(pytest.param(n, marks=pytest.mark.matrix) for n in UNSAVED[2:])]
 )
 def test_what_peft_makes_from_the_base_or_restores_is_not_lost(name, tmp_path, run_command):
-    """`trainable_tokens_original` and `shira_indices` were errors, and verify failed at survival."""
+    """`trainable_tokens_original` and `shira_indices` were errors, and verify failed."""
     make_base().save_pretrained(tmp_path / "base")
     adapter = tmp_path / "adapter"
     peft.get_peft_model(make_base(), EDITED[name]).save_pretrained(adapter)

@@ -223,9 +223,7 @@ def _find_lost_paths(module: nn.Module, reloaded_module: nn.Module) -> tuple[str
 
 
 def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
-    """Whether every build recreates the same value of an unsaved buffer, or of what a framework
-    keeps in a plain attribute of its own.
-    """
+    """Whether every build recreates its value: that of a buffer, or of a framework's attribute."""
     module_tensor = module_info.tensors.get(path)
     if module_tensor is None:
         return False
