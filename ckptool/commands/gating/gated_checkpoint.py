@@ -191,7 +191,7 @@ class CheckpointExaminer(Struct, frozen=True):
         return GatedCheckpoint(
             str(path),
             checkpoint,
-            module_info,
+            module_diff.module,
             module_diff,
             forward_effects,
             verification,
