@@ -9,15 +9,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    OUTPUT_PATH,
-    input_options,
-    into_option,
-    limit_options,
-    module_options,
-    target_options,
-)
+from ckptool.cli.options.module import input_options, into_option, limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.output_targets import find_format
 from ckptool.cli.outputs.progress import report_interrupt
