@@ -360,7 +360,9 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        source_errors = _select_errors(find_findings(outcome.source_diff), policy) if assumed_keys else []
+        source_errors = (
+            _select_errors(find_findings(outcome.source_diff), policy) if assumed_keys else []
+        )
         for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:

@@ -37,7 +37,7 @@ def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]
         if any(isinstance(value, Tensor) for value in mapping.values())
     ]
     candidates = [
-        _Candidate(module, dict(iter_saved_tensors(module)), not states.is_copy(module))
+        _Candidate(module, dict(iter_saved_tensors(module)), is_original=not states.is_copy(module))
         for module in _list_candidates(states)
     ]
     owners: list[StateOwner] = []
@@ -59,7 +59,7 @@ class _Candidate:
     """A live module that a mapping may be of."""
 
     def __init__(
-        self, module: "nn.Module", tensors: "dict[str, Tensor]", is_original: bool
+        self, module: "nn.Module", tensors: "dict[str, Tensor]", *, is_original: bool
     ) -> None:
         self.module = module
         self.tensors = tensors

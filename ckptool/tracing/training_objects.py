@@ -38,12 +38,15 @@ class SavedContent:
         self.values: list[tuple[str, object]] = []
         self.modules: list[tuple[tuple[str, ...], Any]] = []
         self.objects: set[int] = set()
+        self.tuples: list[tuple[Any, ...]] = []
         for place, value in iter_places(content):
             self.objects.add(id(value))
             if isinstance(value, Tensor):
                 self.tensors.append((place, value))
             elif isinstance(value, dict):
                 self.mappings.append((place, value))
+            elif isinstance(value, tuple):
+                self.tuples.append(value)
             elif isinstance(value, bool | int | float | str):
                 self.values.append((place[-1] if place else "", value))
             elif hasattr(value, "_parameters") and hasattr(value, "_modules"):
@@ -188,9 +191,7 @@ def _is_stateful(cls: type) -> bool:
     for name in ("load_state_dict", "state_dict"):
         if not any(name in base.__dict__ for base in cls.__mro__):
             return False
-    return not issubclass(
-        cls, nn.Module | type | optim.Optimizer | optim.lr_scheduler.LRScheduler
-    )
+    return not issubclass(cls, nn.Module | type | optim.Optimizer | optim.lr_scheduler.LRScheduler)
 
 
 def _has_state(value: Any, kind: str) -> bool:
