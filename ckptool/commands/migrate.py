@@ -1,6 +1,6 @@
 """Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 from fnmatch import fnmatchcase
@@ -189,7 +189,13 @@ def migrate(  # noqa: PLR0913
         record_provenance=provenance,
         limits=limits,
         progress=progress,
-        check_plan=partial(refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}),
+        check_plan=partial(
+            refuse_errors,
+            location,
+            policy or Policy(),
+            {*(inject or {}), *drop},
+            lambda diff: run_rules([diff], location),
+        ),
         forward_check=_make_forward_check(
             location, module_target, inputs, device, old_options, limits, worker
         ),
@@ -336,7 +342,11 @@ def migrate_many(
 
 
 def refuse_errors(
-    source: Location, policy: Policy, asked_keys: set[str], outcome: "PlanOutcome"
+    source: Location,
+    policy: Policy,
+    asked_keys: set[str],
+    find_findings: Callable[[ModuleDiff], tuple[Finding, ...]],
+    outcome: "PlanOutcome",
 ) -> None:
     """Refuse a plan that covers up an error of the source, or whose result has one.
 
@@ -354,7 +364,9 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        source_errors = (
+            _select_errors(find_findings(outcome.source_diff), policy) if assumed_keys else []
+        )
         for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
@@ -365,15 +377,15 @@ def refuse_errors(
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
     if not outcome.result_diff.is_strict:
         return
-    for finding in _find_errors(source, policy, outcome.result_diff):
+    for finding in _select_errors(find_findings(outcome.result_diff), policy):
         if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 
 
-def _find_errors(source: Location, policy: Policy, module_diff: ModuleDiff) -> list[Finding]:
-    findings = judge(run_rules([module_diff], source), policy).findings
-    return [finding for finding in findings if finding.level is Level.ERROR]
+def _select_errors(findings: Iterable[Finding], policy: Policy) -> list[Finding]:
+    judged = judge(findings, policy).findings
+    return [finding for finding in judged if finding.level is Level.ERROR]
 
 
 def _format_refusal(source: Location, finding: Finding, way_out: str) -> str:

@@ -16,10 +16,10 @@ from ckptool.errors import (
     UnconfirmedRenamesError,
     UsageError,
 )
-from ckptool.formats import open_checkpoint
 from ckptool.formats.files.atomic import check_target
 from ckptool.formats.files.signals import raise_on_signal
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.applied_plan import UNWRITTEN, AppliedPlan
 from ckptool.migration.hook.hook_trace import HookTrace, trace_plan
@@ -251,7 +251,7 @@ def _describe_changes(torch_file: TorchFile | None) -> tuple[str, ...]:
 
 
 def _open_source_checkpoint(request: MigrationRequest, anonymous_file: AnonymousFile) -> Checkpoint:
-    checkpoint = open_checkpoint(request.source, request.limits)
+    checkpoint = open_weights(request.source, request.limits)
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
     return inflate_storages(checkpoint, anonymous_file, request.limits)

@@ -137,6 +137,7 @@ def _make_object_init(kind: str) -> Callable[[Function], Function]:
 
 def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
     trace.objects.record_object(value, kind, locate_caller())
+    trace.generators.note_states(trace.states.list_modules())
 
 
 class _LoadStart(Struct, frozen=True):
@@ -172,6 +173,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
+    trace.generators.note_states(trace.states.list_modules())
     return _LoadStart(
         locate_caller(),
         find_mapping_origin(mapping, trace.origins),
@@ -369,13 +371,15 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
     content = SavedContent(value)
     record_trained_modules(trace.states, trace.objects)
     saved_objects, unsaved_objects = trace.objects.split_by_content(content)
+    modules = trace.states.list_modules()
+    saved_generators, unsaved_generators = trace.generators.split_by_content(content, modules)
     return SaveRecord(
         file=name_file(target),
         saver=saver,
         where=locate_caller(),
         modules=describe_saved_modules(content, trace.states),
-        saved_objects=saved_objects,
-        unsaved_objects=unsaved_objects,
+        saved_objects=(*saved_objects, *saved_generators),
+        unsaved_objects=(*unsaved_objects, *unsaved_generators),
         tensor_count=len(content.tensors),
     )
 

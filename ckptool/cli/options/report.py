@@ -176,7 +176,10 @@ def _check_outputs(
             inputs.append(value)
             continue
         paths = value if isinstance(value, tuple) else (value,)
-        outputs += [OutputOption(parameter.opts[0], path) for path in paths if path is not None]
+        is_source = str(parameter.metavar).endswith(".py")
+        outputs += [
+            OutputOption(parameter.opts[0], path, is_source) for path in paths if path is not None
+        ]
     if ctx.command.name == "lock":
         config = _leave_out_locks(config)
     check_outputs(outputs, inputs, config)
