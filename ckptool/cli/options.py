@@ -17,6 +17,7 @@ from ckptool.cli.outputs.notices import (
     announce_file_kwargs,
     announce_model_folder,
     announce_namespace,
+    announce_python_revision,
     announce_user_warnings,
     show_user_output,
 )
@@ -186,6 +187,7 @@ def _wrap_report_command(
             announce_user_warnings,
             announce_configured_code,
             announce_model_folder,
+            announce_python_revision,
         )
         draws_progress = not options.pop("no_progress") and not quiet
         token = TRUST_RULE.set(trust_rule)

@@ -367,7 +367,7 @@ class _AppliedPlan:
             start_step(f"writing {request.target.name}", nbytes)
         job = WriteJob(
             self.result,
-            self.plan,
+            request.recorded_plan or self.plan,
             request.target,
             self.to,
             request.force,
@@ -384,6 +384,7 @@ class _AppliedPlan:
             ),
             self.early_copy,
             request.hard_links,
+            request.stamp,
         )
         if request.is_sharded:
             from ckptool.migration.write.sharded_folder import write_sharded_folder
