@@ -72,32 +72,27 @@ class Standing(Struct, frozen=True):
     def text(self) -> str:
         """How the revision is known, or why it is not, as the end of a sentence."""
         name = self.revision.name if self.revision else ""
-        stamp = self.stamp
-        match self.kind:
-            case StandingKind.STAMPED:
-                return f"is at {name}, by its stamp"
-            case StandingKind.RECOGNISED:
-                return f"is at {name}, recognised by its {self._evidence} (it has no stamp)"
-            case StandingKind.AMBIGUOUS:
-                names = join_limited(self.candidates, MAX_NAMED, lambda r: r.name)
-                return (
-                    f"has no stamp, and its {self._evidence} are those of {names}: "
-                    "--from names its revision"
-                )
-            case StandingKind.FOREIGN:
-                project = stamp.project if stamp else ""
-                return f"has the stamp of another project, {project}"
-            case StandingKind.NEWER:
-                revision = stamp.revision if stamp else ""
-                return (
-                    f"is newer than the code: its stamp is revision {revision}, which is not in "
-                    "this chain: update the code"
-                )
-            case StandingKind.CONTRADICTED:
-                why = self.difference.text if self.difference else ""
-                return f"has the stamp of {name}, but not its keys: {why}"
-            case _:
-                return f"is at no revision of this chain{self._nearest_text}"
+        project, revision = (self.stamp.project, self.stamp.revision) if self.stamp else ("", "")
+        names = join_limited(self.candidates, MAX_NAMED, lambda r: r.name)
+        why = self.difference.text if self.difference else ""
+        texts = {
+            StandingKind.STAMPED: f"is at {name}, by its stamp",
+            StandingKind.RECOGNISED: (
+                f"is at {name}, recognised by its {self._evidence} (it has no stamp)"
+            ),
+            StandingKind.AMBIGUOUS: (
+                f"has no stamp, and its {self._evidence} are those of {names}: --from names its "
+                "revision"
+            ),
+            StandingKind.FOREIGN: f"has the stamp of another project, {project}",
+            StandingKind.NEWER: (
+                f"is newer than the code: its stamp is revision {revision}, which is not in this "
+                "chain: update the code"
+            ),
+            StandingKind.CONTRADICTED: f"has the stamp of {name}, but not its keys: {why}",
+            StandingKind.UNKNOWN: f"is at no revision of this chain{self._nearest_text}",
+        }
+        return texts[self.kind]
 
     @property
     def _evidence(self) -> str:

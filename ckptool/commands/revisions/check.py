@@ -1,4 +1,4 @@
-"""Chain x today's module -> ChainCheckReport: whether files of every revision arrive at the head."""
+"""Chain x today's module -> ChainCheckReport: whether files of each revision reach the head."""
 
 import tempfile
 from collections.abc import Callable, Mapping

@@ -95,7 +95,7 @@ def take_fixture(
 def build_fixture(
     new: Revision, target: ModuleTarget, inputs: object, worker: ModuleWorker
 ) -> NewFixture | str:
-    """Return a fixture with the values that building today's module gives; else why there is none."""
+    """Return a fixture with the values of today's constructor, or why there is none."""
     with tempfile.TemporaryDirectory(prefix="ckptool-fixture-") as folder:
         path = Path(folder, f"{new.name}.pth")
         try:

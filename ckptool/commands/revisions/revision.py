@@ -166,8 +166,8 @@ def revision(  # noqa: PLR0913
 def _require_target(project: ProjectChain) -> ModuleTarget:
     if project.module_target is None:
         raise UsageError(
-            "a revision needs today's module: -m package.module:Name, or [[tool.ckptool.models]] of "
-            "pyproject.toml or ckptool.toml"
+            "a revision needs today's module: -m package.module:Name, or [[tool.ckptool.models]] "
+            "of pyproject.toml or ckptool.toml"
         )
     return project.module_target
 

@@ -1,4 +1,4 @@
-"""RecordedState -> a checkpoint that has its keys, shapes and dtypes, without or with blank values."""
+"""RecordedState -> a draft with its keys, shapes and dtypes, without values or with blank ones."""
 
 import os
 from collections.abc import Sequence
