@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from os.path import commonprefix
 from typing import Final
 
 from msgspec import Struct
@@ -16,6 +17,8 @@ from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 NO_TENSOR: Final = "object"
 """Form of a key whose value is not a tensor, such as an extra state."""
+_MAX_WRAPPERS: Final = 3
+"""Wrappers around a module whose prefixes are tried: compiled, distributed, in another module."""
 _LINE: Final = re.compile(
     r"(?P<form>object|\w+ \[(?:\d+(?:, \d+)*)?\](?: \(\w+\))?) "
     r'(?P<key>"(?:[^"\\]|\\.)*"|[^\s"]+)'
@@ -115,6 +118,22 @@ def compare_states(recorded: RecordedState, state: RecordedState) -> StateDiffer
         tuple(changed),
         tuple(key for key in changed if shapes[key] != recorded_shapes[key]),
     )
+
+
+def list_common_prefixes(state: RecordedState) -> tuple[str, ...]:
+    """Return what all keys begin with, up to a dot: "module." of a wrapper, then what is inside."""
+    keys = [key for key, form in state.forms.items() if form != NO_TENSOR]
+    if not keys:
+        return ()
+    shared = commonprefix(keys)
+    ends = [index + 1 for index, character in enumerate(shared) if character == "."]
+    return tuple(shared[:end] for end in ends[:_MAX_WRAPPERS])
+
+
+def strip_prefix(state: RecordedState, prefix: str) -> RecordedState:
+    """Return the state with a prefix taken off its keys."""
+    forms = {key.removeprefix(prefix): form for key, form in state.forms.items()}
+    return RecordedState(_sort_keys(forms))
 
 
 def format_state(state: RecordedState) -> str:

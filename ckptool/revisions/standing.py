@@ -19,7 +19,9 @@ from ckptool.revisions.recorded_state import (
     RecordedState,
     StateDifference,
     compare_states,
+    list_common_prefixes,
     record_draft,
+    strip_prefix,
 )
 from ckptool.revisions.revision import Revision
 
@@ -58,6 +60,8 @@ class Standing(Struct, frozen=True):
     """Digest of the state_dict that a stamped file was made of, "" if it is not recorded."""
     note: str = ""
     """What was not believed, "" for nothing."""
+    prefix: str = ""
+    """What all keys begin with before those of the revision, as a wrapper leaves it: "module."."""
 
     @property
     def is_exact(self) -> bool:
@@ -131,7 +135,7 @@ def find_standing(
     )
     if not states:
         raise RevisionError(f"{checkpoint.path}: has no state_dict of a model")
-    recorded = [(state, record_state(checkpoint, state)) for state in states]
+    recorded = [_RecordedFile(state, record_state(checkpoint, state)) for state in states]
     if from_ is not None:
         return _take_revision(recorded, chain.find_revision(from_))
     record = read_provenance(checkpoint)
@@ -153,14 +157,34 @@ def record_state(checkpoint: Checkpoint, state: StateDict) -> RecordedState:
     return record_draft(create_chain_draft(checkpoint, state))
 
 
-_RecordedStates = Sequence[tuple[StateDict, RecordedState]]
+class _RecordedFile(Struct, frozen=True):
+    """A state of a file, and what it holds."""
+
+    state: StateDict
+    recorded: RecordedState
+    prefix: str = ""
+    """What was taken off all keys."""
+
+
+_RecordedStates = Sequence[_RecordedFile]
+
+
+def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:
+    """Return the states, and behind them each without what all of its keys begin with."""
+    unwrapped = [
+        _RecordedFile(file.state, strip_prefix(file.recorded, prefix), prefix)
+        for file in recorded
+        for prefix in list_common_prefixes(file.recorded)
+    ]
+    return [*recorded, *unwrapped]
 
 
 def _take_revision(recorded: _RecordedStates, revision: Revision) -> Standing:
-    state, difference = _choose_nearest(recorded, revision)
+    file, difference = _choose_nearest(_add_unwrapped(recorded), revision)
     kind = StandingKind.STAMPED if difference.has_same_keys else StandingKind.CONTRADICTED
+    note = "its revision was given with --from"
     return Standing(
-        kind, state, revision, difference=difference, note="its revision was given with --from"
+        kind, file.state, revision, difference=difference, note=note, prefix=file.prefix
     )
 
 
@@ -168,17 +192,17 @@ def _read_stamp(
     recorded: _RecordedStates, chain: Chain, record: ProvenanceRecord, stamp: RevisionStamp
 ) -> Standing:
     """Return the standing that a stamp says, if the keys do not contradict it."""
-    first_state = recorded[0][0]
+    first_state = recorded[0].state
     if stamp.project != chain.project:
         return Standing(StandingKind.FOREIGN, first_state, stamp=stamp)
     revision = chain.get_revision(stamp.revision)
     if revision is None:
         return Standing(StandingKind.NEWER, first_state, stamp=stamp)
-    state, difference = _choose_nearest(recorded, revision)
+    file, difference = _choose_nearest(recorded, revision)
     kind = StandingKind.STAMPED if difference.has_same_keys else StandingKind.CONTRADICTED
     return Standing(
         kind,
-        state,
+        file.state,
         revision,
         stamp=stamp,
         difference=difference,
@@ -189,22 +213,24 @@ def _read_stamp(
 def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
     """Return the standing of a file without a stamp: all that it holds has to be as recorded."""
     for is_match in (_is_same, _has_same_shapes):
-        for state, found in recorded:
+        for file in _add_unwrapped(recorded):
+            found = file.recorded
             matches = [r for r in chain.revisions if is_match(compare_states(r.state, found))]
             if matches:
                 is_one = len(matches) == 1
                 return Standing(
                     StandingKind.RECOGNISED if is_one else StandingKind.AMBIGUOUS,
-                    state,
+                    file.state,
                     matches[0] if is_one else None,
                     () if is_one else tuple(matches),
                     difference=compare_states(matches[0].state, found),
+                    prefix=file.prefix,
                 )
     nearest = min(
         chain.revisions, key=lambda r: _count_differences(_choose_nearest(recorded, r)[1])
     )
-    state, difference = _choose_nearest(recorded, nearest)
-    return Standing(StandingKind.UNKNOWN, state, difference=difference, nearest=nearest)
+    file, difference = _choose_nearest(recorded, nearest)
+    return Standing(StandingKind.UNKNOWN, file.state, difference=difference, nearest=nearest)
 
 
 def _is_same(difference: StateDifference) -> bool:
@@ -217,9 +243,9 @@ def _has_same_shapes(difference: StateDifference) -> bool:
 
 def _choose_nearest(
     recorded: _RecordedStates, revision: Revision
-) -> tuple[StateDict, StateDifference]:
+) -> tuple[_RecordedFile, StateDifference]:
     """Return the state of a file that differs least from what a revision recorded."""
-    pairs = [(state, compare_states(revision.state, found)) for state, found in recorded]
+    pairs = [(file, compare_states(revision.state, file.recorded)) for file in recorded]
     return min(pairs, key=lambda pair: _count_differences(pair[1]))
 
 

@@ -69,7 +69,13 @@ def open_chain_load(
         return
     assert standing.difference is not None
     run = ChainRun(
-        checkpoint, standing.state, standing.difference, get_worker(), limits, run_python=True
+        checkpoint,
+        standing.state,
+        standing.prefix,
+        standing.difference,
+        get_worker(),
+        limits,
+        run_python=True,
     )
     taken = chain.list_between(start, chain.head)
     with open_chain_plan(run, list_steps(taken)) as chain_plan:

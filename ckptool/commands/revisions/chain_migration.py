@@ -93,6 +93,7 @@ def move_checkpoint(
     run = ChainRun(
         checkpoint,
         standing.state,
+        standing.prefix,
         standing.difference,
         worker,
         options.limits,
@@ -108,7 +109,9 @@ def move_checkpoint(
                 at=standing.state.at,
                 plan=chain_plan.plan,
                 recorded_plan=chain_plan.recorded_plan,
-                stamp=RevisionStamp(chain.project, end.revision, start.revision),
+                stamp=RevisionStamp(
+                    chain.project, end.revision, "" if standing.prefix else start.revision
+                ),
                 force=options.force,
                 dry_run=options.dry_run,
                 limits=options.limits,

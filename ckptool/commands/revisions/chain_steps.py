@@ -18,7 +18,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft
-from ckptool.migration.plan.key_operations import DropKeys, InjectTensor
+from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, StripPrefix
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest
@@ -69,6 +69,8 @@ class ChainRun(Struct, frozen=True):
 
     checkpoint: Checkpoint
     state: StateDict
+    prefix: str
+    """What a wrapper has put before all keys, which is taken off first; "" for nothing."""
     difference: StateDifference
     """From what the revision of the file recorded: results may differ as much and no more."""
     worker: ModuleWorker
@@ -126,7 +128,10 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
         sources = ValueSources(run.target_module, None, anonymous_file, SourceGuard(), run.limits)
         draft = create_chain_draft(checkpoint, run.state)
         operations: list[Op] = []
-        recorded_operations: list[Op] = []
+        if run.prefix:
+            operations.append(StripPrefix(prefix=run.prefix, times=1, why="a wrapper's prefix"))
+            draft = apply_plan(operations, draft, sources)
+        recorded_operations = [*operations]
         for number, step in enumerate(steps):
             revision = step.revision
             try:
