@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Final
 
 from msgspec import Struct
@@ -125,9 +125,10 @@ def list_common_prefixes(state: RecordedState) -> tuple[str, ...]:
     keys = [key for key, form in state.forms.items() if form != NO_TENSOR]
     if not keys:
         return ()
-    shared = commonprefix(keys)
-    ends = [index + 1 for index, character in enumerate(shared) if character == "."]
-    return tuple(shared[:end] for end in ends[:_MAX_WRAPPERS])
+    first, last = (key.split(".")[:-1] for key in (min(keys), max(keys)))
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    segments = [segment for segment, _ in pairs][:_MAX_WRAPPERS]
+    return tuple(f"{'.'.join(segments[:end])}." for end in range(1, len(segments) + 1))
 
 
 def strip_prefix(state: RecordedState, prefix: str) -> RecordedState:

@@ -5,6 +5,7 @@ import hashlib
 import re
 import tomllib
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.decode_errors import explain_decode_error
+from ckptool.decode_errors import explain_decode_error, find_unknown_field
 from ckptool.errors import PlanError, RevisionError
 from ckptool.locations import read_small_file
 from ckptool.migration.plan.key_operations import InjectTensor
@@ -98,7 +99,7 @@ def read_revision(path: Path) -> Revision:
     try:
         file = msgspec.convert(data, _RevisionFile)
     except msgspec.ValidationError as error:
-        raise RevisionError(f"{path}: {explain_decode_error(str(error), {})}") from error
+        raise RevisionError(f"{path}: {_explain_error(str(error))}") from error
     if file.schema != SCHEMA:
         raise RevisionError(f"{path}: schema {file.schema} is not supported: this version reads 1")
     try:
@@ -106,6 +107,21 @@ def read_revision(path: Path) -> Revision:
     except (RevisionError, PlanError) as error:
         text = str(error).removeprefix(f"{path}: ")
         raise RevisionError(f"{path}: {text}") from error
+
+
+def _explain_error(message: str) -> str:
+    """Return a message of msgspec in TOML terms, with a suggestion for an unknown key."""
+    unknown_field = find_unknown_field(message)
+    if unknown_field is None:
+        return explain_decode_error(message)
+    known_keys = [
+        field.encode_name
+        for table in (_RevisionFile, _StateTable)
+        for field in msgspec.structs.fields(table)
+    ]
+    close = get_close_matches(unknown_field.name, known_keys, n=1)
+    hint = f"did you mean `{close[0]}`?" if close else "a newer ckptool may have written it"
+    return f"unknown key `{unknown_field.name}`; {hint}"
 
 
 def _check_revision(path: Path, file: _RevisionFile) -> Revision:

@@ -45,9 +45,7 @@ def test_a_live_module_loads_every_old_file(config, repository, number):
     old = build_net(number)
     torch.save({"model": old.state_dict(), "epoch": 3}, repository / "old.pth")
     module = Net6().eval()
-    report = ckptool.load(
-        module, repository / "old.pth", revisions=repository / "ckpt_migrations"
-    )
+    report = ckptool.load(module, repository / "old.pth", revisions=repository / "ckpt_migrations")
     assert torch.equal(module(X), old(X))
     assert report.verdict.startswith("loaded strictly")
     assert any(note.startswith(f"is at {number:04}_") for note in report.notes)
@@ -108,9 +106,7 @@ def test_a_downgrade_of_a_changed_file_does_not_say_that_it_is_the_same(config, 
 def test_a_step_that_cannot_be_undone_is_named_in_one_line(config, repository):
     torch.save(build_net(6).state_dict(), repository / "new.pth")
     with pytest.raises(RevisionError, match="0006_unused_is_dropped cannot be undone") as caught:
-        ckptool.downgrade(
-            repository / "new.pth", repository / "old.pth", to="0001", config=config
-        )
+        ckptool.downgrade(repository / "new.pth", repository / "old.pth", to="0001", config=config)
     assert len(caught.value.lines) == 1
     assert not (repository / "old.pth").exists()
 

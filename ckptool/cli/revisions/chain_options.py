@@ -45,6 +45,9 @@ def add_move_options(function: Function) -> Function:
             help="Revision that the file is at.  [default: by its stamp, or recognised]",
         ),
         at_option,
+        click.option(
+            "--drop-extra", is_flag=True, help="Write the state_dict alone, not what is around it."
+        ),
         click.option("--force", is_flag=True, help="Replace an existing file."),
         click.option("--dry-run", is_flag=True, help="Write nothing; show the steps."),
         module_options,

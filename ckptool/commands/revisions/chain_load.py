@@ -72,6 +72,7 @@ def open_chain_load(
         checkpoint,
         standing.state,
         standing.prefix,
+        start.state.ties,
         standing.difference,
         get_worker(),
         limits,

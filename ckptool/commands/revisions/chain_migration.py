@@ -41,6 +41,7 @@ class MoveOptions(Struct, frozen=True):
     from_: str | None = None
     at: str | None = None
     run_python: bool = True
+    drop_extra: bool = False
     force: bool = False
     dry_run: bool = False
     limits: Limits = DEFAULT_LIMITS
@@ -94,6 +95,7 @@ def move_checkpoint(
         checkpoint,
         standing.state,
         standing.prefix,
+        start.state.ties,
         standing.difference,
         worker,
         options.limits,
@@ -112,6 +114,7 @@ def move_checkpoint(
                 stamp=RevisionStamp(
                     chain.project, end.revision, "" if standing.prefix else start.revision
                 ),
+                drop_extra=options.drop_extra,
                 force=options.force,
                 dry_run=options.dry_run,
                 limits=options.limits,

@@ -1,6 +1,6 @@
 """Standing x revisions -> one Plan over the source, with the result of each revision checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, StripPrefix
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.tensor_operations import TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest
 from ckptool.migration.run import run_migration
@@ -71,6 +72,8 @@ class ChainRun(Struct, frozen=True):
     state: StateDict
     prefix: str
     """What a wrapper has put before all keys, which is taken off first; "" for nothing."""
+    ties: Mapping[str, str]
+    """Tied key -> the key that it shares memory with, at the revision of the file."""
     difference: StateDifference
     """From what the revision of the file recorded: results may differ as much and no more."""
     worker: ModuleWorker
@@ -127,10 +130,8 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
         checkpoint = inflate_storages(run.checkpoint, anonymous_file, run.limits)
         sources = ValueSources(run.target_module, None, anonymous_file, SourceGuard(), run.limits)
         draft = create_chain_draft(checkpoint, run.state)
-        operations: list[Op] = []
-        if run.prefix:
-            operations.append(StripPrefix(prefix=run.prefix, times=1, why="a wrapper's prefix"))
-            draft = apply_plan(operations, draft, sources)
+        operations = _prepare_draft(run, draft)
+        draft = apply_plan(operations, draft, sources)
         recorded_operations = [*operations]
         for number, step in enumerate(steps):
             revision = step.revision
@@ -150,6 +151,20 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
         yield ChainPlan(
             Plan(tuple(operations)), Plan(tuple(recorded_operations)), _describe_gap(run.difference)
         )
+
+
+def _prepare_draft(run: ChainRun, draft: Draft) -> list[Op]:
+    """Return the steps before those of the first revision: the keys become the recorded ones."""
+    operations: list[Op] = []
+    if run.prefix:
+        operations.append(StripPrefix(prefix=run.prefix, times=1, why="a wrapper's prefix"))
+    keys = {key.removeprefix(run.prefix) for key in draft.items}
+    operations += [
+        TieTensors(key=key, to=kept_key, why="tied, and stored under one name")
+        for key, kept_key in run.ties.items()
+        if key not in keys and kept_key in keys
+    ]
+    return operations
 
 
 def _list_operations(step: ChainStep, plan: Plan) -> tuple[Op, ...]:
@@ -202,12 +217,12 @@ def _run_python_step(
         raise UsageError(
             f"{revision.python_path}: is code of the project, and --no-config runs none"
         )
-    announce = TRUST_RULE.get().announce_revision
-    if announce is not None:
-        announce(revision.python_path)
     function = DOWNGRADE if step.is_undone else UPGRADE
     if function not in list_functions(revision.python_path):
         raise RevisionError(f"{revision.python_path}: has no function {function}(state)")
+    announce = TRUST_RULE.get().announce_revision
+    if announce is not None:
+        announce(revision.python_path)
     before, after = (prefix.with_name(f"{prefix.name}-{end}.pth") for end in ("before", "after"))
     run_migration(
         MigrationRequest(

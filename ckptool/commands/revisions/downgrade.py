@@ -33,6 +33,7 @@ def downgrade(  # noqa: PLR0913
     loader: str | None = None,
     chain: str | Path | None = None,
     run_python: bool = True,
+    drop_extra: bool = False,
     force: bool = False,
     dry_run: bool = False,
     progress: Callable[[int], None] = lambda _: None,
@@ -52,6 +53,7 @@ def downgrade(  # noqa: PLR0913
         loader: framework whose loader loads it; None takes what the folder says.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         run_python: whether revisions that are Python functions may be run.
+        drop_extra: write the state alone, without what lies around it in the source.
         force: replace an existing target.
         dry_run: write nothing.
         progress: called with the number of bytes written since the last call.
@@ -67,7 +69,17 @@ def downgrade(  # noqa: PLR0913
         location,
         require_target(target, dry_run=dry_run),
         find_project_chain(build_options(config, module, kwargs, loader, chain), location),
-        MoveOptions(to, from_, at, run_python, force, dry_run, limits, progress),
+        MoveOptions(
+            to,
+            from_,
+            at,
+            run_python,
+            drop_extra=drop_extra,
+            force=force,
+            dry_run=dry_run,
+            limits=limits,
+            progress=progress,
+        ),
         is_downgrade=True,
     )
     outcome = describe_outcome("downgrade", moved, is_same_as_earlier=compare_with_earlier(moved))
