@@ -83,6 +83,10 @@ class PickleMachine:
         """id -> byte string that a `_PICKLE_LOADER_NAMES` function gets, or that is a pickle."""
         self.embedded_archives: dict[int, bytes] = {}
         """id -> byte string that is an archive, compressed or a program: nobody looks into it."""
+        self.tensor_callee = GlobalName("", "")
+        """torch._utils._rebuild_tensor_v2, once the pickle has named it."""
+        self.parsed_numbers: dict[bytes, Any] = {}
+        """Opcodes of an int or of a tuple of ints -> what they push."""
         self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blob_offsets: dict[int, int] = {}
@@ -111,6 +115,8 @@ class PickleMachine:
             global_name = self.globals.get((module, name)) or GlobalName(module, name)
             global_name.builder = SAFE_CALL_BUILDERS.get((module, name))
             self.globals[module, name] = global_name
+            if (module, name) == _TENSOR_CALLEE:
+                self.tensor_callee = global_name
         return global_name
 
     def record_computed_global(self, module: object, name: object) -> GlobalName:
@@ -255,6 +261,7 @@ _MAX_EQUAL_HASHES: Final = 64
 _MAX_GLOBAL_CHARS: Final = 4096
 _MAX_INTERNED_TUPLES: Final = 256
 """Models have few distinct shapes; more tuples of equal hash would make lookups slow."""
+_TENSOR_CALLEE: Final = ("torch._utils", "_rebuild_tensor_v2")
 _PICKLE_LOADER_NAMES: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
 """Functions that unpickle their first argument, in any module."""
 
