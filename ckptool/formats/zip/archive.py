@@ -180,6 +180,8 @@ _DESCRIPTOR_FLAG: Final = 0x0008
 
 def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
     """Record names that leave the archive, are equal when case is ignored, or file and folder."""
+    if _are_plain_names([member.name for member in members]):
+        return
     folders = {member.name.casefold().rpartition("/")[0] for member in members}
     names_by_casefold: dict[str, str] = {}
     for member in members:
@@ -201,6 +203,20 @@ def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
             archive.record_fault(f"{quote_name(name)} {problem}")
 
 
+def _are_plain_names(names: list[str]) -> bool:
+    """Whether nothing is wrong with the names of files, as far as all of them at once can tell."""
+    joined_names = "/".join(("", "/\n/".join(names), ""))
+    return (
+        joined_names.count("\n") == len(names) - 1
+        and not any(text in joined_names for text in _UNUSUAL_NAME_PARTS)
+        and joined_names.casefold() == joined_names
+        and len(known_names := set(names)) == len(names)
+        and known_names.isdisjoint({name.rpartition("/")[0] for name in names})
+    )
+
+
+_UNUSUAL_NAME_PARTS: Final = ("//", "/./", "/../", ":/", "\\", "\0")
+"""What a name holds that leaves the archive, is empty, or is that of a folder."""
 _SAFE_NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
 """Path components: none empty, "." or "..", no drive, no NUL."""
 
@@ -211,6 +227,10 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
     for member in archive.members:
         if member.offset != expected_offset:
             archive.record_fault(_describe_gap(member, expected_offset))
+        record_end = _locate_usual_record(window, member)
+        if 0 < record_end <= end:
+            expected_offset = record_end
+            continue
         header_nbytes = _check_local_header(window, member, end, archive)
         data_offset = member.offset + header_nbytes
         if data_offset + member.compressed_nbytes > end:
@@ -224,6 +244,40 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
         archive.record_fault(
             f"{end - expected_offset} bytes before its directory do not belong to a member"
         )
+
+
+def _locate_usual_record(window: "_ReadWindow", member: ZipMember) -> int:
+    """Set the data offset of a small record that is laid out as torch does; return its end.
+
+    0 if it is not: a stored record whose checksum and sizes stand after its data only.
+    """
+    data, index, nbytes = window.data, member.offset - window.start, member.nbytes
+    if not 0 <= index <= len(data) - HEADER_READ_BYTES or not nbytes:
+        return 0
+    magic, flags, method, sizes, name_nbytes, extra_nbytes = (
+        _LOCAL_HEADER_CHECKED_FIELDS.unpack_from(data, index)
+    )
+    header_nbytes: int = _LOCAL_HEADER.size + name_nbytes + extra_nbytes
+    name = member.encoded_name
+    is_usual = (
+        magic == b"PK\x03\x04"
+        and sizes == _ZERO_SIZES
+        and method == member.method == STORED
+        and flags == member.flags
+        and flags & _DESCRIPTOR_FLAG
+        and nbytes < _NEAR_BYTES
+        and nbytes == member.compressed_nbytes
+        and name_nbytes == len(name)
+        and data.startswith(name, index + _LOCAL_HEADER.size)
+        and data.startswith(
+            _DESCRIPTOR.pack(b"PK\x07\x08", member.crc, nbytes, nbytes),
+            index + header_nbytes + nbytes,
+        )
+    )
+    if not is_usual:
+        return 0
+    member.offset, member.header_nbytes = member.offset + header_nbytes, header_nbytes
+    return member.offset + nbytes + _DESCRIPTOR.size
 
 
 def _describe_gap(member: ZipMember, expected_offset: int) -> str:
@@ -330,11 +384,12 @@ class _ReadWindow:
     def __init__(self, source: ByteSource) -> None:
         self.data = b""
         self._source = source
-        self._start = 0
+        self.start = 0
+        """Offset of `data` in the file."""
 
     def load_range(self, offset: int, nbytes: int) -> int:
         """Buffer `nbytes` bytes from `offset`; return their index in `data`. Fewer at file end."""
-        index = offset - self._start
+        index = offset - self.start
         if index < 0 or index + nbytes > len(self.data):
             is_nearby = -len(self.data) <= index - len(self.data) < _NEAR_BYTES
             min_nbytes = (
@@ -345,7 +400,7 @@ class _ReadWindow:
                 else _SPARSE_READ_BYTES
             )
             size = min(max(nbytes, min_nbytes), max(0, self._source.nbytes - offset))
-            self.data, self._start, index = self._source.read(offset, size), offset, 0
+            self.data, self.start, index = self._source.read(offset, size), offset, 0
         return index
 
 
