@@ -24,7 +24,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.numpy_arrays import is_joblib_wrapper, read_joblib_array
 from ckptool.formats.pickle.safe_calls import PLAIN_DATA_CALLS
-from ckptool.formats.pickle.tensor_calls import run_tensor_call
+from ckptool.formats.pickle.tensor_calls import run_tensor_calls
 from ckptool.formats.pickle.value_opcodes import VALUE_HANDLERS, parse_decimal
 
 _UINT16, _UINT32, _UINT64, _INT32 = Struct("<H"), Struct("<I"), Struct("<Q"), Struct("<i")
@@ -66,7 +66,7 @@ def _load_get(m: PickleMachine, pos: int) -> int:
 def _load_long_binget(m: PickleMachine, pos: int) -> int:
     node = m.memo.get(_UINT32.unpack_from(m.data, pos)[0])
     m.stack.append(node)
-    return run_tensor_call(m, pos + 4) if node is m.tensor_callee else pos + 4
+    return run_tensor_calls(m, pos + 4) if node is m.tensor_callee else pos + 4
 
 
 def _parse_slot(line: bytes) -> int:

@@ -19,7 +19,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.opcodes import HANDLERS
 from ckptool.formats.pickle.safe_globals import classify_global
-from ckptool.formats.pickle.tensor_calls import run_tensor_call
+from ckptool.formats.pickle.tensor_calls import run_tensor_calls
 from ckptool.model import Safety, Skipped
 
 __all__ = [
@@ -218,7 +218,7 @@ def _run_slice(machine: PickleMachine, pos: int) -> int:
             stack.append(node)
             pos += 2
             if node is tensor_callee:
-                pos = run_tensor_call(machine, pos)
+                pos = run_tensor_calls(machine, pos)
         elif opcode == 0x4B:  # BININT1
             stack.append(data[pos + 1])
             pos += 2

@@ -1,6 +1,7 @@
 """Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ckptool.model import (
@@ -57,30 +58,44 @@ def _describe_loader(checkpoint: Checkpoint) -> str:
     return f"safe: {RESTRICTED_LOAD} reads it"
 
 
-def count_parameters(states: Iterable[StateDict]) -> int:
+def count_parameters(states: Sequence[StateDict]) -> int:
     """Return the number of elements of the parameters in the states of models, tied ones once.
 
     A pickled module records which of its tensors are parameters. In a state_dict, every floating
     point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
     """
     counted: set[object] = set()
+    storage_counts = Counter(
+        tensor.storage.key
+        for state in states
+        for tensor in state.tensors.values()
+        if tensor.storage is not None
+    )
     total = 0
     for state in states:
         if state.role not in {"state_dict", "module"}:
             continue
         for tensor in state.tensors.values():
-            view = (tensor.storage or id(tensor), tensor.storage_offset, tensor.shape)
-            if _is_parameter(tensor) and view not in counted:
+            if not _is_parameter(tensor):
+                continue
+            storage = tensor.storage
+            if storage is not None and storage_counts[storage.key] > 1:
+                view = (storage, tensor.storage_offset, tensor.shape)
+                if view in counted:
+                    continue
                 counted.add(view)
-                total += tensor.numel
+            total += tensor.numel
     return total
 
 
 def _is_parameter(tensor: TensorInfo) -> bool:
-    if tensor.kind in {Kind.PARAMETER, Kind.BUFFER}:
-        return tensor.kind is Kind.PARAMETER
-    name = tensor.key.rpartition(".")[2]
-    return tensor.dtype.startswith(_NUMBER_DTYPES) and name not in _BATCH_NORM_BUFFERS
+    kind = tensor.kind
+    if kind is Kind.PARAMETER or kind is Kind.BUFFER:
+        return kind is Kind.PARAMETER
+    is_buffer = tensor.key.endswith(_BATCH_NORM_BUFFERS) and (
+        tensor.key.rpartition(".")[2] in _BATCH_NORM_BUFFERS
+    )
+    return tensor.dtype.startswith(_NUMBER_DTYPES) and not is_buffer
 
 
 def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:
