@@ -29,7 +29,9 @@ STATES = {
         str(dtype): torch.zeros(3, dtype=dtype)
         for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
     },
-    "one size in two shapes": {f"{n}": torch.zeros([(2, 3), (3, 2), (6,)][n % 3]) for n in range(9)},
+    "one size in two shapes": {
+        f"{n}": torch.zeros([(2, 3), (3, 2), (6,)][n % 3]) for n in range(9)
+    },
     "gradients": {"a": torch.zeros(2, requires_grad=True), "b": torch.zeros(2)},
     "parameters": torch.nn.Linear(3, 2).state_dict(),
     "a module": torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)),
@@ -58,11 +60,11 @@ def run_machine(data, start=0):
         reader._run_machine(machine, start)
     except reader.PickleStop as stop:
         return machine, (stop.end, describe(stop.value))
-    except Exception as error:
+    except (*reader._STREAM_ERRORS, reader.PickleError) as error:
         return machine, (type(error), str(error))
 
 
-def describe(node, seen=None):
+def describe(node, seen=None):  # noqa: PLR0911 - one for each kind of node
     """Return what a tree is, as data: an object that was met before is its number."""
     seen = {} if seen is None else seen
     if isinstance(node, list | dict | UnresolvedObject | PersistentReference):
@@ -173,7 +175,9 @@ def test_a_slot_that_was_set_again_is_not_taken_for_what_it_was(opcode_by_opcode
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_are_read_alike(data, opcode_by_opcode):
-    stream = bytearray(read_pickle(STATES[data.draw(st.sampled_from(["many", "shared", "shapes"]))]))
+    stream = bytearray(
+        read_pickle(STATES[data.draw(st.sampled_from(["many", "shared", "shapes"]))])
+    )
     for _ in range(data.draw(st.integers(1, 3))):
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(stream)))

@@ -91,7 +91,7 @@ class PickleMachine:
         """id -> byte string that is an archive, compressed or a program: nobody looks into it."""
         self.tensor_callee = GlobalName("", "")
         """torch._utils._rebuild_tensor_v2, once the pickle has named it."""
-        self.call_layouts: dict[bytes, list["CallLayout"]] = {}
+        self.call_layouts: dict[bytes, list[CallLayout]] = {}
         """Some bytes of a tensor's call -> the layouts that calls with these bytes had."""
         self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""

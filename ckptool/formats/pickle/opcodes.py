@@ -438,4 +438,4 @@ WEIGHTS_ONLY_OPCODES: Final = frozenset(
 )
 """Opcodes that `torch.load(weights_only=True)` runs, since torch 2.6; a test asks torch."""
 HANDLERS: Final = tuple(_build_handler(opcode) for opcode in range(256))
-"""Handlers by opcode; the six most frequent opcodes are inlined in `reader._run_slice`."""
+"""Handlers by opcode; the five most frequent opcodes are inlined in `reader._run_slice`."""

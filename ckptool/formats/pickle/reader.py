@@ -199,7 +199,7 @@ def _run_machine(machine: PickleMachine, start: int) -> None:
 
 
 def _run_slice(machine: PickleMachine, pos: int) -> int:
-    """Run `_SLICE_OPCODES` opcodes; the six most frequent in a state_dict are inlined for speed."""
+    """Run `_SLICE_OPCODES` opcodes; the five most frequent ones are inlined for speed."""
     data, handlers, memo, metastack = machine.data, HANDLERS, machine.memo, machine.metastack
     stack, frame_end, uint32 = machine.stack, machine.frame_end, _UINT32
     slots, sparse_slots, tensor_callee = memo.slots, memo.sparse_slots, machine.tensor_callee
@@ -219,9 +219,6 @@ def _run_slice(machine: PickleMachine, pos: int) -> int:
             pos += 2
             if node is tensor_callee:
                 pos = run_tensor_calls(machine, pos)
-        elif opcode == 0x4B:  # BININT1
-            stack.append(data[pos + 1])
-            pos += 2
         elif opcode == 0x58:  # BINUNICODE
             end = pos + 5 + uint32(data, pos + 1)[0]
             stack.append(str(data[pos + 5 : end], "utf-8", "surrogatepass"))

@@ -1,9 +1,10 @@
 """Opcodes that torch.save writes for a tensor -> the objects that they make, in one step.
 
 Of the opcodes of a state_dict nine in ten are those of `_rebuild_tensor_v2(storage, offset, size,
-stride, requires_grad, hooks)`: about 30 for each tensor. A pattern recognises them, and its match is
-the layout of a call, by which the same bytes with another key and other memo slots are recognised
-again. What differs in any byte is left to the machine: stack, memo and nodes are the same.
+stride, requires_grad, hooks)`: about 30 for each tensor. A pattern recognises them, and its match
+is the layout of a call, by which the same bytes with another key and other memo slots are
+recognised again. What differs in any byte is left to the machine; stack, memo and nodes are the
+same.
 """
 
 import re
@@ -118,27 +119,17 @@ def _run_tensor_call(m: PickleMachine, pos: int) -> int:
     index = data[pos : pos + _HEAD_BYTES] + data[key_end + 5 : key_end + 11]
     for layout in m.call_layouts.get(index, ()):
         number = layout.number + len(slots) * layout.step
-        end = key_end + layout.nbytes
+        end: int = key_end + layout.nbytes
         if int.from_bytes(data[key_end:end], "little") == number and end <= m.frame_end:
             key = str(data[start:key_end], "utf-8", "surrogatepass")
             slots.append(key)
             break
     else:
-        match = _TENSOR_CALL.match(data, pos, m.frame_end)
-        if match is None or not _has_consecutive_slots(match, len(slots)):
+        matched_call = _match_call(m, pos, index)
+        if matched_call is None:
             return pos
-        try:
-            key, layout = _read_call(m, match)
-        except LookupError:
-            return pos
-        end = match.end()
-        if match.start(3) == pos + _HEAD_BYTES and len(m.call_layouts) < _MAX_LAYOUTS:
-            alike = m.call_layouts.setdefault(index, [])
-            del alike[_MAX_LAYOUTS_ALIKE - 1 :]
-            alike.insert(0, layout)
-        if match[4]:
-            slots.append(key)
-    storage_id = layout.storage_class + (key,) + layout.storage_facts
+        key, layout, end = matched_call
+    storage_id = (*layout.storage_class, key, *layout.storage_facts)
     storage, hooks = PersistentReference(storage_id), MappingNode()
     args = (storage, *layout.view, hooks)
     call = m.stack[-1] = UnresolvedObject(m.tensor_callee, args)
@@ -153,6 +144,28 @@ def _run_tensor_call(m: PickleMachine, pos: int) -> int:
         slots.append(args[3])
     slots += (hooks, args, call)
     return end
+
+
+def _match_call(m: PickleMachine, pos: int, index: bytes) -> tuple[Any, CallLayout, int] | None:
+    """Return the key of the storage, the layout and the end of a call; keep the layout at `index`.
+
+    The key is put into the memo, where it is new. None if no call that torch.save writes is there.
+    """
+    slots = m.memo.slots
+    match = _TENSOR_CALL.match(m.data, pos, m.frame_end)
+    if match is None or not _has_consecutive_slots(match, len(slots)):
+        return None
+    try:
+        key, layout = _read_call(m, match)
+    except LookupError:
+        return None
+    if match.start(3) == pos + _HEAD_BYTES and len(m.call_layouts) < _MAX_LAYOUTS:
+        alike = m.call_layouts.setdefault(index, [])
+        del alike[_MAX_LAYOUTS_ALIKE - 1 :]
+        alike.insert(0, layout)
+    if match[4]:
+        slots.append(key)
+    return key, layout, match.end()
 
 
 def _has_consecutive_slots(match: re.Match[bytes], first_slot: int) -> bool:

@@ -7,6 +7,7 @@ from struct import Struct
 from typing import Final
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files.read_window import NEAR_BYTES, ReadWindow
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.plain_values import quote_name
@@ -88,9 +89,9 @@ def find_bad_crc(
     """Return the first member whose data does not match its CRC-32, or None."""
     from zlib import crc32
 
-    window = _ReadWindow(source)
+    window = ReadWindow(source)
     for member in members:
-        if member.method == STORED and member.nbytes < _NEAR_BYTES:
+        if member.method == STORED and member.nbytes < NEAR_BYTES:
             index = window.load_range(member.data_offset, member.nbytes)
             is_valid = crc32(window.data[index : index + member.nbytes]) == member.crc
         else:
@@ -223,7 +224,7 @@ _SAFE_NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:
 
 def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
     """Set each member's data offset; compare local headers with the directory."""
-    window, expected_offset = _ReadWindow(source), 0
+    window, expected_offset = ReadWindow(source), 0
     for member in archive.members:
         if member.offset != expected_offset:
             archive.record_fault(_describe_gap(member, expected_offset))
@@ -246,7 +247,7 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
         )
 
 
-def _locate_usual_record(window: "_ReadWindow", member: ZipMember) -> int:
+def _locate_usual_record(window: ReadWindow, member: ZipMember) -> int:
     """Set the data offset of a small record that is laid out as torch does; return its end.
 
     0 if it is not: a stored record whose checksum and sizes stand after its data only.
@@ -265,7 +266,7 @@ def _locate_usual_record(window: "_ReadWindow", member: ZipMember) -> int:
         and method == member.method == STORED
         and flags == member.flags
         and flags & _DESCRIPTOR_FLAG
-        and nbytes < _NEAR_BYTES
+        and nbytes < NEAR_BYTES
         and nbytes == member.compressed_nbytes
         and name_nbytes == len(name)
         and data.startswith(name, index + _LOCAL_HEADER.size)
@@ -292,7 +293,7 @@ def _describe_gap(member: ZipMember, expected_offset: int) -> str:
 
 
 def _check_local_header(
-    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
+    window: ReadWindow, member: ZipMember, end: int, archive: ZipMembers
 ) -> int:
     """Return the size of a member's local header; 0 if it is invalid."""
     if member.offset + _LOCAL_HEADER.size > end:
@@ -356,9 +357,7 @@ def _compare_local_header(header: bytes, member: ZipMember, archive: ZipMembers)
         )
 
 
-def _skip_descriptor(
-    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
-) -> int:
+def _skip_descriptor(window: ReadWindow, member: ZipMember, end: int, archive: ZipMembers) -> int:
     """Return the end offset of a member, including its data descriptor if it has one."""
     if not member.flags & _DESCRIPTOR_FLAG:
         return end
@@ -378,35 +377,7 @@ def _skip_descriptor(
     return end
 
 
-class _ReadWindow:
-    """Buffer for small forward reads: 1 MiB for dense files, little more than asked for sparse."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self.data = b""
-        self._source = source
-        self.start = 0
-        """Offset of `data` in the file."""
-
-    def load_range(self, offset: int, nbytes: int) -> int:
-        """Buffer `nbytes` bytes from `offset`; return their index in `data`. Fewer at file end."""
-        index = offset - self.start
-        if index < 0 or index + nbytes > len(self.data):
-            is_nearby = -len(self.data) <= index - len(self.data) < _NEAR_BYTES
-            min_nbytes = (
-                0
-                if self._source.is_remote
-                else _CHUNK_BYTES
-                if is_nearby and self.data
-                else _SPARSE_READ_BYTES
-            )
-            size = min(max(nbytes, min_nbytes), max(0, self._source.nbytes - offset))
-            self.data, self.start, index = self._source.read(offset, size), offset, 0
-        return index
-
-
 _ZERO_SIZES: Final = bytes(12)
-_NEAR_BYTES: Final = 1 << 14
-_SPARSE_READ_BYTES: Final = 1 << 10
 HEADER_READ_BYTES: Final = 256
 """Bytes read per local header: usually enough for name and padding."""
 _DESCRIPTOR: Final = Struct("<4sLLL")

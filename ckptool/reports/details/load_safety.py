@@ -1,7 +1,7 @@
 """Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Final
 
 from ckptool.model import (
@@ -12,6 +12,7 @@ from ckptool.model import (
     Safety,
     StateDict,
     TensorInfo,
+    group_by_storage,
 )
 from ckptool.phrases import pluralize, quote_code
 
@@ -64,27 +65,17 @@ def count_parameters(states: Sequence[StateDict]) -> int:
     A pickled module records which of its tensors are parameters. In a state_dict, every floating
     point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
     """
-    counted: set[object] = set()
-    storage_counts = Counter(
-        tensor.storage.key
+    parameters = [
+        tensor
         for state in states
+        if state.role in {"state_dict", "module"}
         for tensor in state.tensors.values()
-        if tensor.storage is not None
-    )
-    total = 0
-    for state in states:
-        if state.role not in {"state_dict", "module"}:
-            continue
-        for tensor in state.tensors.values():
-            if not _is_parameter(tensor):
-                continue
-            storage = tensor.storage
-            if storage is not None and storage_counts[storage.key] > 1:
-                view = (storage, tensor.storage_offset, tensor.shape)
-                if view in counted:
-                    continue
-                counted.add(view)
-            total += tensor.numel
+        if _is_parameter(tensor)
+    ]
+    total = sum(prod(tensor.shape) for tensor in parameters)
+    for group in group_by_storage(parameters):
+        views = {(tensor.storage_offset, tensor.shape) for tensor in group}
+        total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
     return total
 
 
