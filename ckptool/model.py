@@ -218,8 +218,9 @@ class TensorInfo(Struct, frozen=True, gc=False):
         torch.load(map_location="cpu") puts those bytes on the CPU, as with every other tag.
         """
         storage = self.storage
-        has_bytes = storage is not None and (storage.span or storage.content) is not None
-        return self.device == "meta" and not has_bytes
+        if storage is None:
+            return self.device == "meta"
+        return storage.device == "meta" and (storage.span or storage.content) is None
 
     @property
     def is_contiguous(self) -> bool:

@@ -115,7 +115,7 @@ class AppliedPlan:
             start_step(f"writing {request.target.name}", nbytes)
         job = WriteJob(
             self.result,
-            self.planned.plan,
+            request.recorded_plan or self.planned.plan,
             request.target,
             self.to,
             request.force,
@@ -132,6 +132,7 @@ class AppliedPlan:
             ),
             self.early_copy,
             request.hard_links,
+            request.stamp,
         )
         if request.is_sharded:
             from ckptool.migration.write.sharded_folder import write_sharded_folder

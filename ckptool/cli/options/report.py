@@ -18,6 +18,7 @@ from ckptool.cli.outputs.notices import (
     announce_file_kwargs,
     announce_model_folder,
     announce_namespace,
+    announce_python_revision,
     announce_user_warnings,
 )
 from ckptool.cli.outputs.output_guard import OutputOption, check_outputs, check_replaced_report
@@ -136,6 +137,7 @@ def _set_context(ctx: click.Context, config: ProjectConfig) -> Iterator[None]:
         announce_user_warnings,
         announce_configured_code,
         announce_model_folder,
+        announce_python_revision,
     )
     token = TRUST_RULE.set(trust_rule)
     words_token = GIVEN_WORDS.set(collect_given_words(ctx))
