@@ -129,7 +129,7 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
                 **_build_name_facts(diff),
                 form=entry.type_description,
                 brought=_format_migration_clause(diff, key),
-                remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
+                remedy=_choose_remedy(diff, key) + describe_acceptance(diff),
             )
     for key in diff.added_non_tensors:
         form = f"({diff.new.non_tensors[key]})"
@@ -138,7 +138,7 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             **_build_name_facts(diff),
             form=form,
             brought="",
-            remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
+            remedy=_choose_remedy(diff, key) + describe_acceptance(diff),
         )
 
 
@@ -171,7 +171,7 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
             brought=_format_migration_clause(diff, key) or _describe_lost_value(new_entry),
             saved=new_entry.saved,
             remedy=(_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX)
-            + _describe_acceptance(diff),
+            + describe_acceptance(diff),
         )
 
 
@@ -319,7 +319,7 @@ def _describe_lost_value(entry: ContractEntry) -> str:
     return f": its value is {entry.constancy}, so loading does not restore it"
 
 
-def _describe_acceptance(diff: ContractDiff) -> str:
+def describe_acceptance(diff: ContractDiff) -> str:
     """Return how to accept the change in the lock; "" if the old contract is not of one."""
     if not diff.old.name.endswith(".json"):
         return ""
