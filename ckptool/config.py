@@ -45,7 +45,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 LevelName = Literal["note", "warning", "error"]
 FailOn = Literal["note", "warning", "error", "never"]
-RequiredLevel = Literal["load", "device", "forward", "round trip", "survival"]
+RequiredLevel = Literal["load", "device", "forward", "round trip", "persistence"]
 """A verification level that a policy can require."""
 DeviceChoice = Literal["cuda", "simulated", "auto", "cpu"]
 

@@ -7,7 +7,6 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-_SPECIAL_IN_DOUBLE_QUOTES: Final = frozenset('"$`\\!')
 _LITERAL_TYPES: Final = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set)
 
 _MAX_MESSAGE_LENGTH: Final = 300
@@ -148,8 +147,8 @@ def quote_shell(text: str) -> str:
     import shlex
 
     if text.isprintable():
-        is_readable_in_double_quotes = "'" in text and not _SPECIAL_IN_DOUBLE_QUOTES & {*text}
-        return f'"{text}"' if is_readable_in_double_quotes else shlex.quote(text)
+        is_plain_in_double_quotes = "'" in text and not set('"$`\\!') & set(text)
+        return f'"{text}"' if is_plain_in_double_quotes else shlex.quote(text)
     return "$'" + make_printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 

@@ -1,6 +1,7 @@
 """Command line `ckptool`: options -> api -> render -> exit code, without logic of its own."""
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -14,7 +15,7 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from ckptool.errors import CkptoolError
-from ckptool.locations import mask_credentials
+from ckptool.locations import mask_credentials, suggest_module_option
 
 COMMANDS: Final = {
     "audit": "Report state of a module that is not in its state_dict.",
@@ -36,6 +37,8 @@ COMMANDS: Final = {
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 """Commands of other tools that are options here: `ckptool help diff` is `ckptool diff --help`."""
 COULD_NOT_CHECK: Final = 2
+_EXTRA_ARGUMENT: Final = re.compile(r"Got unexpected extra argument \((?P<word>.*)\)", re.DOTALL)
+"""Message of click for an argument too many."""
 CLOSED_PIPE: Final = 128 + 13
 """Exit code of a shell for a command that SIGPIPE ends."""
 
@@ -50,6 +53,9 @@ class OneLineError(click.ClickException):
 
         path = error.ctx.command_path if error.ctx else name
         message = " ".join(error.format_message().split()).rstrip(".")
+        extra = _EXTRA_ARGUMENT.fullmatch(message)
+        suggestion = suggest_module_option(extra["word"]) if extra else ""
+        message = ": ".join(filter(None, (message, suggestion)))
         message = mask_secrets(mask_secrets(message), find_secrets(words))
         super().__init__(f"{path}: {message[:1].lower()}{message[1:]} (see `{path} --help`)")
 

@@ -36,7 +36,7 @@ from ckptool.loaders.model_folder import (
     note_unreached_weights,
     require_model_folder,
 )
-from ckptool.locations import Location, RemotePath, parse_location
+from ckptool.locations import Location, RemotePath, parse_location, suggest_module_option
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
 from ckptool.values.progress import start_step
@@ -391,6 +391,8 @@ def need_target(
                 f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
                 " or give the module with -m package.module:Name"
             )
+        if suggestion := suggest_module_option(str(path)):
+            raise UsageError(f"{path}: {suggestion}")
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"

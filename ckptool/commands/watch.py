@@ -64,7 +64,10 @@ class HasStateDict(Protocol):
 class ShownReport:
     """What a notebook shows of a context manager: its report."""
 
-    report: AuditReport
+    @property
+    def report(self) -> AuditReport:
+        """What was found; CkptoolError if there is no result."""
+        raise NotImplementedError
 
     def __str__(self) -> str:
         """Return the report as text, or why there is none."""

@@ -1,6 +1,5 @@
 """MigrationRequest and draft -> Plan, or the questions that are open, and the plan file."""
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +25,7 @@ from ckptool.migration.request import MigrationRequest, choose_output_container
 from ckptool.migration.write.provenance import PROVENANCE_KEY, RECORD_SUFFIX, is_applied
 from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
-from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -170,7 +169,7 @@ def add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Unde
         save_plan(request, error.draft_plan_text)
         hint = (
             f"the plan so far is in {request.save_plan}, with the questions as comments: answer"
-            f" them there, then run with --plan {shlex.quote(str(request.save_plan))}"
+            f" them there, then run with --plan {quote_shell(str(request.save_plan))}"
         )
     if error.accepts_renames:
         hint = f"--accept-renames accepts the unambiguous renames; {hint}"

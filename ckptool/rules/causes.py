@@ -46,7 +46,7 @@ _CAUSES_OF_LEVEL: Final[Mapping[str, frozenset[str]]] = {
     "device": frozenset({"CK110"}),
     "forward": frozenset({"CK110"}),
     "round trip": LOST_STATE,
-    "survival": LOST_STATE,
+    "persistence": LOST_STATE,
 }
 """Level of a verification that the policy requires -> rules that say why it fails."""
 _RANKS: Final = {

@@ -18,7 +18,7 @@ from ckptool.verification.levels import device_and_forward, load
 from ckptool.verification.levels.device_and_forward import ForwardResults, RunDevice
 from ckptool.verification.levels.equality import OldNewPair, check_equality
 from ckptool.verification.levels.load import LoadedModuleFactory
-from ckptool.verification.levels.round_trip import check_round_trip, check_survival
+from ckptool.verification.levels.round_trip import check_persistence, check_round_trip
 from ckptool.verification.module_fault import explain_module_fault
 from ckptool.verification.result import (
     DeviceMismatch,
@@ -76,13 +76,13 @@ def run_verification(
     round_trip_result, round_trip_difference = check_round_trip(
         loaded_factory, usable_inputs, reason
     )
-    survival_result, lost_paths = check_survival(loaded_factory, new.module_diff.module)
+    persistence_result, lost_paths = check_persistence(loaded_factory, new.module_diff.module)
     return Verification(
         path=str(new.module_diff.checkpoint.path),
         module=new.factory.target,
         device=device.label,
         levels=explain_module_fault(
-            (load_result, *device_levels, equality_result, round_trip_result, survival_result),
+            (load_result, *device_levels, equality_result, round_trip_result, persistence_result),
             forward_results,
             device,
         ),

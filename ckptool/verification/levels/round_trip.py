@@ -1,4 +1,4 @@
-"""Save and load into another instance -> levels "round trip" and "survival"."""
+"""Save and load into another instance -> levels "round trip" and "persistence"."""
 
 import io
 from collections.abc import Mapping
@@ -96,7 +96,7 @@ def check_round_trip(
     return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, text, "cpu"), text
 
 
-def check_survival(
+def check_persistence(
     loaded_factory: LoadedModuleFactory, module_info: ModuleInfo
 ) -> tuple[LevelResult, tuple[str, ...]]:
     """Change all state, save, load into a fresh instance, and find state that was not restored.
@@ -105,7 +105,7 @@ def check_survival(
         The level, and the paths of lost state; without buffers that are meant not to be saved.
     """
     if not loaded_factory.factory.can_rebuild:
-        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
+        return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
     try:
         module = loaded_factory.create_module()
         with torch.no_grad(), user_code():
@@ -115,7 +115,9 @@ def check_survival(
             lost_paths = _find_lost_paths(module, reloaded_module)
     except (ModuleError, UserCodeError) as error:
         failure = f"changing, saving and loading raised {error}"
-        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.INCONCLUSIVE, failure, "cpu"), ()
+        return LevelResult(
+            VerificationLevel.PERSISTENCE, LevelStatus.INCONCLUSIVE, failure, "cpu"
+        ), ()
     rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
     unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
     details = (
@@ -125,10 +127,10 @@ def check_survival(
     if unexpected_paths:
         reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
         return (
-            LevelResult(VerificationLevel.SURVIVAL, LevelStatus.FAILED, reason, "cpu", details),
+            LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.FAILED, reason, "cpu", details),
             unexpected_paths,
         )
-    return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.PASSED, "", "cpu", details), ()
+    return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.PASSED, "", "cpu", details), ()
 
 
 def _list_details(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
