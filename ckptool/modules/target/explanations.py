@@ -167,13 +167,13 @@ def _explain_missing_name(parent: Any, parent_text: str, name: object) -> str:
         attributes = vars(parent) if hasattr(parent, "__dict__") else {}
         names = [n for n in attributes if not n.startswith("_")]
         classes = [n for n in names if isinstance(attributes[n], type)]
-    same = [known for known in names if known.lower() == str(name).lower()]
+    same = [n for n in names if n.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), names, n=1)
     if close:
         return f"{parent_text} has no {name!r}; did you mean {close[0]!r}?"
     choice = f"; it has {join_limited(classes, 8, more='')}" if classes else ""
     definitions = suggest_definitions(str(name)) if isinstance(parent, ModuleType) else ""
-    return f"{parent_text} has no {name!r}{definitions or choice}"
+    return f"{parent_text} has no {name!r}{choice}{definitions}"
 
 
 def explain_signature_mismatch(
