@@ -305,8 +305,8 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         and change.key not in hook_handled_keys
         and change.key not in mistyped_keys
     )
-    better_state = (
-        best_match if score_match(best_match, module) > score_match(state, module) else None
+    is_beaten = best_match is not state and (
+        score_match(best_match, module) > score_match(state, module)
     )
     diff = ModuleDiff(
         checkpoint,
@@ -315,7 +315,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         changes,
         reparametrizations=reparametrizations,
         quantization=find_quantization_difference(checkpoint, state, module),
-        better_state=better_state,
+        better_state=best_match if is_beaten else None,
         mistyped_keys=mistyped_keys,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)

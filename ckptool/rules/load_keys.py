@@ -13,9 +13,10 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
-from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.phrases import join_limited, pluralize, quote_code, quote_python
 from ckptool.rules.fixes.commands import (
     DONOR_SOURCE,
+    format_file_rename_command,
     format_inject_command,
     format_migrate_command,
     format_rename_command,
@@ -429,17 +430,33 @@ def _describe_certainty(group: RenameGroup) -> str:
 @check_other_subject(
     CheckpointDiff,
     PROBABLE_RENAME,
-    summary="`{key}` is `{found}` in the new file",
-    detail="dtype, shape and all values are the same",
-    fix=(
-        "Keep the name, or rename it where the old file is loaded: "
-        "state_dict[{found:py}] = state_dict.pop({key:py})"
-    ),
+    summary="`{key}` {certainty} `{found}` in the new file",
+    detail="{how}",
+    fix="Keep the name, or rename it where the old file is loaded: {remedy}",
 )
-def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
-    for key, new_key in diff.renames.items():
-        if key in diff.proved_renames:
-            yield hit(key, found=new_key, proved=True)
+def find_renames_between_files(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for group in diff.rename_groups:
+        is_proved = diff.proved_renames.issuperset(group.pairs)
+        tensors = pluralize(len(group.pairs), "tensor")
+        equal = "dtype, shape and all values are the same"
+        yield hit(
+            group.old_pattern,
+            None,
+            group.keys,
+            found=group.new_pattern,
+            proved=is_proved,
+            certainty="is" if is_proved else "is probably",
+            how=f"{tensors}, {equal if is_proved else 'by shape and name'}",
+            remedy=_format_file_rename_fix(diff, group),
+        )
+
+
+def _format_file_rename_fix(diff: CheckpointDiff, group: RenameGroup) -> str:
+    """Return the code for one key, and the command that writes the old file again for several."""
+    if len(group.pairs) == 1:
+        ((old, new),) = group.pairs.items()
+        return f"state_dict[{quote_python(new)}] = state_dict.pop({quote_python(old)})"
+    return format_file_rename_command(diff, group)
 
 
 @check(

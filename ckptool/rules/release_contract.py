@@ -303,7 +303,8 @@ def _format_rename_clause(new_key: str, proof: str) -> str:
 
 def _format_possible_rename(new_key: str) -> str:
     question = (
-        f"; was it renamed to `{new_key}`? Both hold one repeated value, which proves nothing"
+        f"; was it renamed to `{new_key}`? The values are equal, but too few or too simple to "
+        "prove it"
     )
     return question if new_key else ""
 

@@ -153,6 +153,12 @@ def find_plain_groups(removed: Tensors, added: Tensors) -> tuple[RenameGroup, ..
     return tuple(g for g in groups if g.is_unambiguous and not g.transposed_keys)
 
 
+def group_renames(renames: Mapping[str, str]) -> tuple[RenameGroup, ...]:
+    """Return known renames as groups, one for each replacement of segments in the keys."""
+    links = (RenameLink(a, b, {a: b}, LinkKind.SUBTREE) for a, b in renames.items())
+    return tuple(_build_group(joined) for joined in _join_links(links))
+
+
 def join_pairs(groups: Iterable[RenameGroup]) -> dict[str, str]:
     """Return old key -> new key of all groups."""
     return {old: new for group in groups for old, new in group.pairs.items()}

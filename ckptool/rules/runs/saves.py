@@ -8,7 +8,7 @@ from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_fil
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.runs.loads import describe_kind
 from ckptool.tracing.merge import ObjectSummary, SaveSite
-from ckptool.tracing.records import SavedModule, UnsavedValue
+from ckptool.tracing.records import SavedModule, TrainingObject, UnsavedValue
 
 _MAX_LISTED: Final = 3
 _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
@@ -20,6 +20,7 @@ _OBJECT_NAMES: Final = {
     "module copy": "averaged_model",
 }
 """Kind of an object -> what scripts usually call it; others by the last word of their kind."""
+_GENERATOR: Final = "random generator"
 _OBJECT_TEXTS: Final = {
     "module": "the trained module",
     "module copy": "the copy, changed since, of the module",
@@ -107,7 +108,10 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
 def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]:
     is_resumable = bool(summary.saved_kinds & _RESUME_KINDS)
     for item in summary.never_saved:
-        is_model = item.kind not in _RESUME_KINDS
+        is_model = item.kind not in _RESUME_KINDS | {_GENERATOR}
+        if item.kind == _GENERATOR:
+            yield _build_generator_hit(item, is_resumable=is_resumable)
+            continue
         yield hit(
             item.owner.rpartition(".")[2],
             None if is_resumable or is_model else Level.NOTE,
@@ -130,6 +134,26 @@ def _advise_saving(kind: str, *, is_needed: bool) -> str:
     code = f'checkpoint["{name}"] = {name}.state_dict() before torch.save(checkpoint, path), and'
     code += f' {name}.load_state_dict(checkpoint["{name}"]) after torch.load()'
     return code if is_needed else f"For a checkpoint to resume from: {code}"
+
+
+def _build_generator_hit(item: TrainingObject, *, is_resumable: bool) -> RuleHit:
+    """Return the hit of a random generator that went on while the run trained."""
+    return hit(
+        item.name,
+        None if is_resumable else Level.NOTE,
+        what=f"the state of the random generator {quote_code(item.name)},",
+        owner=f"a {item.owner}",
+        at="",
+        consequence="it went on during the run; a resumed run draws again what this one drew",
+        remedy=f"Save {item.name}.{_find_state_reader(item.owner)} next to the model's "
+        "state_dict(), and set it when the run is resumed",
+    )
+
+
+def _find_state_reader(owner: str) -> str:
+    if owner.startswith("numpy.") and owner.endswith(".Generator"):
+        return "bit_generator.state"
+    return "get_state()" if owner.startswith(("torch.", "numpy.")) else "getstate()"
 
 
 @check(
