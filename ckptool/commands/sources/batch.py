@@ -48,6 +48,14 @@ def is_batch(paths: Sequence[PathLike], target: PathLike | None, *, is_folder_re
     return is_present and not is_folder_result
 
 
+def explain_missing_folder(paths: Sequence[PathLike]) -> str:
+    """Return why several sources need a destination; a last one that does not exist may be it."""
+    last = parse_location(paths[-1])
+    is_target = len(paths) > 1 and isinstance(last, Path) and not last.exists()
+    hint = f"; {last} does not exist: if it is the result, write -o {last}" if is_target else ""
+    return f"several sources need a folder for the results: -o DIR{hint}"
+
+
 def list_sources(paths: Sequence[PathLike]) -> list[BatchSource]:
     """Return the checkpoints that `paths` name; a folder of several stands for all below it.
 
