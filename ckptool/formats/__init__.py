@@ -31,7 +31,7 @@ from ckptool.formats.sharded.sibling_files import (
 )
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location, RemotePath, parse_location
-from ckptool.model import Checkpoint, Container
+from ckptool.model import BYTE_DTYPES, Checkpoint, Container
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -101,8 +101,8 @@ def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     """Look for pickles in extra state, and in tensors of bytes."""
-    has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} or key.endswith("_extra_state")
+    has_bytes = bool(checkpoint.byte_storages) or any(
+        tensor.dtype in BYTE_DTYPES or tensor.parts or key.endswith("_extra_state")
         for state in checkpoint.states
         for key, tensor in state.tensors.items()
     )

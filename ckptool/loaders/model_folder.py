@@ -47,6 +47,11 @@ class ModelFolder(Struct, frozen=True):
         return self.config_name == PIPELINE_CONFIG
 
     @property
+    def frameworks(self) -> tuple[str, ...]:
+        """Names of the frameworks that build it: models of a pipeline are of two."""
+        return (self.loader, "transformers") if self.is_pipeline else (self.loader,)
+
+    @property
     def install_hint(self) -> str:
         """The command that installs the framework."""
         return get_install_hint(self.loader)

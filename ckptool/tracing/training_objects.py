@@ -4,7 +4,7 @@ import gc
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from ckptool.tracing.origins import identify_storage, iter_places
 from ckptool.tracing.quiet import is_own_code
 from ckptool.tracing.records import TrainingObject
 
-_SCAN_PAUSE: Final = 50
+_SCAN_PAUSE: Final = 200
 """A search for objects is repeated only after this multiple of the time that the last one took."""
 _MAX_DEPTH_VALUES: Final = 1000
 _SCALER_KEYS: Final = frozenset({"growth_factor", "backoff_factor"})
@@ -38,12 +38,15 @@ class SavedContent:
         self.values: list[tuple[str, object]] = []
         self.modules: list[tuple[tuple[str, ...], Any]] = []
         self.objects: set[int] = set()
+        self.tuples: list[tuple[Any, ...]] = []
         for place, value in iter_places(content):
             self.objects.add(id(value))
             if isinstance(value, Tensor):
                 self.tensors.append((place, value))
             elif isinstance(value, dict):
                 self.mappings.append((place, value))
+            elif isinstance(value, tuple):
+                self.tuples.append(value)
             elif isinstance(value, bool | int | float | str):
                 self.values.append((place[-1] if place else "", value))
             elif hasattr(value, "_parameters") and hasattr(value, "_modules"):
@@ -92,6 +95,7 @@ class TrainingObjects:
         self._entries: dict[int, _Entry] = {}
         self._numbers = count()
         self._next_scan = 0.0
+        self._own_classes = OwnClasses()
 
     def record_object(self, value: object, kind: str, where: str) -> None:
         """Remember an object whose construction begins."""
@@ -132,7 +136,7 @@ class TrainingObjects:
         if time.monotonic() < self._next_scan:
             return
         start = time.monotonic()
-        for value in _iter_stateful_objects(gc.get_objects()):
+        for value in self._own_classes.list_instances():
             try:
                 self.record_object(value, "object", "")
             except TypeError:  # no weak references to it
@@ -141,27 +145,53 @@ class TrainingObjects:
         self._next_scan = end + _SCAN_PAUSE * (end - start)
 
 
-def _iter_stateful_objects(values: Iterable[object]) -> Iterable[object]:
-    answers: dict[type, bool] = {}
-    for value in values:
-        cls = type(value)
-        answer = answers.get(cls)
+class OwnClasses:
+    """The user's own classes that have state_dict and load_state_dict, and are no modules."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, bool] = {}
+        """Name of a Python module -> whether its file is the user's."""
+
+    def list_instances(self) -> list[object]:
+        """Return the live objects of these classes.
+
+        Few scripts have such a class. An object refers to its class, so that the collector finds
+        them without a look at every object in Python.
+        """
+        stateful = (cls for cls in _iter_subclasses(object) if _is_stateful(cls))
+        classes = {cls for cls in stateful if self._is_own(cls)}
+        if not classes:
+            return []
+        return [value for value in gc.get_referrers(*classes) if type(value) in classes]
+
+    def _is_own(self, cls: type) -> bool:
+        name = cls.__module__
+        answer = self._answers.get(name)
         if answer is None:
-            answer = answers[cls] = _is_own_stateful_class(cls)
-        if answer:
-            yield value
+            file = getattr(sys.modules.get(name), "__file__", None)
+            answer = self._answers[name] = isinstance(file, str) and is_own_code(file)
+        return answer
 
 
-def _is_own_stateful_class(cls: type) -> bool:
+def _iter_subclasses(cls: type) -> Iterator[type]:
+    """Yield all classes that are derived from `cls`, each once."""
+    visited = {cls}
+    pending = [cls]
+    while pending:
+        for subclass in type.__subclasses__(pending.pop()):
+            if subclass not in visited:
+                visited.add(subclass)
+                pending.append(subclass)
+                yield subclass
+
+
+def _is_stateful(cls: type) -> bool:
     from torch import nn, optim
 
-    names = {name for base in cls.__mro__ for name in vars(base)}
-    if not {"state_dict", "load_state_dict"} <= names or issubclass(cls, nn.Module | type):
-        return False
-    if issubclass(cls, optim.Optimizer | optim.lr_scheduler.LRScheduler):
-        return False
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return isinstance(file, str) and is_own_code(file)
+    for name in ("load_state_dict", "state_dict"):
+        if not any(name in base.__dict__ for base in cls.__mro__):
+            return False
+    return not issubclass(cls, nn.Module | type | optim.Optimizer | optim.lr_scheduler.LRScheduler)
 
 
 def _has_state(value: Any, kind: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
-from ckptool.formats.files.source import SourceCache
+from ckptool.formats.files.source import ByteSource, SourceCache
+from ckptool.locations import Location
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.values.strides import (
     REGION,
@@ -64,6 +65,14 @@ class OpenFiles:
 
     def __exit__(self, *_: object) -> None:
         self._sources.close()
+
+    def get_source(self, path: Location) -> ByteSource:
+        """Return the open file at `path`.
+
+        Raises:
+            ReadError: it cannot be opened.
+        """
+        return self._sources.get_source(path)
 
     def read_span(self, span: Span) -> bytes:
         return self._sources.get_source(span.path).read(span.offset, span.nbytes)

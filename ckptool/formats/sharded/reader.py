@@ -24,6 +24,7 @@ from ckptool.model import (
     IssueKind,
     Skipped,
     StateDict,
+    StorageInfo,
     TensorInfo,
 )
 from ckptool.phrases import cut_middle, quote_code
@@ -31,7 +32,8 @@ from ckptool.phrases import cut_middle, quote_code
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
 
-_INDEX_PLACE: Final = "metadata.{name} of the index"
+INDEX_PLACE: Final = "metadata.{name} of the index"
+"""Place of an entry of an index's metadata, in the contents of the checkpoint."""
 _HEAD_BYTES: Final = 1 << 16
 _INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
 
@@ -99,7 +101,17 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             ),
             "",
         ),
+        byte_storages=_merge_byte_storages(shards),
     )
+
+
+def _merge_byte_storages(parts: Mapping[str, Checkpoint]) -> dict[str, StorageInfo]:
+    """Return the storages of bytes of several checkpoints, each place behind its part's name."""
+    return {
+        f"{name}: {place}": storage
+        for name, part in parts.items()
+        for place, storage in part.byte_storages.items()
+    }
 
 
 def list_shard_names(index: Location, limits: Limits) -> set[str]:
@@ -207,7 +219,7 @@ def _merge_contents(
     Where the tensors are divided among other shards, they are the same all the same.
     """
     collector = ContentCollector()
-    for place, fingerprint in fingerprint_metadata(index_metadata, _INDEX_PLACE).items():
+    for place, fingerprint in fingerprint_metadata(index_metadata, INDEX_PLACE).items():
         collector.add(place, fingerprint)
     fingerprints_by_place: dict[str, dict[str, None]] = {}
     for shard in shards.values():

@@ -1,6 +1,5 @@
 """Draft and ModuleInfo -> Plan, or UndecidedError with every open decision."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -34,6 +33,7 @@ from ckptool.migration.plan.rename_steps import (
 from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
+from ckptool.phrases import quote_shell
 from ckptool.values.fingerprint_many import fingerprint_tensor
 from ckptool.values.telling_values import has_telling_values
 
@@ -248,7 +248,7 @@ def _iter_chosen_injections(
         keys = [key for key in builder.diff.missing_keys if fnmatchcase(key, pattern)]
         if not keys:
             raise PlanError(
-                f"--inject {shlex.quote(f'{pattern}={source}')}: no missing key matches"
+                f"--inject {quote_shell(f'{pattern}={source}')}: no missing key matches"
             )
         for key in keys:
             yield key, f"{source[:-1]}{key}" if source.endswith("#*") else source
@@ -262,7 +262,7 @@ def _list_rename_groups(diff: ModuleDiff) -> tuple[RenameGroup, ...]:
 def _build_unmatched_error(draft: Draft, rename: tuple[str, str]) -> PlanError:
     old, new = rename
     return PlanError(
-        f"--rename {shlex.quote(f'{old}={new}')}: no key matches{key_suggestion(draft, old)}"
+        f"--rename {quote_shell(f'{old}={new}')}: no key matches{key_suggestion(draft, old)}"
     )
 
 

@@ -1,6 +1,7 @@
 """Keys of one side -> the sub-trees of which the other side has nothing."""
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Final
 
@@ -25,7 +26,11 @@ class SubtreeFinder:
     """
 
     def __init__(self, other_keys: Iterable[str]) -> None:
-        self._prefixes = {prefix for key in other_keys for prefix in _iter_ancestors(key)}
+        self._other_keys = other_keys
+
+    @cached_property
+    def _prefixes(self) -> set[str]:
+        return {prefix for key in self._other_keys for prefix in _iter_ancestors(key)}
 
     def find_absent(self, key: str) -> str:
         """Return the largest sub-tree with `key` that the other side lacks, "" for all keys.

@@ -8,11 +8,19 @@ from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_fil
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.runs.loads import describe_kind
 from ckptool.tracing.merge import ObjectSummary, SaveSite
-from ckptool.tracing.records import SavedModule, UnsavedValue
+from ckptool.tracing.records import SavedModule, TrainingObject, UnsavedValue
 
 _MAX_LISTED: Final = 3
 _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
 
+_OBJECT_NAMES: Final = {
+    "LR scheduler": "scheduler",
+    "gradient scaler": "scaler",
+    "module": "model",
+    "module copy": "averaged_model",
+}
+"""Kind of an object -> what scripts usually call it; others by the last word of their kind."""
+_GENERATOR: Final = "random generator"
 _OBJECT_TEXTS: Final = {
     "module": "the trained module",
     "module copy": "the copy, changed since, of the module",
@@ -100,7 +108,10 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
 def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]:
     is_resumable = bool(summary.saved_kinds & _RESUME_KINDS)
     for item in summary.never_saved:
-        is_model = item.kind not in _RESUME_KINDS
+        is_model = item.kind not in _RESUME_KINDS | {_GENERATOR}
+        if item.kind == _GENERATOR:
+            yield _build_generator_hit(item, is_resumable=is_resumable)
+            continue
         yield hit(
             item.owner.rpartition(".")[2],
             None if is_resumable or is_model else Level.NOTE,
@@ -113,10 +124,36 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
             if is_model or is_resumable
             else "the files have the weights alone: training cannot go on from them where it "
             "stopped",
-            remedy="Save its state_dict() next to that of the model"
-            if is_resumable or is_model
-            else "For a checkpoint to resume from, save its state_dict() next to that of the model",
+            remedy=_advise_saving(item.kind, is_needed=is_resumable or is_model),
         )
+
+
+def _advise_saving(kind: str, *, is_needed: bool) -> str:
+    """Return the line that saves an object next to the model, and the line that loads it."""
+    name = _OBJECT_NAMES.get(kind, kind.rpartition(" ")[2])
+    code = f'checkpoint["{name}"] = {name}.state_dict() before torch.save(checkpoint, path), and'
+    code += f' {name}.load_state_dict(checkpoint["{name}"]) after torch.load()'
+    return code if is_needed else f"For a checkpoint to resume from: {code}"
+
+
+def _build_generator_hit(item: TrainingObject, *, is_resumable: bool) -> RuleHit:
+    """Return the hit of a random generator that went on while the run trained."""
+    return hit(
+        item.name,
+        None if is_resumable else Level.NOTE,
+        what=f"the state of the random generator {quote_code(item.name)},",
+        owner=f"a {item.owner}",
+        at="",
+        consequence="it went on during the run; a resumed run draws again what this one drew",
+        remedy=f"Save {item.name}.{_find_state_reader(item.owner)} next to the model's "
+        "state_dict(), and set it when the run is resumed",
+    )
+
+
+def _find_state_reader(owner: str) -> str:
+    if owner.startswith("numpy.") and owner.endswith(".Generator"):
+        return "bit_generator.state"
+    return "get_state()" if owner.startswith(("torch.", "numpy.")) else "getstate()"
 
 
 @check(
@@ -129,7 +166,8 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
         detail="the mapping that {saver} wrote{at} lacks them",
         why="A file with a part of a state_dict loads with strict=False only, and what it lacks "
         "keeps its initial value.",
-        fix="Save all of model.state_dict(), or load the rest from another file.",
+        fix="Save all of it: torch.save(model.state_dict(), path); or load the rest from another "
+        "file.",
         example=(
             'state = {k: v for k, v in model.state_dict().items() if "head" in k}\n'
             "torch.save(state, path)"
