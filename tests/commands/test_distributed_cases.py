@@ -162,9 +162,7 @@ def test_a_list_of_the_values_of_a_state_dict_is_asked_for_in_order(tmp_path):
     report = ckptool.diff(tmp_path / "list.pth", module=module)
     assert "CK204" not in {f.code for f in report.findings}
     name = "state_dict().values() in order"
-    ckptool.migrate(
-        tmp_path / "list.pth", tmp_path / "new.pth", module=module, renames={"*": name}
-    )
+    ckptool.migrate(tmp_path / "list.pth", tmp_path / "new.pth", module=module, renames={"*": name})
     written = torch.load(tmp_path / "new.pth")
     assert all(torch.equal(written[key], value) for key, value in module.state_dict().items())
 
