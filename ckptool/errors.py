@@ -133,6 +133,10 @@ class UnsupportedValueError(PlanError):
         """Key -> reason: a dtype, a layout."""
 
 
+class RevisionError(CkptoolError):
+    """A chain of migrations is inconsistent, or a checkpoint has no usable place in it."""
+
+
 class WorkerError(CkptoolError):
     """A task on a cluster failed or was lost."""
 

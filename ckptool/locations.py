@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 from abc import ABC
 from pathlib import Path
@@ -10,9 +11,20 @@ from urllib.parse import quote, unquote, urlsplit
 
 _QUERY_PATTERN: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
 _USERINFO_PATTERN: Final = r"(?<=://)[^/@\s'\"]*@"
+_MODULE_REFERENCE: Final = re.compile(
+    r"(?:[^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:[(\[].*)?", re.ASCII | re.DOTALL
+)
 _NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
 _MAX_SMALL_FILE_BYTES: Final = 256 << 20
 _WEB_SCHEMES: Final = frozenset({"http", "https"})
+
+
+def suggest_module_option(word: str) -> str:
+    """Return where a word such as "net.py:Net" or "net.py" belongs, "" if it has another form."""
+    reference = f"{word}:NAME" if word.endswith(".py") else word
+    if not _MODULE_REFERENCE.fullmatch(reference):
+        return ""
+    return f"a module is given with -m {shlex.quote(reference)}"
 
 
 class RemoteContext:

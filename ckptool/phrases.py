@@ -147,7 +147,8 @@ def quote_shell(text: str) -> str:
     import shlex
 
     if text.isprintable():
-        return shlex.quote(text)
+        is_plain_in_double_quotes = "'" in text and not set('"$`\\!') & set(text)
+        return f'"{text}"' if is_plain_in_double_quotes else shlex.quote(text)
     return "$'" + make_printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 

@@ -1,6 +1,7 @@
 """Command line `ckptool`: options -> api -> render -> exit code, without logic of its own."""
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -14,26 +15,38 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from ckptool.errors import CkptoolError
-from ckptool.locations import mask_credentials
+from ckptool.locations import mask_credentials, suggest_module_option
 
 COMMANDS: Final = {
     "audit": "Report state of a module that is not in its state_dict.",
+    "check": "Check that every old file still arrives at the head of the chain of migrations.",
     "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
+    "current": "Show the revision that a checkpoint is at, and how that is known.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
+    "downgrade": "Write a checkpoint at an earlier revision of the chain of migrations.",
     "explain": "Explain an error message: the probable cause, and what to run next.",
     "fix": "Register the state that audit finds, in the source of the module.",
     "gate": "Pass or fail a release by a policy, for CI.",
+    "history": "Show the revisions of a project's chain of migrations.",
     "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "lock": "Record a module's state contract in a lock file.",
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
+    "revision": "Draft a migration from what changed since the last revision.",
     "rule": "Explain a rule and how to fix its findings.",
     "run": "Run a training command, and report what its loads and saves did.",
+    "upgrade": "Write a checkpoint at a later revision of the chain of migrations.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
+REVISION_COMMANDS: Final = frozenset(
+    {"check", "current", "downgrade", "history", "revision", "upgrade"}
+)
+"""Commands of a chain of migrations; their files are in the folder `revisions` of each layer."""
 COULD_NOT_CHECK: Final = 2
+_EXTRA_ARGUMENT: Final = re.compile(r"Got unexpected extra argument \((?P<word>.*)\)", re.DOTALL)
+"""Message of click for an argument too many."""
 CLOSED_PIPE: Final = 128 + 13
 """Exit code of a shell for a command that SIGPIPE ends."""
 
@@ -48,6 +61,9 @@ class OneLineError(click.ClickException):
 
         path = error.ctx.command_path if error.ctx else name
         message = " ".join(error.format_message().split()).rstrip(".")
+        extra = _EXTRA_ARGUMENT.fullmatch(message)
+        suggestion = suggest_module_option(extra["word"]) if extra else ""
+        message = ": ".join(filter(None, (message, suggestion)))
         message = mask_secrets(mask_secrets(message), find_secrets(words))
         super().__init__(f"{path}: {message[:1].lower()}{message[1:]} (see `{path} --help`)")
 
@@ -70,7 +86,8 @@ class LazyGroup(click.Group):
     ) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        folder = "revisions." if cmd_name in REVISION_COMMANDS else ""
+        command: click.Command = import_module(f"ckptool.cli.{folder}{cmd_name}").command
         # In a raw docstring, click's marker "\b" (no rewrapping) is a backslash and a letter.
         command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command

@@ -142,6 +142,7 @@ def gate(  # noqa: PLR0913
         values,
         get_worker(),
         modules_only,
+        named.folder_names,
     ).examine_all(named.locations, modules=not (named.locations or named.errors))
     errors |= named.errors
     if baseline_path is not None and update_baseline:
@@ -186,6 +187,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
 
 
 def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> GateInput:
+    chain = gated_checkpoint.chain
     return GateInput(
         path=gated_checkpoint.path,
         checkpoint=gated_checkpoint.checkpoint,
@@ -194,6 +196,7 @@ def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> Gate
         skipped=gated_checkpoint.skipped,
         rules=_reported_codes(gated_checkpoint, policy),
         evidence=gated_checkpoint.evidence,
+        revision=chain.standing.text if chain is not None and chain.standing is not None else "",
     )
 
 

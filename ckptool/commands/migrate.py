@@ -146,50 +146,25 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    from ckptool.commands.sources.merge_adapter import MergeRequest
-    from ckptool.commands.sources.merge_adapter import merge_adapter as merge_into_base
-    from ckptool.migration.plan.plan_file import read_plan_file
+    from ckptool.commands.sources.merge_adapter import MergeRequest, merge_into_base
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.request import MigrationRequest
     from ckptool.migration.run import open_migration
 
-    is_same_file = (
-        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
-    )
-    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
+    _reject_equal_outputs(target, save_plan)
     location = parse_location(source)
     if merge_adapter is not None:
-        reject_unused_options(
-            {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
-            "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
-        )
+        _reject_module_of_merge(module, plan, target)
+        base, folder = parse_location(merge_adapter), require_local_path(target or "")
         return merge_into_base(
-            MergeRequest(
-                location,
-                parse_location(merge_adapter),
-                require_local_path(target or ""),
-                limits,
-                dry_run,
-                force,
-                provenance,
-            )
+            MergeRequest(location, base, folder, limits, dry_run, force, provenance)
         )
     module_target = find_target(
         location, ModuleOptions(module, kwargs, at, into, loader, fresh=fresh), config
     )
     if into is not None:
-        reject_unused_options(
-            {"--emit-hook": emit_hook is not None},
-            "is for a whole module, and --into selects a part",
-        )
-        reject_unused_options(
-            {"--into": module_target is None},
-            "selects a submodule: -m package.module:Name is required",
-        )
-        reject_unused_options(
-            {"--input": inputs is not None}, "runs the whole module, and --into selects a part"
-        )
-    worker = get_worker()
+        _reject_whole_module_options(module_target, emit_hook, inputs)
+    worker, old_options = get_worker(), _OldModuleOptions(old_module, from_, tolerance)
     load_module = partial(load_target_module, worker, module_target) if module_target else None
     request = MigrationRequest(
         source=location,
@@ -198,7 +173,7 @@ def migrate(  # noqa: PLR0913
         at=module_target.at if module_target else at,
         into=into or "",
         to=to,
-        plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+        plan=_read_plan(plan),
         plan_name=str(plan) if isinstance(plan, str | Path) else "",
         reverse=reverse,
         choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
@@ -222,13 +197,7 @@ def migrate(  # noqa: PLR0913
             lambda diff: run_rules([diff], location),
         ),
         forward_check=_make_forward_check(
-            location,
-            module_target,
-            inputs,
-            device,
-            _OldModuleOptions(old_module, from_, tolerance),
-            limits,
-            worker,
+            location, module_target, inputs, device, old_options, limits, worker
         ),
     )
     with open_migration(request) as result:
@@ -238,6 +207,41 @@ def migrate(  # noqa: PLR0913
         return _build_report(
             replace_field(result, notes=notes), policy or Policy(), location, pictures=pictures
         )
+
+
+def _reject_equal_outputs(target: PathLike | None, save_plan: PathLike | None) -> None:
+    is_same_file = (
+        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
+    )
+    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
+
+
+def _reject_module_of_merge(module: object, plan: object, target: PathLike | None) -> None:
+    reject_unused_options(
+        {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
+        "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
+    )
+
+
+def _reject_whole_module_options(
+    module_target: ModuleTarget | None, emit_hook: PathLike | None, inputs: object
+) -> None:
+    """Raise UsageError for what a part of a module, which --into selects, does not have."""
+    conflicts = {
+        "--emit-hook": (emit_hook, "is for a whole module, and --into selects a part"),
+        "--input": (inputs, "runs the whole module, and --into selects a part"),
+    }
+    reject_unused_options(
+        {"--into": module_target is None}, "selects a submodule: -m package.module:Name is required"
+    )
+    for option, (value, reason) in conflicts.items():
+        reject_unused_options({option: value is not None}, reason)
+
+
+def _read_plan(plan: "str | Path | Plan | None") -> "Plan | None":
+    from ckptool.migration.plan.plan_file import read_plan_file
+
+    return read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan
 
 
 def _build_report(

@@ -16,7 +16,7 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
 from ckptool.compare.remainder_diff import RemainderDiff
-from ckptool.compare.rename_search.rename_groups import find_plain_renames
+from ckptool.compare.rename_search.rename_groups import find_plain_groups, join_pairs
 from ckptool.compare.states import find_best_state, list_model_states, require_state
 from ckptool.errors import UsageError
 from ckptool.model import (
@@ -313,7 +313,7 @@ def compare_contracts(
         new=new,
         changes=changes,
         persistence_changed=tuple(key for key in old.entries if key in persistence_changed),
-        renames=find_plain_renames(removed_tensors, added_tensors),
+        renames=join_pairs(find_plain_groups(removed_tensors, added_tensors)),
         removed_non_tensors=tuple(k for k in old.non_tensors if k not in new.non_tensors),
         added_non_tensors=tuple(k for k in new.non_tensors if k not in old.non_tensors),
         migrations_for_added={

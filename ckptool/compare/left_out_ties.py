@@ -54,7 +54,7 @@ def restore_known_ties(
         return tensors
     ties = dict(parse_declared_ties(checkpoint.metadata, tensors))
     for group in other_groups:
-        stored_key = next((key for key in group if key in tensors), None)
+        stored_key = next((key for key in group if _is_stored(key, tensors)), None)
         if stored_key is not None:
             ties |= dict.fromkeys(group, stored_key)
     return _add_names(tensors, {key: ties[key] for key in ties if key in other_keys})
@@ -70,6 +70,12 @@ def find_retied_keys(container: Container, tensors: Tensors) -> dict[str, str]:
         if storage is not None and storage.key in group:
             retied_keys |= {key: storage.key for key in group if key != storage.key}
     return retied_keys
+
+
+def _is_stored(key: str, tensors: Tensors) -> bool:
+    """Whether the file has the tensor under this name, and not as one that was restored."""
+    storage = tensors[key].storage if key in tensors else None
+    return storage is not None and storage.key == key
 
 
 def _restore_ties_of(checkpoint: Checkpoint, tensors: Tensors, other: Tensors) -> Tensors:

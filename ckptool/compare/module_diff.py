@@ -136,7 +136,7 @@ class ModuleDiff(Struct, frozen=True):
         if self.part:
             keys |= self.part.explained_keys
         if self.rewrite:
-            keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+            keys |= self.rewrite.explained_keys
         keys |= {*self.reshaped_keys, *self.reshaped_keys.values()}
         keys |= {*self.average_counters}
         keys |= {
@@ -483,7 +483,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     ).without(diff.quantization.explained_keys if diff.quantization else ())
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
-    diff = _find_rewrite(diff, unpaired, expected)
+    diff = _add_tied_keys_of_rewrite(_find_rewrite(diff, unpaired, expected), unpaired.missing)
 
     left = unpaired.without(diff.explained_keys)
     old_names = find_gamma_beta_renames(left.missing, left.unexpected, classes)
@@ -507,7 +507,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     left = unpaired.without(diff.explained_keys)
     diff = msgspec.structs.replace(diff, reshaped_keys=_find_reshaped_keys(diff.rewrite, left))
     left = left.without(diff.explained_keys)
-    tied_keys_by_missing = _find_tied_missing_keys(module, diff.state)
+    tied_keys_by_missing = _find_tied_missing_keys(module, diff.state.tensors)
     return msgspec.structs.replace(
         diff,
         diverged_ties=_find_diverged_ties(diff),
@@ -594,19 +594,31 @@ def _find_diverged_ties(diff: ModuleDiff) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _find_tied_missing_keys(module: ModuleInfo, state: StateDict) -> dict[str, str]:
+def _add_tied_keys_of_rewrite(diff: ModuleDiff, missing: Collection[str]) -> ModuleDiff:
+    """Return the diff whose rewrite has the missing keys that are tied to keys it brings."""
+    if diff.rewrite is None:
+        return diff
+    renamed = {new: diff.state.tensors[old] for old, new in diff.rewrite.key_map.items()}
+    tied_keys_by_missing = _find_tied_missing_keys(diff.module, renamed)
+    tied = tuple(key for key in tied_keys_by_missing if key in missing)
+    return msgspec.structs.replace(
+        diff, rewrite=msgspec.structs.replace(diff.rewrite, tied_keys=tied)
+    )
+
+
+def _find_tied_missing_keys(
+    module: ModuleInfo, file_tensors: Mapping[str, TensorInfo]
+) -> dict[str, str]:
     """Return saved key missing in the file -> key in the file that is tied to it."""
     missing_to_present: dict[str, str] = {}
     for group in tied_keys(module_tensor.tensor for module_tensor in module.saved_tensors.values()):
         present_keys = [
             key
             for key in group
-            if key in state.tensors and state.tensors[key].shape == module.tensors[key].tensor.shape
+            if key in file_tensors and file_tensors[key].shape == module.tensors[key].tensor.shape
         ]
         if present_keys:
-            missing_to_present |= {
-                key: present_keys[0] for key in group if key not in state.tensors
-            }
+            missing_to_present |= {key: present_keys[0] for key in group if key not in file_tensors}
     return missing_to_present
 
 

@@ -29,6 +29,13 @@ class PrefixRewrite(Struct, frozen=True):
     """Prefix added to the file's keys; "" if none."""
     key_map: Mapping[str, str]
     """Key in the file -> key in the module, for keys that match only after the rewrite."""
+    tied_keys: tuple[str, ...] = ()
+    """Missing keys of the module that it ties to one of the keys in `key_map`."""
+
+    @property
+    def explained_keys(self) -> frozenset[str]:
+        """Keys of the file and of the module that differ because of the rewrite alone."""
+        return frozenset((*self.key_map, *self.key_map.values(), *self.tied_keys))
 
     def rewrite_key(self, key: str) -> str:
         """Return what the rewrite makes of a key of the file."""

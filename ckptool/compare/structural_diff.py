@@ -1,6 +1,7 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Final
 
@@ -18,9 +19,14 @@ from ckptool.compare.changes import (
 from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.quantization.quantized_form import QuantizedForm, find_quantized_form
 from ckptool.compare.remainder_diff import RemainderDiff, compare_remainder
-from ckptool.compare.rename_search.rename_groups import find_plain_renames
+from ckptool.compare.rename_search.key_patterns import PatternError, rename_by_pattern
+from ckptool.compare.rename_search.rename_groups import (
+    RenameGroup,
+    find_plain_groups,
+    join_pairs,
+)
 from ckptool.compare.states import get_state, require_state
-from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
+from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors, tied_keys
 from ckptool.phrases import pluralize
 
 MAX_PAIRED_STATES: Final = 100
@@ -38,11 +44,16 @@ class StructuralDiff(Struct, frozen=True):
     old_tensors: Mapping[str, TensorInfo]
     new_tensors: Mapping[str, TensorInfo]
     changes: tuple[Change, ...]
-    renames_by_name: Mapping[str, str]
-    """Removed key -> added key with a similar name (`find_plain_renames`)."""
+    rename_groups: tuple[RenameGroup, ...]
+    """Removed keys with added keys of a similar name and the same shape."""
     remainder: RemainderDiff = RemainderDiff()
     quantized_form: QuantizedForm | None = None
     """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @property
+    def renames_by_name(self) -> dict[str, str]:
+        """Removed key -> added key of the `rename_groups`."""
+        return join_pairs(self.rename_groups)
 
     @property
     def quantized_keys(self) -> frozenset[str]:
@@ -62,6 +73,9 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
         old, new = map(_note_unpaired_states, (old, new))
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
     structure = compare_tensors_structure(old, new, places, old_tensors, new_tensors)
+    restored = restore_renamed_ties(structure)
+    if restored != (old_tensors, new_tensors):
+        structure = compare_tensors_structure(old, new, places, *restored)
     return replace(structure, remainder=compare_remainder(old, new, places))
 
 
@@ -78,7 +92,7 @@ def compare_tensors_structure(
     quantized_form = find_quantized_form(old_tensors, new_tensors) if changes else None
     quantized_keys = quantized_form.explained_keys if quantized_form else frozenset[str]()
     others = [change for change in changes if change.key not in quantized_keys]
-    renames_by_name = find_plain_renames(
+    rename_groups = find_plain_groups(
         {c.key: c.expected for c in others if isinstance(c, Missing)},
         {c.key: c.actual for c in others if isinstance(c, Unexpected)},
     )
@@ -89,9 +103,56 @@ def compare_tensors_structure(
         old_tensors,
         new_tensors,
         changes,
-        renames_by_name,
+        rename_groups,
         quantized_form=quantized_form,
     )
+
+
+def restore_renamed_ties(
+    structure: StructuralDiff,
+) -> tuple[Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+    """Return the tensors of both files, with tied names that one leaves out and the other renamed.
+
+    Each file is asked under the names that the other has.
+    """
+    old_tensors, new_tensors = structure.old_tensors, structure.new_tensors
+    if not structure.rename_groups:
+        return old_tensors, new_tensors
+    forward = [(g.old_pattern, g.new_pattern, g.pairs) for g in structure.rename_groups]
+    backward = [(new, old, {b: a for a, b in pairs.items()}) for old, new, pairs in forward]
+    renamed_old = _rename_tensors(old_tensors, new_tensors, forward)
+    renamed_new = _rename_tensors(new_tensors, old_tensors, backward)
+    return (
+        restore_common_ties(structure.old, structure.new, old_tensors, renamed_new)[0],
+        restore_common_ties(structure.old, structure.new, renamed_old, new_tensors)[1],
+    )
+
+
+def _rename_tensors(
+    tensors: Mapping[str, TensorInfo],
+    kept_keys: Collection[str],
+    renames: Sequence[tuple[str, str, Mapping[str, str]]],
+) -> dict[str, TensorInfo]:
+    """Return the tensors under the names that the other file has, those in `kept_keys` as is.
+
+    A tied key that is in no pair follows the first pattern that it matches.
+    """
+
+    def rename(key: str) -> str:
+        pairs = next((pairs for _, _, pairs in renames if key in pairs), {})
+        if key in kept_keys or key in pairs:
+            return pairs.get(key, key)
+        with suppress(PatternError):
+            return next(filter(None, (rename_by_pattern(key, a, b) for a, b, _ in renames)), key)
+        return key
+
+    tied = {key for group in tied_keys(tensors.values()) for key in group}
+    paired = {key for _, _, pairs in renames for key in pairs}
+    names = {key: rename(key) for key in tied | paired if key in tensors}
+    return {
+        names.get(key, key): replace(tensor, key=names.get(key, key))
+        for key, tensor in tensors.items()
+    }
 
 
 def _is_storage_layout_only(change: Change) -> bool:

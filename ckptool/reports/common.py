@@ -106,7 +106,7 @@ class FactReport(Struct, frozen=True, kw_only=True):
 
 class LevelReport(Struct, frozen=True, kw_only=True):
     level: str
-    """load, device, forward, equality, "round trip" or survival."""
+    """load, device, forward, equality, "round trip" or persistence."""
     status: str
     """passed, failed, skipped or inconclusive."""
     reason: str

@@ -22,6 +22,7 @@
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
 | CK801-CK806 | release_contract.py | backward compatibility with an older release |
 | CK328, CK329, CK851-CK860 | policy_requirements.py | what a policy requires, and the policy |
+| CK870-CK879 | revisions.py | a project's chain of migrations |
 | CK901, CK902 | optimizer.py | optimizer state against parameters |
 
 registry.py holds `Rule`, `Finding` and the decorators `check` and `check_other_subject`.
@@ -44,6 +45,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     quantization,
     release_contract,
     reparametrization,
+    revisions,
     runtime,
     ties,
     training_state,

@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.rules.fixes.commands import format_convert_command
+from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -289,7 +289,8 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "Loaders that follow the index ignore it: either the file is a leftover, or the "
             "index lost entries."
         ),
-        fix="Remove it, or rebuild the index.",
+        fix="To write what the index lists, without it: {command}. If it belongs to the release, "
+        "download the index again.",
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
             'save_file({"b": torch.ones(1)}, "model-00002-of-00002.safetensors")'
@@ -297,7 +298,10 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.UNINDEXED)
+    command = format_convert_command(checkpoint)
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.UNINDEXED:
+            yield hit(issue.key, command=command, **issue.facts)
 
 
 @check(
@@ -312,7 +316,7 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "Data that was not examined can contain a pickle, which runs code when it is loaded. "
             "A gate does not pass what it did not read."
         ),
-        fix="Save the checkpoint without it, or release it as a separate file.",
+        fix="Save the checkpoint without it, or release it as a separate file.{conversion}",
         example=(
             "buffer = io.BytesIO()\ntorch.save(model.state_dict(), buffer)\n"
             'torch.save({"w": torch.ones(2), "teacher": buffer.getvalue()}, path)'
@@ -322,7 +326,8 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for part in checkpoint.unread:
-        yield hit(part.what, reason=part.reason)
+        conversion = advise_conversion(checkpoint, "write the tensors alone", "--weights-only")
+        yield hit(part.what, reason=part.reason, conversion=conversion)
 
 
 @check(
@@ -366,7 +371,8 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "a tensor in two shards the last: if one of the two is left over from an earlier save, "
             "the wrong weights are loaded."
         ),
-        fix="Remove the one that is not intended.",
+        fix="If the loaded weights are the right ones, write them alone: {command}. If not, "
+        "remove them from the folder.",
         example=(
             'model.save_pretrained("release")  # model.safetensors\n'
             'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
@@ -375,6 +381,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    command = format_convert_command(checkpoint)
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.PASSED_OVER:
-            yield hit(issue.key, **issue.facts)
+            yield hit(issue.key, command=command, **issue.facts)

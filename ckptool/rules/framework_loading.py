@@ -27,8 +27,9 @@ UNINITIALIZED_BUFFER: Final = "CK227"
             "computed is lost: the model runs with whatever was in that memory, without an error."
         ),
         fix=(
-            "Fill it in _init_weights(), for example init.copy_(module.{name}, ...); or drop"
-            " persistent=False and save the checkpoint again."
+            "Fill it in _init_weights(), for example init.copy_(module.{name}, ...); or save its"
+            " value: register_buffer({name:py}, ...) without persistent=False, and save the"
+            " checkpoint again."
         ),
         example=(
             "class Net(PreTrainedModel):\n"
@@ -65,7 +66,8 @@ def _iter_uninitialized(buffers: Mapping[str, str]) -> Iterator[RuleHit]:
             "computed today, or tied weights. If the value in the file differs from the one the "
             "module computes, it is lost."
         ),
-        fix="Nothing, if the module computes the same value; otherwise load it yourself.",
+        fix="Nothing, if the module computes the same value; to remove it from the file: "
+        "state_dict.pop({key:py}). Otherwise load it yourself.",
         example='AutoModel.from_pretrained(folder)  # an old file with "rotary_emb.inv_freq"',
     ),
 )

@@ -13,8 +13,10 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
-from ckptool.phrases import quote_python
+from ckptool.phrases import join_limited, pluralize, quote_code, quote_python
 from ckptool.rules.fixes.commands import (
+    DONOR_SOURCE,
+    format_file_rename_command,
     format_inject_command,
     format_migrate_command,
     format_rename_command,
@@ -75,7 +77,7 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
         ),
         fix=(
             "Find the tensor under another name, train it, or take it from another checkpoint of "
-            "the same model."
+            "the same model: {command}"
         ),
         example=(
             "state = nn.Linear(2, 2).state_dict()\n"
@@ -86,10 +88,12 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
 )
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.state.tensors)
-    for module_tensor in _unexplained_missing(diff):
-        if module_tensor.kind is not Kind.BUFFER:
-            subtree = subtrees.find_absent(module_tensor.key)
-            yield hit(module_tensor.key, **_build_missing_facts(module_tensor, subtree))
+    parameters = [t for t in _unexplained_missing(diff) if t.kind is not Kind.BUFFER]
+    keys = [parameter.key for parameter in parameters]
+    command = format_inject_command(diff, keys, DONOR_SOURCE) if keys else ""
+    for parameter in parameters:
+        subtree = subtrees.find_absent(parameter.key)
+        yield hit(parameter.key, command=command, **_build_missing_facts(parameter, subtree))
 
 
 @check(
@@ -299,7 +303,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Lightning add segments to keys. With strict=False such a file loads nothing, "
             "silently."
         ),
-        fix="{remedy}in code: state_dict = {code}",
+        fix="{remedy}",
         example=(
             "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
             "model.load_state_dict(state)"
@@ -325,17 +329,34 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
         None,
-        (*rewrite.key_map, *rewrite.key_map.values(), *diff.average_counters),
+        (*rewrite.explained_keys, *diff.average_counters),
         count=len(matched_keys) + len(reshaped_keys),
-        what=" and ".join(steps) + reshaped,
-        code=_format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters),
-        # A migration asks about other shapes, and writes nothing.
-        remedy=""
-        if diff.reshaped_keys
-        else f"Migrate the file: {format_migrate_command(diff)}; or ",
+        what=" and ".join(steps) + reshaped + _describe_tied_keys(rewrite),
+        remedy=_format_rewrite_fix(diff, rewrite),
         removed=removed,
         added=rewrite.added_prefix,
     )
+
+
+def _describe_tied_keys(rewrite: PrefixRewrite) -> str:
+    """Return a clause with the keys that the file leaves out since they are tied, "" without."""
+    keys = [quote_code(key) for key in rewrite.tied_keys]
+    verb = "is" if len(keys) == 1 else "are"
+    return f"; {join_limited(keys, 3)} {verb} tied to one of them, and not in the file" * bool(keys)
+
+
+def _format_rewrite_fix(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
+    """Return the command, the code, or both.
+
+    A migration asks about other shapes, and writes nothing; code that renames does not add the
+    tied keys that the file leaves out.
+    """
+    code = _format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
+    fixes = (
+        f"Migrate the file: {format_migrate_command(diff)}" * (not diff.reshaped_keys),
+        f"in code: state_dict = {code}" * bool(diff.reshaped_keys or not rewrite.tied_keys),
+    )
+    return "; or ".join(filter(None, fixes))
 
 
 def _format_rewrite_code(
@@ -409,17 +430,33 @@ def _describe_certainty(group: RenameGroup) -> str:
 @check_other_subject(
     CheckpointDiff,
     PROBABLE_RENAME,
-    summary="`{key}` is `{found}` in the new file",
-    detail="dtype, shape and all values are the same",
-    fix=(
-        "Keep the name, or rename it where the old file is loaded: "
-        "state_dict[{found:py}] = state_dict.pop({key:py})"
-    ),
+    summary="`{key}` {certainty} `{found}` in the new file",
+    detail="{how}",
+    fix="Keep the name, or rename it where the old file is loaded: {remedy}",
 )
-def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
-    for key, new_key in diff.renames.items():
-        if key in diff.proved_renames:
-            yield hit(key, found=new_key, proved=True)
+def find_renames_between_files(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for group in diff.rename_groups:
+        is_proved = diff.proved_renames.issuperset(group.pairs)
+        tensors = pluralize(len(group.pairs), "tensor")
+        equal = "dtype, shape and all values are the same"
+        yield hit(
+            group.old_pattern,
+            None,
+            group.keys,
+            found=group.new_pattern,
+            proved=is_proved,
+            certainty="is" if is_proved else "is probably",
+            how=f"{tensors}, {equal if is_proved else 'by shape and name'}",
+            remedy=_format_file_rename_fix(diff, group),
+        )
+
+
+def _format_file_rename_fix(diff: CheckpointDiff, group: RenameGroup) -> str:
+    """Return the code for one key, and the command that writes the old file again for several."""
+    if len(group.pairs) == 1:
+        ((old, new),) = group.pairs.items()
+        return f"state_dict[{quote_python(new)}] = state_dict.pop({quote_python(old)})"
+    return format_file_rename_command(diff, group)
 
 
 @check(
@@ -535,5 +572,5 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         and not diff.explained_keys & missing
     ):
         missing_keys = [key for key in learnt_keys if key in missing]
-        command = format_inject_command(diff, missing_keys, "file:DONOR#*")
+        command = format_inject_command(diff, missing_keys, DONOR_SOURCE)
         yield hit(learnt_keys[0], count=len(learnt_keys), keys=learnt_keys, command=command)

@@ -7,7 +7,7 @@ from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.states import list_placeholders
 from ckptool.model import DTYPE_BITS, IssueKind, Kind
-from ckptool.phrases import quote_code
+from ckptool.phrases import quote_code, quote_python
 from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -24,8 +24,8 @@ from ckptool.values.statistics import CastEffect
         detail="{diagnosis}",
         why="load_state_dict raises on a shape mismatch, with strict=False as well.",
         fix=(
-            "Build the module with the arguments it was trained with, or change the tensor "
-            "deliberately."
+            "Build the module with the arguments it was trained with. To train this tensor from "
+            "its initial value instead: state_dict.pop({key:py}), and load with strict=False."
         ),
         example=(
             "state = nn.Linear(3, 5).state_dict()\n"
@@ -158,8 +158,8 @@ def classify_cast_loss(actual: str, expected: str) -> Level | None:
             "are cut off in an integer buffer, large values overflow in float16, bfloat16 rounds."
         ),
         fix=(
-            "Build the module in the file's dtype, or cast the file deliberately and check the "
-            "rounding error."
+            "Build the module in the file's dtype, or load without a cast: "
+            "module.load_state_dict(state_dict, assign=True) keeps the dtypes of the file."
         ),
         example=(
             'model.register_buffer("running_max", torch.tensor(1))\n'
@@ -260,7 +260,22 @@ def find_mistyped_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             remedy=(
                 f"Write the arrays as tensors: {format_migrate_command(diff)}"
                 if tensor is not None and tensor.kind is Kind.ARRAY
-                else "Save module.state_dict(), whose values are tensors; an uninitialized "
-                "parameter gets its shape by a forward pass before saving."
+                else _advise_mistyped_key(key, description)
             ),
         )
+
+
+_SEQUENCE_DESCRIPTIONS: Final = ("a list of", "a tuple of")
+
+
+def _advise_mistyped_key(key: str, description: str) -> str:
+    """Return code that makes a tensor of plain numbers, or what to save instead."""
+    if description.startswith(_SEQUENCE_DESCRIPTIONS):
+        name = quote_python(key)
+        return (
+            f"If its values are numbers: state_dict[{name}] = torch.as_tensor(state_dict[{name}])"
+        )
+    return (
+        "Save module.state_dict(), whose values are tensors; an uninitialized parameter gets its "
+        "shape by a forward pass before saving."
+    )

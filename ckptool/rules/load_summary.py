@@ -9,7 +9,7 @@ from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
 from ckptool.model import IssueKind, Kind, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
-from ckptool.rules.fixes.commands import advise_conversion
+from ckptool.rules.fixes.commands import DONOR_SOURCE, advise_conversion, format_inject_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -213,8 +213,7 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
         ),
         fix=(
             "Raise an error in the override for the missing and unexpected keys that "
-            "super().load_state_dict() returns, or migrate the file: ckptool diff -v shows what "
-            "the code does."
+            "super().load_state_dict() returns.{remedy}"
         ),
         example=(
             "class Net(nn.Linear):\n"
@@ -227,12 +226,17 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    keys = [step.key for step in diff.load_steps if step.kind is LoadStepKind.LOST]
+    missing_keys = [key for key in keys if key not in diff.state.tensors]
+    command = format_inject_command(diff, missing_keys, DONOR_SOURCE) if missing_keys else ""
     for step in diff.load_steps:
         if step.kind is LoadStepKind.LOST:
             module_tensor = diff.module.saved_tensors[step.key]
             is_rebuilt = module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable
-            what = "the file's tensor" if step.key in diff.state.tensors else "that it is missing"
-            yield hit(step.key, Level.NOTE if is_rebuilt else None, what=what)
+            is_in_file = step.key in diff.state.tensors
+            what = "the file's tensor" if is_in_file else "that it is missing"
+            remedy = "" if is_in_file else f" To take it from another checkpoint: {command}"
+            yield hit(step.key, Level.NOTE if is_rebuilt else None, what=what, remedy=remedy)
 
 
 @check(

@@ -5,8 +5,10 @@ from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
 from ckptool.rules.fixes.source_lines import (
+    format_alias_lookup,
     format_module_registration,
     format_registration,
+    format_saved_buffer,
     get_attribute_name,
 )
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -36,7 +38,9 @@ def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "where": module_tensor.assigned_at or "an unknown place",
         "used": module_tensor.used_at,
         "name": get_attribute_name(module_tensor.key),
-        "remedy": format_registration(module_tensor),
+        "remedy": format_saved_buffer(module_tensor)
+        if module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
+        else format_registration(module_tensor),
     }
 
 
@@ -232,7 +236,8 @@ def find_unregistered_parameters(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "persistent=False means that the constructor can recreate the value. Here it cannot, "
             "so loading silently gives a different model."
         ),
-        fix="In {where}: drop persistent=False, so that the value is saved.",
+        fix="Save its value: {remedy}.",
+        general_advice='Save its value: register_buffer("NAME", ...) without persistent=False.',
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -258,8 +263,11 @@ def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "It is not in the file. That is intended, as long as nothing modifies it after "
             "construction."
         ),
-        fix="Nothing, if the constructor's value is the right one; otherwise drop "
-        "persistent=False.",
+        fix="Nothing, if the constructor's value is the right one. To save it: {remedy}.",
+        general_advice=(
+            "Nothing, if the constructor's value is the right one. To save it: "
+            'register_buffer("NAME", ...) without persistent=False.'
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -326,7 +334,11 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
             "to() gives a buffer new storage. A second reference in a list or another attribute "
             "keeps the old storage: the wrong device, and stale values after loading."
         ),
-        fix="Look up `{alias_of}` where it is used, for example self.get_buffer({alias_of:py}).",
+        fix="Where it is used: {code} instead of `{key}`; do not keep a second reference.",
+        general_advice=(
+            'Where it is used: self.get_buffer("ALIAS_OF") instead of `KEY`; do not keep a second '
+            "reference."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -342,8 +354,16 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
             level = (
                 Level.WARNING if module_tensor.used_at or module_tensor.written_at else Level.NOTE
             )
+            target = module_info.tensors.get(module_tensor.alias_of)
+            is_parameter = target is not None and target.kind is Kind.PARAMETER
             yield hit(
-                module_tensor.key, level, alias_of=module_tensor.alias_of, owner=module_tensor.owner
+                module_tensor.key,
+                level,
+                alias_of=module_tensor.alias_of,
+                owner=module_tensor.owner,
+                code=format_alias_lookup(
+                    module_tensor.key, module_tensor.alias_of, is_parameter=is_parameter
+                ),
             )
 
 
@@ -471,8 +491,8 @@ def find_uncast_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "file saved after use does not load into a new instance."
         ),
         fix=(
-            "Register a tensor of the right shape: "
-            "self.register_buffer({name:py}, torch.zeros(...))"
+            "If it is not to be saved: self.register_buffer({name:py}, None, persistent=False). If "
+            "it is, a tensor of the right shape: self.register_buffer({name:py}, torch.zeros(...))"
         ),
         example=(
             "class Net(nn.Module):\n"

@@ -5,8 +5,10 @@ safetensors cannot hold is a problem only when the file is converted.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.errors import RenameRefusedError, UnsupportedValueError
+from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -36,6 +38,14 @@ def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
     yield hit(error.key, to=error.to, reason=error.reason)
 
 
+_CONVERSIONS: Final = {
+    "sparse": "{}.to_dense()",
+    "complex": "torch.view_as_real({})",
+    "q": "{}.dequantize()",
+}
+"""How the reason of a refusal begins -> expression that safetensors stores."""
+
+
 @check(
     UnsupportedValueError,
     Rule(
@@ -49,7 +59,8 @@ def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
             "tensors, no complex128, no Python values. Dropping what it cannot store would "
             "change the model."
         ),
-        fix=(
+        fix=("Write a .pth (--to pth), or convert the tensor first: {code}"),
+        general_advice=(
             "Write a .pth (--to pth), or convert the tensor first: to_dense(), dequantize(), "
             "torch.view_as_real(), or `cast` in a plan."
         ),
@@ -58,4 +69,11 @@ def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
 )
 def find_unsupported_values(error: UnsupportedValueError) -> Iterator[RuleHit]:
     for key, reason in error.reasons.items():
-        yield hit(key, to=error.to, reason=reason)
+        name = quote_python(key)
+        method = next((m for words, m in _CONVERSIONS.items() if reason.startswith(words)), "")
+        code = (
+            f"state_dict[{name}] = {method.format(f'state_dict[{name}]')}"
+            if method
+            else f"state_dict[{name}] = ... of a dtype that safetensors has"
+        )
+        yield hit(key, to=error.to, reason=reason, code=code)

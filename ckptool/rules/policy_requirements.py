@@ -18,10 +18,12 @@ from ckptool.model import (
     join_key,
     natural_sort_key,
 )
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, quote_code, quote_shell
 from ckptool.rules.fixes.commands import (
+    UNNAMED_MODULE,
     advise_conversion,
     format_convert_command,
+    format_migrate_command,
     format_repeated_command,
 )
 from ckptool.rules.load_summary import MIN_COVERAGE
@@ -116,8 +118,8 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         detail="{keys}",
         why=("load_state_dict() is strict by default, so users who load the release get an error."),
         fix=(
-            "Fix the keys as their own findings describe (`ckptool migrate`), waive those "
-            "findings, or set strict = false in [tool.ckptool.require]."
+            "{command}; what it asks about is explained by the findings of these keys. If the file "
+            "does not have to load strictly: strict = false in [tool.ckptool.require]."
         ),
         example=(
             "class Net(nn.Module):  # today's code\n    def __init__(self):\n       "
@@ -130,12 +132,14 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     diff, strict = release.diff, release.requirements.strict
     if strict is True and diff is not None and diff.unchecked_load:
         unchecked = diff.unchecked_load
-        yield hit("", keys=f"not checked: {unchecked.what}: {unchecked.reason}")
+        reason = f"not checked: {unchecked.what}: {unchecked.reason}"
+        yield hit("", keys=reason, command=format_migrate_command(diff))
     if strict is False or not release.unmatched_keys:
         return
     keys = join_limited(fold_names(release.unmatched_keys), 3, quote_code)
     verb = "does" if len(release.unmatched_keys) == 1 else "do"
-    yield hit("", keys=f"{keys} {verb} not match the module")
+    command = format_migrate_command(diff) if diff is not None else ""
+    yield hit("", keys=f"{keys} {verb} not match the module", command=command)
 
 
 @check(
@@ -149,7 +153,7 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
             "Users load the state_dict from its usual key path; that another mapping of the file "
             "matches the module does not help them."
         ),
-        fix="Save the right state_dict there, or give the intended key path with --at or `at`.",
+        fix="Save the right state_dict there, or judge the one that users load: {command}",
         example=(
             'torch.save({"state_dict": other.state_dict(), "extra": model.state_dict()}, "m.pth")'
         ),
@@ -157,7 +161,10 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
 )
 def find_unloadable_place(release: ReleaseCandidate) -> Iterator[RuleHit]:
     if release.unloadable_place and release.diff is not None:
-        yield hit(release.unloadable_place, judged=release.diff.state.at or ".")
+        options = ("--at", release.unloadable_place)
+        command = format_repeated_command(*options) or "ckptool gate with --at KEY"
+        judged = release.diff.state.at or "."
+        yield hit(release.unloadable_place, judged=judged, command=command)
 
 
 @check(
@@ -213,7 +220,7 @@ def _advise_cast(checkpoint: Checkpoint, tensor: TensorInfo, allowed_dtypes: Seq
             "dtype, views that keep their whole storage."
         ),
         fix=(
-            "`ckptool inspect` shows what takes the space; or raise `max-size` in "
+            'What takes the space: {command}. If all of it is needed: max-size = "{nbytes} B" in '
             "[tool.ckptool.require]."
         ),
         example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
@@ -222,7 +229,8 @@ def _advise_cast(checkpoint: Checkpoint, tensor: TensorInfo, allowed_dtypes: Seq
 def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
     max_size, nbytes = release.requirements.max_size, release.checkpoint.nbytes
     if max_size is not None and nbytes > parse_size(max_size):
-        yield hit("", nbytes=nbytes, most=max_size, limit=parse_size(max_size))
+        command = f"ckptool inspect {quote_shell(str(release.checkpoint.path))} --sort size"
+        yield hit("", nbytes=nbytes, most=max_size, limit=parse_size(max_size), command=command)
 
 
 @check(
@@ -292,6 +300,10 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
         detail="{reason}",
         why="A check that was skipped or inconclusive proves nothing.",
         fix=(
+            "Give the gate what the check needs: {command}; or change `verify` and `device` in "
+            "[tool.ckptool.require]."
+        ),
+        general_advice=(
             "Give the gate what the check needs (a module, --input, a device), or change "
             "`verify` and `device` in [tool.ckptool.require]."
         ),
@@ -302,9 +314,11 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
     ),
 )
 def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    command = format_repeated_command("--input", "DTYPE[SHAPE]")
+    command = command or "a module, --input DTYPE[SHAPE], a device"
     for level_name, reason in release.level_failures.items():
         if reason:
-            yield hit(level_name, step=level_name, reason=reason)
+            yield hit(level_name, step=level_name, reason=reason, command=command)
 
 
 @check(
@@ -320,6 +334,10 @@ def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
             "policy asks for."
         ),
         fix=(
+            "Name the module, here or in [[tool.ckptool.models]]: {command}. Or take the "
+            "requirement out of the policy, for single files in [[tool.ckptool.paths]]."
+        ),
+        general_advice=(
             "Name the module with -m or in [[tool.ckptool.models]]; or take the requirement out of "
             "the policy, for single files in [[tool.ckptool.paths]]."
         ),
@@ -327,11 +345,15 @@ def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
     ),
 )
 def find_unchecked_requirements(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    command = format_repeated_command("-m", UNNAMED_MODULE)
+    command = command or f"-m {UNNAMED_MODULE}"
     for skipped in _list_unchecked(release):
-        yield hit(skipped.what, reason=skipped.reason)
+        yield hit(skipped.what, reason=skipped.reason, command=command)
 
 
-@check_other_subject(PolicyIssues, "CK329")
+@check_other_subject(
+    PolicyIssues, "CK329", fix="Correct the entry that asks for it, or take it out of the policy."
+)
 def find_unchecked_expectations(issues: PolicyIssues) -> Iterator[RuleHit]:
     for skipped in issues.unchecked:
         yield hit(skipped.what, reason=skipped.reason)

@@ -18,6 +18,7 @@ from ckptool.compare.quantization.summary import (
 )
 from ckptool.model import Checkpoint, join_key, natural_sort_key
 from ckptool.phrases import join_limited, pluralize, quote_code
+from ckptool.rules.fixes.state_code import format_copy_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 QUANTIZATION_MISMATCH: Final = "CK219"
@@ -108,7 +109,8 @@ def find_quantized_keys(diff: ModuleDiff) -> frozenset[str]:
             "A packed weight is meaningless without its scales: loaders that do not check use "
             "the integers, or unscaled 8-bit floats, as the weights."
         ),
-        fix=(
+        fix=("{remedy}"),
+        general_advice=(
             "Copy the tensors from the file that it was converted from, or quantise again: a "
             "converter or a shard omitted them."
         ),
@@ -136,8 +138,20 @@ def find_incomplete_layers(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 lacks=_format_lack(group),
                 count=len(group.layers),
                 total=len(info.layers),
+                remedy=_advise_incomplete_group(group),
                 lacking=[key for layer in group.layers for key in layer.lacking_keys],
             )
+
+
+def _advise_incomplete_group(group: QuantizedGroup) -> str:
+    if group.first.format.misfit:
+        return "Take the file that it was converted from, or quantise again: tensors of two saves."
+    keys = [key for layer in group.layers for key in layer.lacking_keys]
+    code = format_copy_code(keys, "original")
+    return (
+        f"Copy the tensors from the file that it was converted from: {code}; or quantise again: a"
+        " converter or a shard omitted them."
+    )
 
 
 def _format_lack(group: QuantizedGroup) -> str:

@@ -217,7 +217,7 @@ _FIELD_PATTERN: Final = re.compile(r"\{(\w+)\}")
 _FIX_FACTS: Final = frozenset(
     {
         *("advice", "code", "command", "path", "remedy"),
-        *("defined_at", "subtree"),
+        *("defined_at", "plan", "subtree"),
     }
 )
 """Names of facts that say what to do about a finding, or which findings have one cause."""

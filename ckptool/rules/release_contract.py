@@ -11,7 +11,12 @@ from ckptool.compare.contract import (
     FixtureResult,
 )
 from ckptool.model import Constancy, Kind
-from ckptool.rules.fixes.commands import format_lock_command
+from ckptool.phrases import quote_python
+from ckptool.rules.fixes.commands import (
+    format_golden_command,
+    format_lock_command,
+    format_plan_command,
+)
 from ckptool.rules.load_shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
@@ -37,7 +42,8 @@ _KEEP_SAVED_FIX: Final = "Keep saving it: drop persistent=False, or register it 
         level=Level.ERROR,
         summary="`{key}` {shape} is in the old file and not in the new one{renamed}",
         why="Code that loads the old file strictly fails on the new one: the key is missing.",
-        fix="Keep the key, or release the new code together with the new file.",
+        fix="Keep the key: new[{key:py}] = old[{key:py}]; or release the new code together with "
+        "the new file.",
         example=(
             "old = model.state_dict()\n"
             'new = {key: t for key, t in old.items() if key != "head.bias"}'
@@ -67,7 +73,7 @@ def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
     summary="`{key}` {form} is in {old} and no longer in {new}{renamed}",
     fix=(
         "Keep the key, or release this as a breaking change: old code does not load new files, "
-        "and new code does not load old ones."
+        "and new code does not load old ones.{remedy}"
     ),
 )
 def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
@@ -80,6 +86,7 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
                 form=diff.old.entries[change.key].type_description,
                 renamed=_format_rename_clause(new_key, "by shape and name"),
                 found=new_key,
+                remedy=_describe_acceptance(diff),
             )
     for key in diff.removed_non_tensors:
         yield hit(
@@ -88,6 +95,7 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             form=f"({diff.old.non_tensors[key]})",
             renamed="",
             found="",
+            remedy=_describe_acceptance(diff),
         )
 
 
@@ -102,7 +110,8 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             "Code that expects the new key fails on every old file, and old code reports it as "
             "unexpected."
         ),
-        fix="Provide a migration for old files, or make the buffer non-persistent.",
+        fix="Drop it, if the new code computes it: del new[{key:py}], with persistent=False in the "
+        "code. Otherwise old files need a migration.",
         example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
     ),
 )
@@ -186,7 +195,10 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
             "A changed shape fails to load; a changed dtype is cast silently, which can lose "
             "values."
         ),
-        fix="Keep shape and dtype, or release the new code together with the new file.",
+        fix="{advice} the new code together with the new file.{remedy}",
+        general_advice=(
+            "Keep shape and dtype, or release the new code together with the new file."
+        ),
         example="old = model.state_dict()\nnew = {key: t.bfloat16() for key, t in old.items()}",
     ),
 )
@@ -196,7 +208,7 @@ def find_shape_or_dtype_changes(diff: CheckpointDiff) -> Iterator[RuleHit]:
 
 @check_other_subject(ContractDiff, "CK804")
 def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit]:
-    yield from _iter_shape_or_dtype_hits(diff.changes)
+    yield from _iter_shape_or_dtype_hits(diff.changes, _describe_acceptance(diff))
 
 
 @check(
@@ -212,8 +224,8 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
             "the weights have. Users get different predictions after an update."
         ),
         fix=(
-            "If the change is intended, record the outputs again: `ckptool lock --golden "
-            "{golden:sh} ...`; otherwise find it with `ckptool verify {key:sh} --old OLD`."
+            "If the change is intended, record the outputs again: {command}. Otherwise find it "
+            "with `ckptool verify --old`."
         ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
@@ -228,6 +240,7 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
             how=drift.description,
             tolerance=drift.tolerance,
             circumstances="; ".join(replay.environment_notes),
+            command=format_golden_command(replay.path, replay.module, replay.golden),
         )
 
 
@@ -244,18 +257,20 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
             "with the code makes it loadable."
         ),
         fix=(
-            "Run `ckptool migrate {key:sh} -m {module:sh} --dry-run --save-plan PLAN`, complete "
-            "PLAN, and pass it with --plan, or list it in `plans` of the configuration."
+            "{command}; complete {plan}, and pass it with --plan, or list it in `plans` of the "
+            "configuration."
         ),
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
 def find_missing_migrations(fixture: FixtureResult) -> Iterator[RuleHit]:
     if not fixture.route:
-        yield hit(fixture.path, module=fixture.module, reason=fixture.reason)
+        command, plan = format_plan_command(fixture.path, fixture.module)
+        facts = {"module": fixture.module, "reason": fixture.reason}
+        yield hit(fixture.path, **facts, command=command, plan=plan)
 
 
-def _iter_shape_or_dtype_hits(changes: Iterable[Change]) -> Iterator[RuleHit]:
+def _iter_shape_or_dtype_hits(changes: Iterable[Change], acceptance: str = "") -> Iterator[RuleHit]:
     for change in changes:
         if not isinstance(change, Changed):
             continue
@@ -267,7 +282,15 @@ def _iter_shape_or_dtype_hits(changes: Iterable[Change]) -> Iterator[RuleHit]:
             old=f"{old.dtype} {list(old.shape)}",
             new=f"{new.dtype} {list(new.shape)}",
             diagnosis=f": {describe_shape_change(old.shape, new.shape)}" if shape_changed else "",
+            advice="Keep its shape, or release" if shape_changed else _advise_dtype(change),
+            remedy=acceptance,
         )
+
+
+def _advise_dtype(change: Changed) -> str:
+    key = quote_python(change.key)
+    code = f"new[{key}] = new[{key}].to(torch.{change.expected.dtype})"
+    return f"Keep its dtype: {code}; or release"
 
 
 def _build_name_facts(diff: ContractDiff) -> dict[str, object]:
@@ -280,7 +303,8 @@ def _format_rename_clause(new_key: str, proof: str) -> str:
 
 def _format_possible_rename(new_key: str) -> str:
     question = (
-        f"; was it renamed to `{new_key}`? Both hold one repeated value, which proves nothing"
+        f"; was it renamed to `{new_key}`? The values are equal, but too few or too simple to "
+        "prove it"
     )
     return question if new_key else ""
 

@@ -5,7 +5,13 @@ from typing import Final
 
 from ckptool.model import Kind
 from ckptool.phrases import quote_python
-from ckptool.rules.fixes.source_lines import format_module_registration, format_registration
+from ckptool.rules.fixes.commands import format_audit_command
+from ckptool.rules.fixes.source_lines import (
+    format_module_registration,
+    format_registration,
+    format_value_registration,
+)
+from ckptool.rules.fixes.state_code import format_tie_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import (
     DeviceMismatch,
@@ -34,7 +40,11 @@ PYTHON_STATE: Final = "CK107"
             "Flags and counters kept as Python values are reset by loading. A flag such as "
             "`initialized` then runs its data-dependent set-up again, over the loaded weights."
         ),
-        fix="Make it a buffer: self.register_buffer({name:py}, torch.tensor({before}))",
+        fix="{remedy}",
+        general_advice=(
+            'self.register_buffer("NAME", torch.tensor(BEFORE)) instead of self.NAME = ...; a '
+            "later assignment is self.NAME.fill_(...)"
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    initialized = False\n"
@@ -65,13 +75,15 @@ def find_lost_python_state(usage_changes: UsageChanges) -> Iterator[RuleHit]:
 
 
 def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
+    name = change.path.rpartition(".")[2]
     return hit(
         change.path,
         Level.ERROR if change.is_flag else None,
         owner=change.owner_class,
         before=change.old_text,
         after=change.new_text,
-        name=change.path.rsplit(".", 1)[-1],
+        name=name,
+        remedy=format_value_registration(name, change.old_text),
         **extra_facts,
     )
 
@@ -88,7 +100,7 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
             "All keys matched, but the model is different: something that forward uses is not in "
             "the state_dict, and the constructor does not recreate it."
         ),
-        fix="Run `ckptool audit -m {module:sh}`: it lists all state that is not in the state_dict.",
+        fix="To list the state that is not in the state_dict: {command}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -102,13 +114,17 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
 )
 def find_round_trip_mismatch(verification: Verification) -> Iterator[RuleHit]:
     if verification.round_trip_difference:
-        yield hit("", module=verification.module, how=verification.round_trip_difference)
+        yield _build_round_trip_hit(verification.module, verification.round_trip_difference)
 
 
 @check_other_subject(ForwardEffects, "CK113")
 def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[RuleHit]:
     if effects.round_trip_difference:
-        yield hit("", module=effects.module, how=effects.round_trip_difference)
+        yield _build_round_trip_hit(effects.module, effects.round_trip_difference)
+
+
+def _build_round_trip_hit(module: str, difference: str) -> RuleHit:
+    return hit("", module=module, how=difference, command=format_audit_command(module))
 
 
 @check(
@@ -151,13 +167,17 @@ def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
             "assign=True assigns a new parameter to each name. Tied weights are no longer "
             "shared: they are trained to different values, and take twice the memory on a device."
         ),
-        fix="Tie them again after loading, for example model.tie_weights().",
+        fix="Tie them again after loading: {code}",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )
 def find_ties_broken_by_assign(verification: Verification) -> Iterator[RuleHit]:
     for first_name, *other_names in verification.broken_ties:
-        yield hit(first_name, others=", ".join(f"`{name}`" for name in other_names))
+        yield hit(
+            first_name,
+            others=", ".join(f"`{name}`" for name in other_names),
+            code=format_tie_code(first_name, other_names),
+        )
 
 
 @check_other_subject(

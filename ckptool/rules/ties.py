@@ -99,8 +99,9 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
             "refuses tensors that share memory."
         ),
         fix=(
-            "Keep the weights tied in the module; for safetensors, save one of the names and tie "
-            "them again after loading."
+            "Nothing, if it is intended. To store a copy of its own: state_dict[{key:py}] = "
+            "state_dict[{key:py}].clone(); or `ckptool convert` to safetensors, which stores the "
+            "tensor once and records the tie."
         ),
         example=(
             "head.weight = embedding.weight\n"

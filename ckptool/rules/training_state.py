@@ -1,5 +1,6 @@
 """Checkpoint -> hits: what training writes, also on each rank (CK305-CK327, CK604)."""
 
+import re
 from collections.abc import Iterator
 from math import prod
 from typing import Final
@@ -379,6 +380,8 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             yield hit(issue.key, None, (), **issue.facts)
 
 
+_ATTRIBUTE_PATH: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""Path that is a sequence of attributes, which code can name as it is."""
 LOST_OBJECT_STATE: Final = "CK336"
 """Code of findings about values of an optimizer, scheduler, ... that a load does not restore."""
 
@@ -398,10 +401,7 @@ LOST_OBJECT_STATE: Final = "CK336"
             "What changes in them and is not in it is lost when training resumes: it continues, "
             "but not as an uninterrupted run would."
         ),
-        fix=(
-            "Return it from state_dict() of {name} and set it in load_state_dict(), or register it "
-            "as a buffer if {name} is a module."
-        ),
+        fix=("In {name}: {code}. If {name} is a module, register it as a buffer instead."),
         example=(
             "class Sampler:\n"
             "    def __init__(self):\n"
@@ -421,8 +421,20 @@ def find_lost_object_state(changes: ObjectChanges) -> Iterator[RuleHit]:
             None if change.is_plain_number else Level.ERROR,
             name=changes.name,
             since=changes.since,
+            code=_format_restore_code(change.path),
             change="" if is_opaque else text,
         )
+
+
+def _format_restore_code(path: str) -> str:
+    """Return the line that saves a value and the line that restores it."""
+    name = quote_python(path)
+    if not _ATTRIBUTE_PATH.fullmatch(path):
+        return f"return {path} from state_dict(), and set it in load_state_dict()"
+    return (
+        f"state[{name}] = self.{path} in state_dict(), and self.{path} = state[{name}] in"
+        " load_state_dict()"
+    )
 
 
 @check(

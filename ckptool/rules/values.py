@@ -10,6 +10,9 @@ from typing import Final
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.renames import WRAPPERS
+from ckptool.model import Checkpoint, StateDict
+from ckptool.phrases import quote_shell
+from ckptool.rules.fixes.state_code import format_update_code, split_common_suffix
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.values.statistics import TensorStatistics
@@ -46,7 +49,10 @@ def _get_last_segment(key: str) -> str:
             "and -inf, and the infinity that an observer or a callback starts from are not "
             "reported."
         ),
-        fix="Go back to an earlier checkpoint; `ckptool diff OLD NEW` shows which tensors changed.",
+        fix="Go back to an earlier checkpoint; which tensors changed since: {command}",
+        general_advice=(
+            "Go back to an earlier checkpoint; `ckptool diff OLD NEW` shows which tensors changed."
+        ),
         example=(
             'state["head.weight"] = torch.tensor([1.0, float("nan")])\n'
             'torch.save(state, "model.pth")  # ckptool inspect --values'
@@ -54,6 +60,7 @@ def _get_last_segment(key: str) -> str:
     ),
 )
 def find_non_finite_values(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    command = f"ckptool diff EARLIER {quote_shell(str(statistics.checkpoint.path))}"
     for key, tensor_statistics in statistics.statistics.items():
         if (
             tensor_statistics.nan_count or tensor_statistics.infinite_count
@@ -67,6 +74,7 @@ def find_non_finite_values(statistics: CheckpointStatistics) -> Iterator[RuleHit
                 infinite=tensor_statistics.infinite_count,
                 numel=tensor_statistics.numel,
                 where=position,
+                command=command,
             )
 
 
@@ -106,8 +114,8 @@ def _unravel_index(flat_index: int, shape: tuple[int, ...]) -> list[int]:
             "the accuracy collapses without an error."
         ),
         fix=(
-            "Copy the statistics from a checkpoint that has them, or run batches through the "
-            "model in train() mode."
+            "Copy the statistics from a checkpoint that has them, or compute them from the "
+            "training data: torch.optim.swa_utils.update_bn(loader, model)"
         ),
         example=(
             "bn = nn.BatchNorm1d(4)\n"
@@ -176,8 +184,7 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
         ),
         fix=(
             "Copy the buffers too, both when averaging and into this file: "
-            "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema[{example:py}] = "
-            "raw[{raw:py}]"
+            "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), and {code}"
         ),
         example=(
             "for p, q in zip(model.parameters(), ema.parameters()):\n"
@@ -192,8 +199,38 @@ def find_stale_ema_buffers(statistics: CheckpointStatistics) -> Iterator[RuleHit
     )
     for ema_prefix, keys, raw_key in _find_stale_averages(statistics):
         yield hit(
-            ema_prefix, stale=len(keys), total=totals[ema_prefix], example=keys[0], raw=raw_key
+            ema_prefix,
+            stale=len(keys),
+            total=totals[ema_prefix],
+            example=keys[0],
+            raw=raw_key,
+            code=_format_buffer_copy(statistics.checkpoint, keys[0], raw_key),
         )
+
+
+def _format_buffer_copy(checkpoint: Checkpoint, stale_key: str, raw_key: str) -> str:
+    """Return the statement that copies the running statistics of all layers into the average.
+
+    Args:
+        checkpoint: the file with both states.
+        stale_key: running mean of one layer of the average, from the root of the file.
+        raw_key: that of the raw weights.
+    """
+    stale_state, raw_state = _find_state(checkpoint, stale_key), _find_state(checkpoint, raw_key)
+    prefixes = split_common_suffix(
+        _get_key_within(stale_state, stale_key), _get_key_within(raw_state, raw_key)
+    )
+    names = (_MEAN, _VARIANCE, _BATCHES)
+    return format_update_code(stale_state.at, raw_state.at, prefixes, names)
+
+
+def _find_state(checkpoint: Checkpoint, key: str) -> StateDict:
+    return next(s for s in checkpoint.states if _get_key_within(s, key) in s.tensors)
+
+
+def _get_key_within(state: StateDict, key: str) -> str:
+    """Return a key from the root of the file as a key of `state`, if it begins with its place."""
+    return key.removeprefix(f"{state.at}.") if state.at else key
 
 
 def _find_stale_averages(

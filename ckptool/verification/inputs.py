@@ -18,6 +18,7 @@ _SPEC: Final = re.compile(
     r"(?P<dtype>[a-z_0-9]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?", re.ASCII
 )
 _NAMED_SPEC: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
+_FUNCTION: Final = re.compile(r"[^\[]+:[A-Za-z_][\w.]*(?:\(.*\))?", re.DOTALL)
 _EXAMPLE: Final = 'for example "float32[2,6,3]", "int64[2,8]<1000", "mask=bool[6,6]"'
 _INPUT_ATTRIBUTES: Final = ("example_inputs", "example_input_array", "dummy_inputs")
 """Attributes with example inputs: ckptool's, Lightning's, transformers'."""
@@ -34,8 +35,9 @@ def parse_inputs(value: object) -> Inputs | None:
     specs = [value] if isinstance(value, str) else value
     if not (isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs)):
         return value if isinstance(value, Inputs) else _split_args_kwargs(value, "the given values")
-    is_function = len(specs) == 1 and ":" in specs[0] and "[" not in specs[0]
-    return call_input_function(specs[0]) if is_function else random_inputs(specs)
+    if len(specs) == 1 and _FUNCTION.fullmatch(specs[0]):
+        return call_input_function(specs[0])
+    return random_inputs(specs)
 
 
 def random_inputs(specs: Sequence[str]) -> Inputs:

@@ -19,7 +19,7 @@ _CREATED: Final = "created at "
 def explain_module_fault(
     levels: tuple[LevelResult, ...], forward_results: ForwardResults | None, device: RunDevice
 ) -> tuple[LevelResult, ...]:
-    """Return the levels; one that failed for the module's own reasons says so, and what to do."""
+    """Return the levels; one that failed for the module's own reasons has a detail with the fix."""
     statuses = {result.level: result.status for result in levels}
     if (
         forward_results is None
@@ -39,7 +39,7 @@ def explain_module_fault(
         if statuses[level] is LevelStatus.FAILED
     )
     return tuple(
-        replace(result, reason=f"{result.reason}; {explanation}")
+        replace(result, details=(*result.details, explanation))
         if result.level is first_failed
         else result
         for result in levels

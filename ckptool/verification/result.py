@@ -17,7 +17,7 @@ class VerificationLevel(StrEnum):
     FORWARD = "forward"
     EQUALITY = "equality"
     ROUND_TRIP = "round trip"
-    SURVIVAL = "survival"
+    PERSISTENCE = "persistence"
 
 
 class LevelStatus(StrEnum):
@@ -38,7 +38,7 @@ class LevelResult(Struct, frozen=True):
     device: str = ""
     """Device label: "cpu", "cuda:0", "simulated cuda:0"; "" if nothing ran."""
     details: tuple[str, ...] = ()
-    """Measurements and observations, one short sentence each."""
+    """Measurements, observations and what to do, one short sentence each."""
 
 
 class DeviceMismatch(Struct, frozen=True):

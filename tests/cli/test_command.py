@@ -26,6 +26,29 @@ def test_the_readmes_first_command(ckptool):
     assert ran.err == ""
 
 
+@pytest.mark.parametrize("command", ["audit", "diff", "fix", "gate", "inspect", "lock", "verify"])
+@pytest.mark.parametrize(
+    ("word", "option"),
+    [
+        ("net.py:Net", "-m net.py:Net"),
+        ("pkg.net:Net", "-m pkg.net:Net"),
+        ("net.py:make(3)", "-m 'net.py:make(3)'"),
+        ("missing.py", "-m missing.py:NAME"),
+    ],
+)
+def test_a_module_in_the_place_of_a_file_is_answered_with_its_option(
+    run_command, command, word, option
+):
+    ran = run_command(command, word)
+    assert ran.code == 2
+    assert f"a module is given with {option}" in ran.err
+
+
+@pytest.mark.parametrize("word", ["a:b:c", "1.5:2", "missing.pth", "s3:bucket/x.pth"])
+def test_a_file_that_is_missing_is_not_taken_for_a_module(run_command, word):
+    assert "a module is given" not in run_command("inspect", word).err
+
+
 def test_a_clean_diff_exits_0(run_command, linear):
     ran = run_command("diff", linear, *LINEAR)
     assert (ran.code, ran.err) == (0, "")

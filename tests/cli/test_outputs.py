@@ -14,7 +14,7 @@ from files import save
 
 import ckptool
 from ckptool.cli import COMMANDS, main
-from ckptool.cli.options import OUTPUT_PATH
+from ckptool.cli.options.param_types import OUTPUT_PATH
 
 CONTEXT = click.Context(main)
 LEAST = {

@@ -14,7 +14,12 @@ ATTENTION = ("-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6")
 @pytest.mark.parametrize(
     ("file", "name", "code", "first"),
     [
-        ("model.pth", "WithoutBuffers", 1, "failed at device, forward, survival: `mask` is on cpu"),
+        (
+            "model.pth",
+            "WithoutBuffers",
+            1,
+            "failed at device, forward, persistence: `mask` is on cpu",
+        ),
         ("buffer.pth", "WithBuffer", 0, "verified on simulated cuda:0: load, device, forward"),
         ("buffer.safetensors", "WithBuffer", 0, "verified on simulated cuda:0: load, device"),
         ("model.pth", "WithBuffer", 1, "failed at load: 1 missing (mask)"),
@@ -36,7 +41,7 @@ def test_the_configuration_names_the_module(run_command):
     report = json.loads(ran.out)
     assert report["command"] == "verify"
     assert [one["level"] for one in report["levels"]] == [
-        "load", "device", "forward", "equality", "round trip", "survival",
+        "load", "device", "forward", "equality", "round trip", "persistence",
     ]  # fmt: skip
 
 

@@ -104,12 +104,12 @@ def test_a_migration_is_refused_or_what_torch_read(name, suffix, tmp_path):
         assert (type(held), held.layout, held.dtype) == (type(old), old.layout, old.dtype)
 
 
-def test_survival_tries_what_a_wrapper_wraps(tmp_path):
+def test_persistence_tries_what_a_wrapper_wraps(tmp_path):
     path = tmp_path / "model.pth"
     save_entry(path, "pair")
     kwargs = {"entry": "pair"}
     report = ckptool.verify(path, module="hostile.odd_entries:Holder", kwargs=kwargs, inputs=INPUTS)
-    level = next(level for level in report.levels if level.level == "survival")
+    level = next(level for level in report.levels if level.level == "persistence")
     assert (level.status, level.details) == ("passed", ())
     holder = Holder("pair")
     before = holder.held.first.clone(), holder.held.second.clone()
@@ -120,7 +120,7 @@ def test_survival_tries_what_a_wrapper_wraps(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["closed wrapper", "nested", "qint8", "meta"])
-def test_survival_says_what_it_could_not_change(name):
+def test_persistence_says_what_it_could_not_change(name):
     holder = Holder(name)
     with torch.no_grad():
         assert round_trip._change_state(holder) == ("held",)
@@ -145,7 +145,7 @@ def test_a_load_by_assignment_leaves_the_next_one_a_copy(tmp_path):
     assert copy_versions(state._metadata) == state._metadata
     torch.save({"weight": torch.ones(2), "held": ENTRIES["marked"]()}, tmp_path / "a.pth")
     report = ckptool.verify(tmp_path / "a.pth", module="hostile.odd_entries:Holder", inputs=INPUTS)
-    assert get_statuses(report)["survival"] == "passed"
+    assert get_statuses(report)["persistence"] == "passed"
 
 
 # Lazy modules

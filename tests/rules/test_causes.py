@@ -21,7 +21,7 @@ module = "{name}:Net"
 inputs = ["{name}:make_inputs"]
 [require]
 strict = true
-verify = ["load", "device", "forward", "survival"]
+verify = ["load", "device", "forward", "persistence"]
 device = "simulated"
 """
 SOURCE = """

@@ -44,7 +44,7 @@ def buffer_version_passes(device, tmp_path, samples):
         device=device,
         inputs="samples.attention:example_inputs",
     )
-    wanted = {"load", "device", "forward", "round trip", "survival"}
+    wanted = {"load", "device", "forward", "round trip", "persistence"}
     assert {level for level, status in statuses(report).items() if status == "passed"} == wanted
     assert report.exit_code == 0
 

@@ -107,6 +107,13 @@ def test_functions_that_fail(target):
         parse_inputs(target)
 
 
+@pytest.mark.parametrize("spec", ["ids:0..31:2x8", "ids:0..31", "2x8"])
+def test_a_spec_of_another_form_is_answered_with_the_right_form(spec):
+    with pytest.raises(UsageError) as caught:
+        parse_inputs((spec,))
+    assert str(caught.value).startswith(f"--input {spec}: expected a dtype and a shape")
+
+
 def test_nothing_given():
     assert parse_inputs(None) is None
     assert parse_inputs(()) is None

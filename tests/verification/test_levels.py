@@ -34,7 +34,7 @@ PASSED = {
     "forward": "passed",
     "equality": "skipped",
     "round trip": "passed",
-    "survival": "passed",
+    "persistence": "passed",
 }
 
 
@@ -46,9 +46,9 @@ PASSED = {
         ("Transformers", {}),
         ("Tied", {"device": "skipped", "forward": "skipped", "round trip": "skipped"}),
         ("Silent", {"device": "skipped", "forward": "skipped", "round trip": "skipped"}),
-        ("TwoMasks", {"device": "failed", "forward": "failed", "survival": "failed"}),
-        ("RandomTable", {"round trip": "failed", "survival": "failed"}),
-        ("Tables", {"survival": "failed"}),
+        ("TwoMasks", {"device": "failed", "forward": "failed", "persistence": "failed"}),
+        ("RandomTable", {"round trip": "failed", "persistence": "failed"}),
+        ("Tables", {"persistence": "failed"}),
         ("OnlyOnCuda", {"device": "inconclusive", "forward": "inconclusive"}),
         (
             "Raises",
@@ -174,7 +174,7 @@ def test_an_old_file_that_does_not_load_proves_nothing(tmp_path):
     assert level(report, "equality").status == "inconclusive"
 
 
-# round trip and survival --------------------------------------------------------------------------
+# round trip and persistence -------------------------------------------------------------------
 
 
 def test_a_round_trip_that_gives_another_model(tmp_path):
@@ -187,7 +187,7 @@ def test_a_round_trip_that_gives_another_model(tmp_path):
 def test_what_does_not_survive_is_named(tmp_path):
     report = verify(saved(tmp_path, "Tables"), "Tables")
     assert report.lost == ("plain", "listed[0]", "mean")
-    assert level(report, "survival").details == (
+    assert level(report, "persistence").details == (
         "not saved, as registered, and recreated by the constructor: `inv_freq`",
     )
 
@@ -238,7 +238,7 @@ def test_inputs_of_the_configuration(tmp_path, monkeypatch):
 
 def test_a_live_module(tmp_path):
     report = api.verify(saved(tmp_path), module=models.Plain(), device="simulated")
-    skipped = {"round trip": "skipped", "survival": "skipped"}
+    skipped = {"round trip": "skipped", "persistence": "skipped"}
     assert statuses(report) == {**PASSED, **skipped}
 
 

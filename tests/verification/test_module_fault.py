@@ -81,6 +81,10 @@ def source(tmp_path):
     return path
 
 
+def _join_texts(level):
+    return "; ".join((level.reason, *level.details))
+
+
 def _load_and_run_on_cpu(path, module):
     module.load_state_dict(torch.load(path), strict=True)
     return module(torch.ones(2, 5, dtype=torch.int64))
@@ -147,7 +151,7 @@ def test_a_file_that_does_not_load_is_not_called_right(source):
 
     report = api.verify(source, module=Larger(), inputs=INPUT, device="simulated")
     assert report.exit_code == 1
-    assert all(RIGHT not in level.reason for level in report.levels)
+    assert all(RIGHT not in _join_texts(level) for level in report.levels)
 
 
 def test_an_output_that_differs_on_the_cpu_is_not_called_right(source):
@@ -165,9 +169,12 @@ def test_an_output_that_differs_on_the_cpu_is_not_called_right(source):
     )
     levels = {level.level: level for level in report.levels}
     assert levels["equality"].status == "failed"
-    assert RIGHT not in levels["device"].reason
+    assert RIGHT not in _join_texts(levels["device"])
 
 
-def test_verify_says_it_once(source):
+def test_the_verdict_of_verify_is_one_short_line_and_the_level_has_the_explanation(source):
     report = api.verify(source, module=MakesPositions(), inputs=INPUT, device="simulated")
-    assert [level.level for level in report.levels if RIGHT in level.reason] == ["device"]
+    explained = [level for level in report.levels if RIGHT in " ".join(level.details)]
+    assert [level.level for level in explained] == ["device"]
+    assert report.verdict == f"failed at device, forward: {explained[0].reason}"
+    assert RIGHT not in report.verdict

@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from ckptool.commands.sources.checkpoint_files import find_checkpoint_files
 from ckptool.commands.target import PathLike
 from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
-from ckptool.formats import find_checkpoint_files
 from ckptool.locations import Location, parse_location
 
 ReportT = TypeVar("ReportT")

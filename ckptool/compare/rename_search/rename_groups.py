@@ -1,6 +1,6 @@
 """Keys of a file x keys of a module -> RenameGroups: what changes of the code renamed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -79,6 +79,49 @@ def find_rename_groups(
     missing, unexpected, mismatched = map(_drop_patterns, (missing, unexpected, mismatched))
     if not (unexpected or mismatched) or not (missing or mismatched):
         return ()
+    groups = _search_groups(missing, unexpected, expected, actual, mismatched)
+    surplus = {
+        *_find_surplus_names(groups, missing, expected, is_old=False),
+        *_find_surplus_names(groups, unexpected, actual, is_old=True),
+    }
+    if not surplus:
+        return groups
+    missing, unexpected = (_without(tensors, surplus) for tensors in (missing, unexpected))
+    return _search_groups(missing, unexpected, expected, actual, mismatched)
+
+
+def _find_surplus_names(
+    groups: Iterable[RenameGroup], open_tensors: Tensors, all_tensors: Tensors, *, is_old: bool
+) -> Iterator[str]:
+    """Yield names of tied tensors beyond those that the other side has, where it is unclear which.
+
+    A file that stores a tied tensor once has a counterpart for one of its names. Which of them is
+    renamed makes no difference: they are one tensor.
+    """
+    pairs = [
+        (old if is_old else new, group.is_unambiguous)
+        for group in groups
+        for old, new in group.pairs.items()
+    ]
+    is_clear = dict(pairs)
+    for tie in tied_keys(all_tensors.values()):
+        names = [key for key in tie if key in open_tensors]
+        paired = [key for key in names if key in is_clear]
+        if 0 < len(paired) < len(names) and not all(is_clear[key] for key in paired):
+            yield from names[len(paired) :]
+
+
+def _without(tensors: Tensors, keys: Collection[str]) -> dict[str, TensorInfo]:
+    return {key: tensor for key, tensor in tensors.items() if key not in keys}
+
+
+def _search_groups(
+    missing: Tensors,
+    unexpected: Tensors,
+    expected: Tensors,
+    actual: Tensors,
+    mismatched: Tensors,
+) -> tuple[RenameGroup, ...]:
     search = _RenameSearch(missing, unexpected, expected, actual)
     search.take(
         find_renumbered_layers(
@@ -104,15 +147,21 @@ def _drop_patterns(tensors: Tensors) -> dict[str, TensorInfo]:
     return {key: tensor for key, tensor in tensors.items() if not is_pattern(key)}
 
 
-def find_plain_renames(removed: Tensors, added: Tensors) -> dict[str, str]:
-    """Return removed key -> added key of the same shape, for the renames that are unambiguous."""
+def find_plain_groups(removed: Tensors, added: Tensors) -> tuple[RenameGroup, ...]:
+    """Return the renames that are unambiguous, of tensors of the same shape."""
     groups = find_rename_groups(added, removed, added, removed)
-    return {
-        old: new
-        for group in groups
-        if group.is_unambiguous and not group.transposed_keys
-        for old, new in group.pairs.items()
-    }
+    return tuple(g for g in groups if g.is_unambiguous and not g.transposed_keys)
+
+
+def group_renames(renames: Mapping[str, str]) -> tuple[RenameGroup, ...]:
+    """Return known renames as groups, one for each replacement of segments in the keys."""
+    links = (RenameLink(a, b, {a: b}, LinkKind.SUBTREE) for a, b in renames.items())
+    return tuple(_build_group(joined) for joined in _join_links(links))
+
+
+def join_pairs(groups: Iterable[RenameGroup]) -> dict[str, str]:
+    """Return old key -> new key of all groups."""
+    return {old: new for group in groups for old, new in group.pairs.items()}
 
 
 _STEPS: Final[Sequence[Callable[[RenameContext], Iterator[RenameLink]]]] = (
@@ -223,16 +272,21 @@ def _join_links(links: Iterable[RenameLink]) -> Iterator[list[RenameLink]]:
     """Yield lists of links that one change explains: the same segments are replaced by the same."""
     joined: dict[object, list[RenameLink]] = {}
     for number, link in enumerate(links):
-        edit = _find_removed_prefix(link) or _split_edit(link)
+        edit = _find_prefix_edit(link) or _split_edit(link)
         key = number if link.is_complete else (edit, bool(link.alternatives), link.detail)
         joined.setdefault(key, []).append(link)
     yield from joined.values()
 
 
-def _find_removed_prefix(link: RenameLink) -> str:
-    """Return the prefix that the file's keys have and the module's do not, "" if there is none."""
-    prefix = link.old.removesuffix(f".{link.new}")
-    return prefix if link.kind is LinkKind.SUBTREE and prefix != link.old else ""
+def _find_prefix_edit(link: RenameLink) -> tuple[str, str] | None:
+    """Return the patterns of a prefix that one side's keys have and the other's do not, or None."""
+    if link.kind is not LinkKind.SUBTREE:
+        return None
+    if link.old.endswith(f".{link.new}"):
+        return link.old.removesuffix(link.new) + "*", "*"
+    if link.new.endswith(f".{link.old}"):
+        return "*", link.new.removesuffix(link.old) + "*"
+    return None
 
 
 def _split_edit(link: RenameLink) -> tuple[str, str, str]:
@@ -261,8 +315,8 @@ def _build_group(links: list[RenameLink]) -> RenameGroup:
     old_pattern, new_pattern = links[0].old, links[0].new
     if len(pairs) == 1:
         old_pattern, new_pattern = next(iter(pairs.items()))
-    elif len(links) > 1 and (prefix := _find_removed_prefix(links[0])):
-        old_pattern, new_pattern = f"{prefix}.*", "*"
+    elif len(links) > 1 and (prefix_edit := _find_prefix_edit(links[0])):
+        old_pattern, new_pattern = prefix_edit
     elif not links[0].is_complete:
         head, old_middle, new_middle = _split_edit(links[0])
         counts = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.locations import Location, RemotePath, resolve_in
+from ckptool.locations import Location, RemotePath, resolve_in, suggest_module_option
 
 _COLLAPSED_URL: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
@@ -233,7 +233,7 @@ def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):
             return "no such file: patterns are expanded by the shell, and this one matched nothing"
-        return "no such file"
+        return ": ".join(filter(None, ("no such file", suggest_module_option(str(path)))))
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

@@ -64,7 +64,7 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
     results = [verification.find_level(level) for level in _REQUIRED_LEVELS]
     for result in results:
         if result.status is LevelStatus.FAILED:
-            reason = " ".join((result.reason or ", ".join(result.details)).split())
+            reason = " ".join("; ".join(filter(None, (result.reason, *result.details))).split())
             if pending_file.keys_to_confirm and result.level is VerificationLevel.EQUALITY:
                 raise UnconfirmedRenamesError(f"the old module gives different outputs: {reason}")
             message = (

@@ -12,7 +12,7 @@ from ckptool.migration.plan.suggest import PlanChoices
 
 _RENAMES: Final = "renames"
 _CODE_PATTERN: Final = r"CK\d+"
-_OPTION: Final = r"--(drop|rename|inject) ('(?:[^']|'\"'\"')*'|[^\s,]+)"
+_OPTION: Final = r"""--(drop|rename|inject) ('(?:[^']|'\"'\"')*'|"[^"]*"|[^\s,]+)"""
 """An option of the command, as the questions of a migration name it."""
 
 

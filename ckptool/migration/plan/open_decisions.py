@@ -1,6 +1,5 @@
 """ModuleDiff of the derived plan -> OpenDecisions: questions, each with evidence and an option."""
 
-import shlex
 from collections.abc import Collection, Iterable, Iterator
 from textwrap import wrap
 from typing import Final
@@ -23,7 +22,7 @@ from ckptool.migration.plan.rename_steps import (
     is_exact_rewrite,
 )
 from ckptool.model import Kind, ModuleTensor
-from ckptool.phrases import pluralize
+from ckptool.phrases import pluralize, quote_shell
 
 _MAX_SHOWN: Final = 20
 """Maximum number of questions in one error message."""
@@ -121,7 +120,7 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     rewrite_decisions: tuple[OpenDecision, ...] = ()
     if diff.rewrite is not None and not is_exact_rewrite(diff):
         rewrite_decisions = (_build_rename_decision(_build_rewrite_group(diff.rewrite), keys),)
-        explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
+        explained_keys |= diff.rewrite.explained_keys
         explained_keys |= {*diff.reshaped_keys, *diff.reshaped_keys.values()}
     quantization_decisions = tuple(_iter_quantization_decisions(diff))
     if quantization_decisions and diff.quantization:
@@ -178,8 +177,8 @@ def _build_rename_decision(
     displaced = find_subtrees((k for k in group.pairs.values() if k in displaced_keys), keys)
     names = [name for subtree in displaced for name in _list_drop_patterns(subtree)]
     options = [
-        *(f"--drop {shlex.quote(name)}" for name in names[:_MAX_DROPS]),
-        f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}",
+        *(f"--drop {quote_shell(name)}" for name in names[:_MAX_DROPS]),
+        f"--rename {quote_shell(f'{group.old_pattern}={group.new_pattern}')}",
     ]
     return OpenDecision(
         f"is `{group.old_pattern}` in the file `{group.new_pattern}` in the module?"
@@ -218,7 +217,7 @@ def _format_inject_option(subtree: KeySubtree) -> str:
     if len(subtree.keys) > 1:
         return "--inject KEY=file:DONOR#KEY for each of them"
     key = subtree.pattern
-    return f"--inject {shlex.quote(f'{key}=file:DONOR#{key}')}, or another source"
+    return f"--inject {quote_shell(f'{key}=file:DONOR#{key}')}, or another source"
 
 
 def _explain_missing(module_tensor: ModuleTensor | None) -> str:
@@ -240,7 +239,7 @@ def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[Op
             f"`{key}` differs from the value the module computes itself (CK206): dropping it "
             "changes what the model computes",
             (DropKeys(key=key),),
-            f"--drop {shlex.quote(key)} if that is intended",
+            f"--drop {quote_shell(key)} if that is intended",
         )
     remaining = [key for key in keys if key not in set(differing_keys)]
     for subtree in find_subtrees(remaining, (*diff.state.tensors, *diff.state.non_tensors)):
@@ -248,7 +247,7 @@ def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[Op
         yield OpenDecision(
             f"{_format_subtree(subtree)}: in the file but not in the module (CK204)",
             tuple(DropKeys(key=name) for name in names),
-            f"--drop {shlex.quote(subtree.pattern)} if it is not needed",
+            f"--drop {quote_shell(subtree.pattern)} if it is not needed",
         )
 
 

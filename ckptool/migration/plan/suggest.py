@@ -1,6 +1,5 @@
 """Draft and ModuleInfo -> Plan, or UndecidedError with every open decision."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -34,7 +33,9 @@ from ckptool.migration.plan.rename_steps import (
 from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
+from ckptool.phrases import quote_shell
 from ckptool.values.fingerprint_many import fingerprint_tensor
+from ckptool.values.telling_values import has_telling_values
 
 _CONFIRMED: Final = (
     "confirmed by the old module's outputs: bitwise equal, and different with other values"
@@ -229,10 +230,11 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
         candidates = missing.get((tensor.dtype, tensor.shape), []) if tensor else []
         fingerprint = fingerprint_tensor(tensor) if tensor and candidates else None
         equal = next((c for c in candidates if c.fingerprint == fingerprint), None)
-        if equal is not None:
+        if equal is not None and tensor is not None:
             candidates.remove(equal)
             why = "its values are the ones the module computes itself"
-            yield RenameKeys(key=key, to=equal.key, why=why)
+            assumption = "" if has_telling_values(tensor) else _describe_doubt(key, equal.key)
+            yield RenameKeys(key=key, to=equal.key, why=why, assumption=assumption)
 
 
 def _iter_chosen_injections(
@@ -246,7 +248,7 @@ def _iter_chosen_injections(
         keys = [key for key in builder.diff.missing_keys if fnmatchcase(key, pattern)]
         if not keys:
             raise PlanError(
-                f"--inject {shlex.quote(f'{pattern}={source}')}: no missing key matches"
+                f"--inject {quote_shell(f'{pattern}={source}')}: no missing key matches"
             )
         for key in keys:
             yield key, f"{source[:-1]}{key}" if source.endswith("#*") else source
@@ -260,12 +262,19 @@ def _list_rename_groups(diff: ModuleDiff) -> tuple[RenameGroup, ...]:
 def _build_unmatched_error(draft: Draft, rename: tuple[str, str]) -> PlanError:
     old, new = rename
     return PlanError(
-        f"--rename {shlex.quote(f'{old}={new}')}: no key matches{key_suggestion(draft, old)}"
+        f"--rename {quote_shell(f'{old}={new}')}: no key matches{key_suggestion(draft, old)}"
     )
 
 
 def _describe_assumption(group: RenameGroup) -> str:
     return f"`{group.old_pattern}` was renamed to `{group.new_pattern}`: {group.evidence}"
+
+
+def _describe_doubt(old_key: str, new_key: str) -> str:
+    return (
+        f"`{old_key}` was renamed to `{new_key}`: the values are equal, but too few or too simple "
+        "to prove it"
+    )
 
 
 def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Final
 
+from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
@@ -23,7 +25,11 @@ _MODULE_OPTIONS: Final = frozenset({"-I", "--loader", "--no-file-kwargs", "--inp
 """Options that a command without a module does not take."""
 _MAX_RENAMES: Final = 4
 """Renames that one command takes; of more, a user answers one after the other."""
-_UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
+DONOR_SOURCE: Final = "file:DONOR#*"
+"""Source of an injection: the same key of another checkpoint, whose path replaces DONOR."""
+_MAX_INJECTIONS: Final = 8
+"""Injections that one command lists; of more, one pattern takes all missing keys."""
+UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
 """Stands for a module that was given as an object."""
 
 
@@ -38,7 +44,7 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     checkpoint, module = diff.checkpoint, diff.module
     words = ["ckptool", "migrate", quote_shell(str(checkpoint.path))]
     words += ["-o", quote_shell(name_result(checkpoint)), "-m"]
-    words.append(quote_shell(module.target) if ":" in module.target else _UNNAMED_MODULE)
+    words.append(quote_shell(module.target) if ":" in module.target else UNNAMED_MODULE)
     for name, literal in module.arguments.items():
         is_mapping = name == "**"  # all items of a place of the file
         option = ["--kwargs", literal] if is_mapping else ["-k", f"{name}={literal}"]
@@ -109,6 +115,19 @@ def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:
     return " ".join((format_migrate_command(diff), *_format_renames(taken_groups)))
 
 
+def format_file_rename_command(diff: CheckpointDiff, group: RenameGroup) -> str:
+    """Return the `ckptool convert` command that gives the old file the names of the new one.
+
+    It takes all groups of the two files, if they are few.
+    """
+    groups = diff.rename_groups if len(diff.rename_groups) <= _MAX_RENAMES else (group,)
+    place = diff.places[0]
+    at = ("--at", place) if len(diff.old.states) > 1 and place != "*" else ()
+    renames = (f"{taken.old_pattern}={taken.new_pattern}" for taken in groups)
+    options = (word for rename in renames for word in ("--rename", rename))
+    return format_convert_command(diff.old, *at, *options)
+
+
 def _format_renames(groups: Sequence[RenameGroup]) -> list[str]:
     words: list[str] = []
     for group in groups:
@@ -129,6 +148,9 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
     words = [format_migrate_command(diff)]
     if len(diff.rename_groups) <= _MAX_RENAMES:
         words += _format_renames(diff.rename_groups)
+    if source == DONOR_SOURCE and len(keys) > _MAX_INJECTIONS:
+        keys_by_name = {}
+        words += ["--inject", quote_shell(f"*={source}")]
     for name, named_keys in keys_by_name.items():
         pattern = f"*.{name}" if all("." in key for key in named_keys) else f"*{name}"
         matched = {key for key in diff.missing_keys if fnmatchcase(key, pattern)}
@@ -137,6 +159,45 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
             key_source = source if is_exact else source.replace("#*", f"#{key}")
             words += ["--inject", quote_shell(f"{key}={key_source}")]
     return " ".join(words)
+
+
+def format_audit_command(module: str) -> str:
+    """Return the `ckptool audit` command of a module, with the arguments that were given."""
+    return _format_module_command(("ckptool", "audit"), module)
+
+
+def format_golden_command(path: str, module: str, golden: str) -> str:
+    """Return the `ckptool lock` command that records the outputs of a golden file again."""
+    shared = GIVEN_WORDS.get().shared
+    inputs = () if {"--input", "--inputs"} & {*shared} else ("--inputs", "PACKAGE.MODULE:FUNCTION")
+    options = (*inputs, "--golden", golden, "--force")
+    return _format_module_command(("ckptool", "lock", path), module, options)
+
+
+def format_plan_command(path: str, module: str) -> tuple[str, str]:
+    """Return the command that writes the plan of a migration as far as it is known, and its file.
+
+    The plan is then completed by hand and given to `ckptool migrate --plan`.
+    """
+    plan = f"{PurePosixPath(path.replace(os.sep, '/')).stem.lstrip('-.') or 'model'}-plan.toml"
+    options = ("--dry-run", "--save-plan", plan)
+    return _format_module_command(("ckptool", "migrate", path), module, options), quote_shell(plan)
+
+
+def _format_module_command(words: Sequence[str], module: str, options: Sequence[str] = ()) -> str:
+    name = module if ":" in module else UNNAMED_MODULE
+    given_words = (*_iter_given_arguments(), *GIVEN_WORDS.get().shared)
+    return " ".join(map(quote_shell, (*words, "-m", name, *given_words, *options)))
+
+
+def _iter_given_arguments() -> Iterator[str]:
+    """Yield the constructor's arguments of the running command line, with their options."""
+    words = GIVEN_WORDS.get().command
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word in {"-k", "--kwargs"}:
+            yield from (word, following)
+        elif word.startswith(("-k", "--kwargs=")):
+            yield word
 
 
 def format_lock_command(lock: str, contract: Contract) -> str:

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from ckptool.model import Constancy, Kind, ModuleTensor, TensorInfo
-from ckptool.phrases import quote_python
-from ckptool.rules.fixes.source_lines import format_registration
+from ckptool.rules.fixes.source_lines import (
+    format_registration,
+    format_saved_buffer,
+    format_value_registration,
+)
 from ckptool.tracing.records import UnsavedValue
 
 
@@ -18,16 +21,12 @@ def format_attribute_fix(unsaved: UnsavedValue) -> str:
     """Return what to write where unsaved state of a module is assigned."""
     name = unsaved.path.rpartition(".")[2]
     if unsaved.kind == "value":
-        place = f"In {unsaved.assigned_at}: " if unsaved.assigned_at else ""
-        value = unsaved.old_text or "..."
-        return (
-            f"{place}self.register_buffer({quote_python(name)}, torch.tensor({value})), or save it "
-            "next to the state_dict and set it after the load"
-        )
+        registration = format_value_registration(name, unsaved.old_text, unsaved.assigned_at)
+        return f"{registration}; or save it next to the state_dict and set it after the load"
+    module_tensor = _describe_module_tensor(unsaved)
     if unsaved.kind == Kind.NON_PERSISTENT_BUFFER:
-        place = f"In {unsaved.assigned_at}: r" if unsaved.assigned_at else "R"
-        return f"{place}egister it without persistent=False"
-    return format_registration(_describe_module_tensor(unsaved))
+        return f"Save its value: {format_saved_buffer(module_tensor)}"
+    return format_registration(module_tensor)
 
 
 def _describe_module_tensor(unsaved: UnsavedValue) -> ModuleTensor:

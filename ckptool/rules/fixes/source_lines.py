@@ -10,6 +10,8 @@ _INSTALLED: Final = re.compile(r"(^|/)(site|dist)-packages/")
 """A source file of an installed package, which an update would overwrite."""
 _INDEX: Final = re.compile(r"\[\d+\]")
 _STRING_KEY: Final = re.compile(r"\['\w+'\]")
+_NUMBER: Final = re.compile(r"True|False|[-+]?[0-9][0-9_.eE+-]*")
+"""Source text of a bool, an int or a float, of which a buffer can be made."""
 
 
 def format_registration(module_tensor: ModuleTensor) -> str:
@@ -29,6 +31,57 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     if not module_tensor.assigned_to:
         return f"{_locate(location, 'where it is assigned: ')}{new_line}{effect}"
     return f"{_locate(location)}{new_line} instead of {target} = ...{effect}"
+
+
+def format_saved_buffer(module_tensor: ModuleTensor) -> str:
+    """Return what to write so that a buffer with persistent=False is saved; begins lower case."""
+    name = get_attribute_name(module_tensor.key)
+    if _INSTALLED.search(module_tensor.assigned_at):
+        path = module_tensor.key.rpartition(".")[0]
+        owner = f"module.get_submodule({quote_python(path)})" if path else "module"
+        code = (
+            f"owner.register_buffer({quote_python(name)}, owner.get_buffer({quote_python(name)}))"
+        )
+        return f"after building the module: owner = {owner}; {code}"
+    place = f"in {module_tensor.assigned_at}: " if module_tensor.assigned_at else ""
+    return f"{place}register_buffer({quote_python(name)}, ...) without persistent=False"
+
+
+def format_value_registration(name: str, value_text: str, location: str = "") -> str:
+    """Return what to write so that a plain Python value is part of the state_dict.
+
+    Args:
+        name: the attribute.
+        value_text: the constructor's value, as source text.
+        location: "file:line" of its assignment; "" if not known.
+    """
+    quoted_name = quote_python(name)
+    if _NUMBER.fullmatch(value_text):
+        new_line = f"self.register_buffer({quoted_name}, torch.tensor({value_text}))"
+        return (
+            f"{_locate(location)}{new_line} instead of self.{name} = ...; a later assignment is"
+            f" self.{name}.fill_(...)"
+        )
+    return (
+        f"def get_extra_state(self): return {{{quoted_name}: self.{name}}}; and"
+        f" def set_extra_state(self, state): self.{name} = state[{quoted_name}]"
+    )
+
+
+def format_alias_lookup(path: str, alias_of: str, *, is_parameter: bool) -> str:
+    """Return the expression that finds the registered tensor of which `path` is an alias.
+
+    Args:
+        path: the alias, "net.tables[0]", from the whole module.
+        alias_of: key of the registered tensor, from the whole module.
+        is_parameter: whether that is a parameter, not a buffer.
+    """
+    getter = "get_parameter" if is_parameter else "get_buffer"
+    owner = path.partition("[")[0].rpartition(".")[0]
+    is_within = not owner or alias_of.startswith(f"{owner}.")
+    key = alias_of.removeprefix(f"{owner}.") if owner else alias_of
+    whole = f"module.{getter}({quote_python(alias_of)}) of the whole module"
+    return f"self.{getter}({quote_python(key)})" if is_within else whole
 
 
 def format_module_registration(path: str, assigned_to: str, location: str) -> str:

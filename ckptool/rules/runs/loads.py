@@ -6,6 +6,7 @@ from typing import Final
 from ckptool.model import Kind
 from ckptool.phrases import join_limited, pluralize, quote_code, quote_shell, summarize_message
 from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
+from ckptool.rules.fixes.state_code import format_tie_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.tracing.merge import LoadSite
 from ckptool.tracing.records import LoadRecord, UnsavedValue
@@ -216,7 +217,7 @@ def find_state_on_other_device(site: LoadSite) -> Iterator[RuleHit]:
             "Tied weights that are loaded with assign=True become two parameters: they take twice "
             "the memory, and training moves them apart."
         ),
-        fix="Tie them again after the load, for example model.tie_weights().",
+        fix="Tie them again after the load: {code}",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )
@@ -226,6 +227,7 @@ def find_ties_broken_by_load(site: LoadSite) -> Iterator[RuleHit]:
             first_name,
             **_build_load_facts(site.record),
             others=join_limited(other_names, _MAX_LISTED, quote_code),
+            code=format_tie_code(first_name, other_names),
         )
 
 

@@ -1,5 +1,6 @@
 """ResumeComparison -> hits: what a resumed run has otherwise (CK334, CK335)."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -9,6 +10,8 @@ from ckptool.tracing.resume_check import ResumeComparison
 
 _MAX_LISTED: Final = 3
 _MAX_VALUE_CHARS: Final = 24
+_ATTRIBUTE_OF: Final = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)` of .+")
+"""A value that is an attribute of a module."""
 
 
 @check(
@@ -62,7 +65,8 @@ def find_resumed_differences(comparison: ResumeComparison) -> Iterator[RuleHit]:
             "The value is the same in two runs without an interruption, and another one after a "
             "resume: it is state of the training that the checkpoint does not bring back."
         ),
-        fix="Save it in the checkpoint, and set it when the run is resumed.",
+        fix="{remedy}",
+        general_advice="Save it in the checkpoint, and set it when the run is resumed.",
         example=("model.steps += 1  # in each training step\ntorch.save(model.state_dict(), path)"),
     ),
 )
@@ -75,4 +79,17 @@ def find_state_not_resumed(comparison: ResumeComparison) -> Iterator[RuleHit]:
             file=save.file if save is not None else "",
             old=old_value if is_readable else "one value",
             new=new_value if is_readable else "another value",
+            remedy=_advise_restoring(name),
         )
+
+
+def _advise_restoring(name: str) -> str:
+    """Return the lines that save and set a value, of a name such as "`steps` of net.Net"."""
+    attribute = _ATTRIBUTE_OF.fullmatch(name)
+    if attribute is None:
+        return "Save it in the checkpoint, and set it when the run is resumed."
+    path = attribute[1]
+    return (
+        f'checkpoint["{path}"] = model.{path} before torch.save(checkpoint, path), and'
+        f' model.{path} = checkpoint["{path}"] when the run is resumed'
+    )

@@ -13,6 +13,13 @@ from ckptool.tracing.records import SavedModule, TrainingObject, UnsavedValue
 _MAX_LISTED: Final = 3
 _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
 
+_OBJECT_NAMES: Final = {
+    "LR scheduler": "scheduler",
+    "gradient scaler": "scaler",
+    "module": "model",
+    "module copy": "averaged_model",
+}
+"""Kind of an object -> what scripts usually call it; others by the last word of their kind."""
 _GENERATOR: Final = "random generator"
 _OBJECT_TEXTS: Final = {
     "module": "the trained module",
@@ -117,10 +124,16 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
             if is_model or is_resumable
             else "the files have the weights alone: training cannot go on from them where it "
             "stopped",
-            remedy="Save its state_dict() next to that of the model"
-            if is_resumable or is_model
-            else "For a checkpoint to resume from, save its state_dict() next to that of the model",
+            remedy=_advise_saving(item.kind, is_needed=is_resumable or is_model),
         )
+
+
+def _advise_saving(kind: str, *, is_needed: bool) -> str:
+    """Return the line that saves an object next to the model, and the line that loads it."""
+    name = _OBJECT_NAMES.get(kind, kind.rpartition(" ")[2])
+    code = f'checkpoint["{name}"] = {name}.state_dict() before torch.save(checkpoint, path), and'
+    code += f' {name}.load_state_dict(checkpoint["{name}"]) after torch.load()'
+    return code if is_needed else f"For a checkpoint to resume from: {code}"
 
 
 def _build_generator_hit(item: TrainingObject, *, is_resumable: bool) -> RuleHit:
@@ -153,7 +166,8 @@ def _find_state_reader(owner: str) -> str:
         detail="the mapping that {saver} wrote{at} lacks them",
         why="A file with a part of a state_dict loads with strict=False only, and what it lacks "
         "keeps its initial value.",
-        fix="Save all of model.state_dict(), or load the rest from another file.",
+        fix="Save all of it: torch.save(model.state_dict(), path); or load the rest from another "
+        "file.",
         example=(
             'state = {k: v for k, v in model.state_dict().items() if "head" in k}\n'
             "torch.save(state, path)"

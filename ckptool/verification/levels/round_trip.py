@@ -1,4 +1,4 @@
-"""Save and load into another instance -> levels "round trip" and "survival"."""
+"""Save and load into another instance -> levels "round trip" and "persistence"."""
 
 import io
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ckptool.compare.framework.framework_load import is_remade_by_framework
 from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.model import Constancy, Kind, ModuleInfo
@@ -96,7 +97,7 @@ def check_round_trip(
     return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, text, "cpu"), text
 
 
-def check_survival(
+def check_persistence(
     loaded_factory: LoadedModuleFactory, module_info: ModuleInfo
 ) -> tuple[LevelResult, tuple[str, ...]]:
     """Change all state, save, load into a fresh instance, and find state that was not restored.
@@ -105,7 +106,7 @@ def check_survival(
         The level, and the paths of lost state; without buffers that are meant not to be saved.
     """
     if not loaded_factory.factory.can_rebuild:
-        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
+        return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
     try:
         module = loaded_factory.create_module()
         with torch.no_grad(), user_code():
@@ -115,20 +116,27 @@ def check_survival(
             lost_paths = _find_lost_paths(module, reloaded_module)
     except (ModuleError, UserCodeError) as error:
         failure = f"changing, saving and loading raised {error}"
-        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.INCONCLUSIVE, failure, "cpu"), ()
+        return LevelResult(
+            VerificationLevel.PERSISTENCE, LevelStatus.INCONCLUSIVE, failure, "cpu"
+        ), ()
+    loading_info = loaded_factory.module_diff.loading_info
+    known_paths = () if loading_info is None else loading_info.restored_paths
+    restored_paths = tuple(path for path in lost_paths if path in known_paths)
     rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
-    unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
+    accounted_paths = {*restored_paths, *rebuilt_paths}
+    unexpected_paths = tuple(path for path in lost_paths if path not in accounted_paths)
     details = (
+        *_list_details("not in the state_dict, and loaded from the file", restored_paths),
         *_list_details("not saved, as registered, and recreated by the constructor", rebuilt_paths),
         *_list_details("not tried, because its values cannot be changed in place", unchanged_paths),
     )
     if unexpected_paths:
         reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
         return (
-            LevelResult(VerificationLevel.SURVIVAL, LevelStatus.FAILED, reason, "cpu", details),
+            LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.FAILED, reason, "cpu", details),
             unexpected_paths,
         )
-    return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.PASSED, "", "cpu", details), ()
+    return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.PASSED, "", "cpu", details), ()
 
 
 def _list_details(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -217,11 +225,12 @@ def _find_lost_paths(module: nn.Module, reloaded_module: nn.Module) -> tuple[str
 
 
 def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
-    """Whether it is a non-persistent buffer that every build recreates with the same value."""
+    """Whether every build recreates its value: that of a buffer, or of a framework's attribute."""
     module_tensor = module_info.tensors.get(path)
-    return (
-        module_tensor is not None
-        and module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
+    if module_tensor is None:
+        return False
+    return is_remade_by_framework(module_tensor) or (
+        module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
         and module_tensor.constancy is Constancy.CONSTANT
         and path not in module_info.uninitialized_buffers
     )

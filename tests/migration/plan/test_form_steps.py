@@ -17,7 +17,10 @@ from ckptool.errors import PlanError
 HERE = "migration.forms:"
 NORMS = ("old weight norm", "new weight norm", "old spectral norm", "new spectral norm")
 WEIGHT_NORMS = NORMS[:2]
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = (
+    "float32",
+    *(pytest.param(d, marks=pytest.mark.matrix) for d in ("float64", "float16", "bfloat16")),
+)
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -232,6 +235,7 @@ def test_one_norm_for_another_by_way_of_the_plain_weight(tmp_path, have, want):
 MIXED = ("old weight norm", "new spectral norm", "new weight norm", "pruned")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("target", ["b.pth", "b.safetensors", "b"])
 @pytest.mark.parametrize("source", ["pth", "safetensors", "nested", "ddp", "dcp", "chunks"])
 def test_every_container(tmp_path, source, target):

@@ -1,0 +1,67 @@
+"""Keys and places of a checkpoint -> Python code of fixes that changes exactly them."""
+
+from collections.abc import Collection
+from itertools import islice
+from typing import Final
+
+from ckptool.phrases import quote_python
+
+_MAX_STATEMENTS: Final = 4
+"""Maximum assignments that one fix lists."""
+
+
+def format_place(at: str) -> str:
+    """Return the expression for a place of a loaded file: `checkpoint["model"]`."""
+    return "checkpoint" + "".join(f"[{quote_python(step)}]" for step in at.split(".") if step)
+
+
+def format_tie_code(first_key: str, other_keys: Collection[str]) -> str:
+    """Return the assignments that tie the parameters `other_keys` of `model` to the first."""
+    source = _format_attribute(first_key)
+    targets = islice(other_keys, _MAX_STATEMENTS)
+    return "; ".join(f"{_format_attribute(key)} = {source}" for key in targets)
+
+
+def _format_attribute(key: str) -> str:
+    """Return an expression that can be assigned to: `model.get_submodule("a.0").weight`."""
+    path, _, name = key.rpartition(".")
+    owner = f"model.get_submodule({quote_python(path)})" if path else "model"
+    return f"{owner}.{name}"
+
+
+def format_copy_code(keys: Collection[str], source: str, target: str = "state_dict") -> str:
+    """Return the assignments that take `keys` of `target` from the mapping called `source`."""
+    quoted_keys = map(quote_python, islice(keys, _MAX_STATEMENTS))
+    return "; ".join(f"{target}[{key}] = {source}[{key}]" for key in quoted_keys)
+
+
+def split_common_suffix(first_key: str, second_key: str) -> tuple[str, str]:
+    """Return what comes before the segments that both keys end with: "module." and ""."""
+    first, second = first_key.split("."), second_key.split(".")
+    while first and second and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    return "".join(f"{name}." for name in first), "".join(f"{name}." for name in second)
+
+
+def format_update_code(
+    target: str, source: str, prefixes: tuple[str, str], names: Collection[str]
+) -> str:
+    """Return the statement that copies tensors of one state of a file into another state of it.
+
+    Args:
+        target: place of the state that is changed.
+        source: place of the state that has the tensors.
+        prefixes: how keys begin in the target and in the source, where they differ.
+        names: last segments of the keys to copy.
+    """
+    target_prefix, source_prefix = prefixes
+    key = f"k.removeprefix({quote_python(source_prefix)})" if source_prefix else "k"
+    key = f"{quote_python(target_prefix)} + {key}" if target_prefix else key
+    is_named = f"k.endswith(({', '.join(map(quote_python, names))}))"
+    if source_prefix:
+        is_named = f"k.startswith({quote_python(source_prefix)}) and {is_named}"
+    return (
+        f"{format_place(target)}.update({{{key}: v for k, v in {format_place(source)}.items() if"
+        f" {is_named}}})"
+    )

@@ -1,0 +1,77 @@
+"""How the fix of each rule is tried: every rule is here once."""
+
+COMMANDS = (
+    *("CK202", "CK203", "CK205", "CK209", "CK211", "CK217", "CK224", "CK225", "CK305", "CK309"),
+    *("CK302", "CK303", "CK304", "CK313", "CK322", "CK326", "CK852", "CK854", "CK855", "CK901"),
+    *("CK201", "CK222", "CK314", "CK316", "CK317", "CK603", "CK605", "CK851", "CK902"),
+)
+"""Rules whose fix is a `ckptool migrate` or `ckptool convert` for the file of the finding."""
+
+
+STATEMENTS = {
+    "CK204": r"state_dict\.pop\(.*\)$",
+    "CK207": r"state_dict\.pop\(.*?\)",
+    "CK208": r"module\.load_state_dict\(.*?\)",
+    "CK206": r"operator\..*$",
+    "CK209": r"state_dict = \{.*\}$",
+    "CK212": r"load_state_dict\((.*)\)$",
+    "CK213": r"state_dict\.pop\(.*?\)",
+    "CK404": r"state_dict\.pop\(.*?\)",
+    "CK214": r"state_dict\.pop\([^)]*\)",
+    "CK215": r"state_dict\[.*$",
+    "CK216": r"state_dict = .*$",
+    "CK220": r"state_dict[.\[].*$",
+    "CK225": r"\{.*\}$",
+    "CK235": r"state_dict\[.*\](?=; or)",
+    "CK301": r"del checkpoint.*$",
+    "CK308": r"state_dict\[.*clone\(\)",
+    "CK316": r"state_dict\[.*$",
+    "CK310": r"save_file\(.*\)",
+    "CK312": r"state_dict\[.*$",
+    "CK403": r"checkpoint[\[.].*$",
+    "CK502": r"state_dict\[[^,]*\]",
+    "CK503": r"state_dict\[.*?clone\(\)",
+}
+"""Rule -> pattern of the code within its fix."""
+
+
+SOURCES = ("CK101", "CK102", "CK103", "CK104", "CK108", "CK110", "CK111")
+"""Rules whose fix is another line in the module's source."""
+
+BUFFER_LINES = ("CK105", "CK106", "CK107", "CK109", "CK112")
+"""Rules whose fix is a line about a buffer, tried one by one in test_source_lines.py."""
+RUN_LINES = ("CK233", "CK234", "CK238", "CK330", "CK331", "CK332", "CK333", "CK335", "CK336")
+"""Rules on traced runs and watched objects, whose fix is a line of the script or its module."""
+OWN_TESTS = (
+    *("CK218", "CK229", "CK228", "CK307", "CK311", "CK402", "CK501", "CK702"),
+    *("CK801", "CK802", "CK803", "CK804"),
+)
+"""Rules with a test of their own: code that needs more than the file, or two files."""
+POLICY = ("CK328", "CK329", "CK853", "CK856", "CK857", "CK858", "CK859", "CK860")
+"""Rules on policies: what the fix says is done to the command line or the configuration."""
+LOOKS = ("CK113", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
+"""Rules whose fix is a command that shows what to decide, or records the decision."""
+PROSE = {
+    "CK114": "which of two methods of the module is right is known to its author",
+    "CK210": "refers to the other findings, which have their own fixes",
+    "CK219": "quantises a module, or takes another file",
+    "CK221": "which keys the plan was meant to rename",
+    "CK223": "needs the code that wrote the file; layouts are converted by code that is tried",
+    "CK226": "needs a class that is not allowed to be imported here",
+    "CK227": "the value is in the module's own _init_weights()",
+    "CK236": "which of configuration and weights belongs to the release",
+    "CK237": "loads with another library",
+    "CK306": "no bytes are left to repair: the file is fetched again",
+    "CK315": "only the library of the object can unpack it",
+    "CK320": "runs DeepSpeed's script over files that are not here",
+    "CK321": "runs the framework's script over files that are not here",
+    "CK327": "no file has the values: the training script saves again",
+    "CK334": "refers to the other findings, which have their own fixes",
+    "CK337": "which of two methods of the object is right is known to its author",
+    "CK405": "how the tensor is initialised, in the code that saves",
+    "CK601": "fetches a shard from where the release is published",
+    "CK602": "fetches index and shards from where the release is published",
+    "CK604": "saves again on all ranks",
+    "CK701": "whether the module is ever built on meta",
+}
+"""Rules whose fix asks a person, or for code or files that are not here: code -> for what."""

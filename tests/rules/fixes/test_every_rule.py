@@ -1,0 +1,25 @@
+"""Every rule is tried in one way, or asks a person and says for what."""
+
+from collections import Counter
+
+from rules.fixes import fix_kinds
+from rules.fixes.fix_kinds import PROSE
+
+from ckptool.rules import RULES
+
+TWICE = {"CK209", "CK225", "CK316"}
+"""Rules of which some cases have a command and others code."""
+
+
+def test_every_rule_is_tried_or_asks_a_person():
+    kinds = (
+        *(fix_kinds.COMMANDS, fix_kinds.STATEMENTS, fix_kinds.SOURCES, fix_kinds.BUFFER_LINES),
+        *(fix_kinds.RUN_LINES, fix_kinds.OWN_TESTS, fix_kinds.POLICY, fix_kinds.LOOKS, PROSE),
+    )
+    counts = Counter(code for kind in kinds for code in kind)
+    assert counts.keys() == RULES.keys()
+    assert {code for code, count in counts.items() if count > 1} == TWICE
+
+
+def test_few_fixes_are_prose():
+    assert len(PROSE) <= 21

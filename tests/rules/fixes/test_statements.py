@@ -1,0 +1,167 @@
+"""Code in fixes is executed, and the finding goes."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_runs import run_in_process
+from rules import cases_quantization
+from rules.cases import Case
+from rules.fixes.fix_kinds import STATEMENTS
+from rules.fixes.fix_runs import execute, find_command, find_own, list_cases
+from safetensors.torch import load_file
+from torch import nn
+
+from ckptool import api
+
+
+def list_statement_cases() -> list[Case]:
+    skipped = {
+        "CK301-fires-state_dict_without_the_call",
+        "CK301-fires-tensors_of_pickle_dump",
+        "CK316-fires-an_array_under_the_key_of_a_parameter",
+    }
+    return [case for case in list_cases(*STATEMENTS) if case.name not in skipped]
+
+
+def originals_of_quantized_files() -> dict[str, torch.Tensor]:
+    """Return the tensors of the files from which those of CK235 were converted."""
+    packed = cases_quantization.state_in("gptq")
+    renamed = {key.replace("0.", "fc."): tensor for key, tensor in packed.items()}
+    return {**cases_quantization.scaled_state(), **packed, **renamed}
+
+
+@pytest.mark.parametrize("case", list_statement_cases(), ids=lambda case: case.name)
+def test_code_is_executed_and_the_finding_goes(case, tmp_path, calls):
+    finding = find_own(case, case.make(tmp_path))
+    calls.original = originals_of_quantized_files()
+    code = re.search(STATEMENTS[case.code], finding.fix)
+    assert code is not None, finding.fix
+    new_path = execute(code[1] if code.re.groups else code[0], tmp_path, calls)
+    assert (case.code, finding.key) not in calls.ask(new_path)
+
+
+def test_unexpected_keys_of_one_subtree_are_dropped_by_one_line(tmp_path):
+    """It said state_dict.pop("layers.*.k.bias")."""
+    module = nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))})
+    bare = nn.ModuleDict(
+        {"layers": nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))}
+    )
+    for extra in ({}, {f"head.{i}.w": torch.ones(1) for i in range(3)}):
+        state_dict = {**module.state_dict(), **extra}
+        torch.save(state_dict, tmp_path / "m.pth")
+        fixes = {f.fix for f in api.diff(tmp_path / "m.pth", module=bare).findings}
+        names: dict[str, Any] = {"state_dict": dict(state_dict), "module": bare}
+        for fix in fixes:
+            if code := re.search(r"state_dict(\.pop\(| = ).*", fix):
+                assert "*" not in code[0]
+                exec(code[0], names)
+        bare.load_state_dict(names["state_dict"])
+
+
+class Unknown:
+    """An object of training code in a checkpoint."""
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("extra", [Unknown, Dangerous])
+def test_a_file_without_the_global_is_written(extra, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({"model": state, "extra": extra(), "epoch": 3}, "x.pth")
+    (finding,) = (f for f in api.inspect("x.pth").findings if f.code == "CK301")
+    done = run_in_process(*shlex.split(find_command(finding))[1:], cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    written = torch.load("x-converted.pth", weights_only=True)
+    assert written["epoch"] == 3
+    assert all(torch.equal(written["model"][key], state[key]) for key in state)
+    assert not Path("ran").exists()
+    assert "CK301" not in {f.code for f in api.inspect("x-converted.pth").findings}
+
+
+@pytest.mark.parametrize("case", list_cases("CK311"), ids=lambda case: case.name)
+def test_a_tensor_that_safetensors_refuses_is_converted(case, tmp_path):
+    finding = find_own(case, case.make(tmp_path))
+    state_dict = torch.load(tmp_path / "a.pth")
+    code = finding.fix.partition("convert the tensor first: ")[2]
+    exec(code, {"state_dict": state_dict, "torch": torch})
+    torch.save(state_dict, tmp_path / "fixed.pth")
+    api.migrate(tmp_path / "fixed.pth", tmp_path / "fixed.safetensors")
+    written = load_file(tmp_path / "fixed.safetensors")
+    assert torch.equal(written["w"], state_dict["w"])
+
+
+@pytest.mark.parametrize("case", list_cases("CK402"), ids=lambda case: case.name)
+def test_statistics_are_computed_from_data(case, tmp_path, calls):
+    finding = find_own(case, case.make(tmp_path))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.load_state_dict(torch.load(calls.paths[0]), strict=False)
+    loader = [torch.randn(2, 3, 8, 8)]
+    code = finding.fix.partition("from the training data: ")[2]
+    exec(code, {"torch": torch, "model": model, "loader": loader})
+    torch.save(model.state_dict(), tmp_path / "fixed.pth")
+    assert case.code not in {code for code, _ in calls.ask(tmp_path / "fixed.pth")}
+
+
+class TiedPair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+
+def test_weights_are_tied_again_after_assign(tmp_path):
+    (case,) = list_cases("CK702")
+    finding = find_own(case, case.make(tmp_path))
+    model = TiedPair()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert model.decoder.weight is not model.encoder.weight
+    exec(finding.fix.partition("after loading: ")[2], {"model": model})
+    assert model.decoder.weight is model.encoder.weight
+
+
+def test_a_key_that_a_loader_drops_is_removed(tmp_path):
+    (case,) = list_cases("CK228")
+    finding = find_own(case, case.make(tmp_path))
+    state_dict = {**nn.Linear(2, 2).state_dict(), "inv_freq": torch.ones(2)}
+    exec(re.search(STATEMENT_OF_POP, finding.fix)[0], {"state_dict": state_dict})
+    nn.Linear(2, 2).load_state_dict(state_dict)
+
+
+STATEMENT_OF_POP = r"state_dict\.pop\(.*?\)"
+
+
+def test_weights_of_a_variant_load_with_the_argument(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (case,) = list_cases("CK229")
+    finding = find_own(case, case.make(tmp_path))
+    arguments = re.search(r"from_pretrained\(variant=\"(\w+)\"\)", finding.fix)
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=8)
+    model = transformers.GPT2Model(config)
+    model.save_pretrained(tmp_path / "m", variant=arguments[1])
+    with pytest.raises(OSError, match="no file named"):
+        transformers.AutoModel.from_pretrained(tmp_path / "m")
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "m", variant=arguments[1])
+    assert torch.equal(loaded.wte.weight, model.wte.weight)
+
+
+@pytest.mark.parametrize("case", list_cases("CK801", "CK802", "CK804"), ids=lambda case: case.name)
+def test_the_new_file_keeps_what_the_old_one_had(case, tmp_path, calls):
+    finding = find_own(case, case.make(tmp_path))
+    code = re.search(r"(?:del )?new\[.*?(?=; or|, with)", finding.fix)
+    if len(calls.paths) < 2 or code is None:
+        assert "release" in finding.fix or "migrat" in finding.fix  # a module's code, or a shape
+        return
+    old, new = map(torch.load, calls.paths)
+    exec(code[0], {"old": old, "new": new, "torch": torch})
+    torch.save(new, tmp_path / "fixed.pth")
+    assert (case.code, finding.key) not in calls.ask(tmp_path / "fixed.pth")
