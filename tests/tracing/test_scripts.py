@@ -43,7 +43,8 @@ def test_a_script_runs_the_same_and_its_losses_are_reported(name, project):
     assert traced.out == plain.out
     assert traced.err == plain.err
     assert traced.files.keys() == plain.files.keys()
-    assert all(traced.files[file] == plain.files[file] for file in plain.files)
+    # The metadata of a distributed checkpoint have a random number of their own.
+    assert all(traced.files[f] == plain.files[f] for f in plain.files if "/.metadata" not in f)
     assert traced.codes == EXPECTED[name]
     assert traced.report["skipped"] == []
     assert traced.report["command_exit_code"] == plain.code
