@@ -25,6 +25,7 @@ EXPECTED = {
     # A sharded checkpoint, and one file: both ranks load the sharded one.
     "fsdp": ["CK233 scale", *["CK330 scale"] * 2, *["CK331 seen"] * 2],
     "fsdp1": ["CK331 _fsdp_wrapped_module.seen", "CK332 SGD"],
+    "constructors": ["CK330 child.mask", "CK330 mask", "CK330 scale", "CK330 scale"],
     "compiled": [
         *("CK230 body.weight", "CK231 _orig_mod.body.weight", "CK233 scale", "CK233 scale"),
         *("CK330 _orig_mod.scale", "CK331 _orig_mod.steps"),
