@@ -107,11 +107,11 @@ def _build_casts(result: RecordedState, end: RecordedState) -> list[Op]:
     """Return the casts that give floating point tensors today's dtypes, as loading would."""
     dtypes: dict[str, list[str]] = {}
     for key, form in end.forms.items():
-        wanted, found = parse_form(form), parse_form(result.forms.get(key, form))
-        if wanted is None or found is None or wanted[0] == found[0]:
+        expected, actual = parse_form(form), parse_form(result.forms.get(key, form))
+        if expected is None or actual is None or expected[0] == actual[0]:
             continue
-        if {wanted[0], found[0]} <= FLOAT_DTYPES:
-            dtypes.setdefault(wanted[0], []).append(key)
+        if {expected[0], actual[0]} <= FLOAT_DTYPES:
+            dtypes.setdefault(expected[0], []).append(key)
     casts: list[Op] = []
     for dtype, keys in dtypes.items():
         others = [k for k in end.forms if k not in keys and _is_other_float(end.forms[k], dtype)]
