@@ -13,7 +13,8 @@ _WHY_CURRENT: Final = (
 )
 _EXAMPLE: Final = """import ckptool
 
-# ckpt_migrations/ has the revisions 0001 to 0003, and model.pth was saved at 0001
+# ckpt_migrations/ has the revisions 0001 to 0003, and model.pth was
+# saved at 0001
 ckptool.gate("model.pth")"""
 
 
