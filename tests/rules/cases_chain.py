@@ -41,7 +41,7 @@ class ChainNet3(ChainNet2):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("gain", torch.ones(3))
+        self.register_buffer("gain", torch.arange(1.0, 4.0))
 
 
 SAME_SHAPE = '[[ops]]\nop = "reshape"\nkey = "body.bias"\nshape = [3]\nwas = [3]\n'
