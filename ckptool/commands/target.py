@@ -317,9 +317,7 @@ def _with_loader(
     return replace(module_target, loader=model_folder.loader)
 
 
-def _build_folder_target(
-    model_folder: ModelFolder, module_options: ModuleOptions
-) -> ModuleTarget:
+def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOptions) -> ModuleTarget:
     """Return the module that a framework's folder names.
 
     Raises:

@@ -83,9 +83,7 @@ def test_one_line_says_what_to_install(kind, package, make_folder, tmp_path, ckp
 
 
 @pytest.mark.parametrize(("kind", "package"), CASES)
-def test_what_needs_no_module_is_the_same_without_it(
-    kind, package, make_folder, tmp_path, ckptool
-):
+def test_what_needs_no_module_is_the_same_without_it(kind, package, make_folder, tmp_path, ckptool):
     """`lock FOLDER` and `convert` describe the file, and never ask a framework."""
     folder, environment = make_folder(kind), hide(tmp_path, package)
     for command in ("inspect", "digest"):
