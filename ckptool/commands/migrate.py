@@ -336,11 +336,12 @@ def migrate_many(
             raise UsageError(f"{option} is for one source: give one of {places}")
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)
     batch = run_batch(
-        list_sources(sources),
+        list_sources(sources, to),
         require_local_path(folder),
         suffix,
         partial(migrate, to=to, dry_run=dry_run, **options),
         dry_run=dry_run,
+        force=bool(options.get("force")),
     )
     return build_many_report(batch.reports, batch.errors)
 

@@ -17,6 +17,7 @@ def test_every_rule_is_tried_or_asks_a_person():
     kinds = (
         *(fix_kinds.COMMANDS, fix_kinds.STATEMENTS, fix_kinds.SOURCES, fix_kinds.BUFFER_LINES),
         *(fix_kinds.RUN_LINES, fix_kinds.OWN_TESTS, fix_kinds.POLICY, fix_kinds.LOOKS, PROSE),
+        fix_kinds.CHAIN,
     )
     counts = Counter(code for kind in kinds for code in kind)
     assert counts.keys() == RULES.keys()
