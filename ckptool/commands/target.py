@@ -234,7 +234,7 @@ class ModuleOptions(Struct, frozen=True):
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
     loader: str | None = None
-    """Name in LOADER_NAMES; None takes what the folder says."""
+    """Name in LOADER_NAMES; None selects it by the folder."""
     base: PathLike | None = None
     """Folder of the model that an adapter is for; None for the one that it names."""
     fresh: "Callable[[], nn.Module] | None" = None

@@ -69,7 +69,7 @@ def open_checkpoint(
     Raises:
         UnknownFormatError: no reader recognises it; the message names the format if known.
         CorruptCheckpointError: the container is damaged or ambiguous.
-        ReadError: it cannot be read, or a directory holds several checkpoints.
+        ReadError: it cannot be read, or a directory contains several checkpoints.
     """
     SOURCE_BUDGET.reset()
     path = parse_location(path)
