@@ -18,7 +18,7 @@ class Tree(nn.Module):
         self.linear = nn.Linear(2, 2)
         self.child = Tree(depth - 1) if depth else None
         self.mask = torch.ones(2)
-        del depth, self  # noqa: F821
+        del depth, self
 
 
 class Net(nn.Module):
