@@ -31,6 +31,7 @@ from ckptool.model import (
     TensorInfo,
     join_key,
 )
+from ckptool.phrases import pluralize
 
 _KEY: Final = "_extra_state"
 _MAX_BYTES: Final = 64 << 20
@@ -73,8 +74,8 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
         if isinstance(path, RemotePath):
             chosen = _select_remote(items, limits)
             if count := len(items) - len(chosen):
-                reason = "the file is remote, and each takes a request: download it first"
-                left_out = Skipped(f"pickles in {count} tensors of bytes", reason)
+                reason = "the file is remote, and each takes a request; download it first"
+                left_out = Skipped(f"pickles in {pluralize(count, 'tensor')} of bytes", reason)
                 (unread if limits.search_remote else skipped).append(left_out)
         if chosen:
             _search_file(path, chosen, limits, uses, unread)

@@ -132,6 +132,19 @@ def compute_fingerprint(value: Any) -> str:
     return fingerprint_chunks(get_dtype_name(value), get_shape(value), [chunk])
 
 
+def has_integer_values(value: Any) -> bool:
+    """Whether all elements of a tensor or array with a fingerprint are integers or infinities."""
+    import torch
+
+    elements = torch.as_tensor(value).detach()
+    if elements.is_complex():
+        return False
+    if not elements.is_floating_point():
+        return True
+    exact_elements = elements.double()
+    return torch.equal(exact_elements, exact_elements.round())
+
+
 def preview_values(value: Any) -> Preview | None:
     """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
     import torch
