@@ -67,6 +67,9 @@ torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed
 in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 """
 
+BYTE_DTYPES: Final = frozenset({"uint8", "int8", "bool", "quint8", "qint8", "bits8"})
+"""Dtypes of one byte for each element, that are no floats: any bytes may stand in them."""
+
 STRUCT_CODES: Final[Mapping[str, str]] = {
     "float64": "d", "float32": "f", "float16": "e",
     "int64": "q", "int32": "i", "int16": "h", "int8": "b",
@@ -215,8 +218,9 @@ class TensorInfo(Struct, frozen=True, gc=False):
         torch.load(map_location="cpu") puts those bytes on the CPU, as with every other tag.
         """
         storage = self.storage
-        has_bytes = storage is not None and (storage.span or storage.content) is not None
-        return self.device == "meta" and not has_bytes
+        if storage is None:
+            return self.device == "meta"
+        return storage.device == "meta" and (storage.span or storage.content) is None
 
     @property
     def is_contiguous(self) -> bool:
@@ -387,6 +391,9 @@ class Checkpoint(Struct, frozen=True):
     """
     weights_only_refusal: str = ""
     """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
+    byte_storages: Mapping[str, StorageInfo] = {}
+    """Place -> a storage of bytes that a pickle refers to, whether a tensor of a state has it or
+    not: it may be that of an attribute, or stand alone."""
 
 
 class Preview(Struct, frozen=True, gc=False):
@@ -446,6 +453,12 @@ class ModuleTensor(Struct, frozen=True):
     """
     fingerprint: str = ""
     """Content fingerprint of the elements, "" if they have no real values or are too large."""
+    has_integer_values: bool = False
+    """Whether all elements are integers, booleans or infinities: masks, ids.
+
+    Such values are the same on every machine, which computed fractions are not. False for
+    parameters.
+    """
     preview: Preview | None = None
     """For the first 48 saved and 48 unsaved tensors with real values; never for parameters."""
     half_precision_fingerprints: Mapping[str, str] = {}

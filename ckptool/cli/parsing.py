@@ -60,7 +60,7 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
     Raises:
         UsageError: the limit does not exist, or its value is not a number.
     """
-    limit_names = set(Limits.__struct_fields__) - {"deep", "contents"}
+    limit_names = set(Limits.__struct_fields__) - {"deep", "contents", "search_remote"}
     overrides: dict[str, int] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")

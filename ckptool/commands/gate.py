@@ -142,6 +142,7 @@ def gate(  # noqa: PLR0913
         values,
         get_worker(),
         modules_only,
+        named.folder_names,
     ).examine_all(named.locations, modules=not (named.locations or named.errors))
     errors |= named.errors
     if baseline_path is not None and update_baseline:

@@ -18,11 +18,12 @@ from ckptool.commands.target import (
 )
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.states import find_loaded_state, list_model_states, require_state_or_part
 from ckptool.errors import LoadError, NoStateError, PlanError, RevisionError, UsageError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import parse_location
+from ckptool.locations import Location, parse_location
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import Checkpoint, StateDict
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
@@ -34,7 +35,7 @@ from ckptool.reports.load import (
     build_refusal_report,
     format_short,
 )
-from ckptool.rules import run_rules
+from ckptool.rules import Finding, run_rules
 from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def load(  # noqa: PLR0913
             source_guard=source_guard,
             anonymous_file=anonymous_file,
             limits=limits,
+            findings=_DiffFindings(checkpoint.path),
         )
         try:
             with job.open_chain(revisions if plan is None else False) as chain_load:
@@ -150,6 +152,20 @@ def require_module(module: object) -> None:
         raise UsageError(f"load() takes a live module, not {name_kind(module)}")
 
 
+class _DiffFindings:
+    """Findings of comparisons with one file; the last comparison is judged once."""
+
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        self._last: tuple[ModuleDiff, tuple[Finding, ...]] | None = None
+
+    def find(self, diff: ModuleDiff) -> tuple[Finding, ...]:
+        """Return the findings on `diff`, those of before if it is the same object."""
+        if self._last is None or self._last[0] is not diff:
+            self._last = diff, run_rules([diff], self._path)
+        return self._last[1]
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _LoadJob:
     """One load: the file and the module, and what was asked for."""
@@ -163,6 +179,7 @@ class _LoadJob:
     source_guard: SourceGuard
     anonymous_file: "AnonymousFile"
     limits: Limits
+    findings: "_DiffFindings"
 
     @property
     def module_name(self) -> str:
@@ -216,6 +233,7 @@ class _LoadJob:
                 location,
                 self._policy,
                 {*self.answers.choices.inject, *self.answers.choices.drop},
+                self.findings.find,
             ),
         )
         planner = LoadPlanner(
@@ -253,20 +271,20 @@ class _LoadJob:
         from ckptool.migration.load.tensor_reader import TensorReader
 
         start_step(f"loading {self.checkpoint.path.name}")
-        reader = TensorReader(self.checkpoint, planned.draft.state.at, self.source_guard)
+        reader = TensorReader(self.checkpoint, planned.draft.state.at, None)
         try:
             state_dict = build_state_dict(planned.draft, reader)
             if assign:
                 place_tensors(state_dict, self.module, placement)
+            self._require_unchanged()
             keys = load_into_module(
-                self.module, state_dict, reader.pages, strict=self.strict, assign=assign
+                self.module, state_dict, reader.files, strict=self.strict, assign=assign
             )
         finally:
             reader.close()
-        if changed := self.source_guard.list_changed():
-            raise PlanError(f"{changed[0]} was changed while it was read: load it again")
+        self._require_unchanged()
         differs = bool(keys.missing_keys or keys.unexpected_keys)
-        findings = run_rules([planned.diff], self.checkpoint.path)
+        findings = self.findings.find(planned.diff)
         return build_load_report(
             planned,
             self.module_name,
@@ -275,6 +293,10 @@ class _LoadJob:
             (*notes, *describe_state_choice(planned, self.at)),
             tuple(map(format_question, planned.questions)),
         )
+
+    def _require_unchanged(self) -> None:
+        if changed := self.source_guard.list_changed():
+            raise PlanError(f"{changed[0]} was changed while it was read: load it again")
 
     @property
     def _policy(self) -> Policy:

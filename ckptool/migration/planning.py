@@ -14,7 +14,7 @@ from ckptool.migration.plan.container_limits import (
     reject_absent_values,
     reject_packed_weights,
 )
-from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
@@ -83,6 +83,16 @@ class PlannedResult:
     """The result compared with the module; None without a module."""
     already_applied: bool
     """Whether the source already has this plan applied, by its provenance."""
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the state that is written differs from the source's, in keys, values or form."""
+        result, checkpoint = self.result, self.result.checkpoint
+        is_planned = result is not self.source or result.items.keys() != result.state.tensors.keys()
+        has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
+        has_more = bool(result.state.at or checkpoint.entries or len(checkpoint.states) > 1)
+        is_alone = result.is_extracted and has_more
+        return is_planned or result.state.role == "module" or has_arrays or is_alone
 
 
 def apply_suggested(

@@ -75,6 +75,13 @@ def test_a_password_is_never_repeated(name, option, template, run_command, tmp_p
         assert not any(secret in ran.out + ran.err for secret in SECRETS), ran
 
 
+def test_a_password_in_the_place_of_a_command_is_never_repeated(run_command) -> None:
+    """`ckptool URL`, without a command: "no such command" repeated all of it."""
+    ran = run_command(URL)
+    assert (ran.code, "no such command" in ran.err) == (2, True)
+    assert not any(secret in ran.out + ran.err for secret in SECRETS), ran
+
+
 def test_a_password_of_the_configuration_is_never_repeated(run_command, tmp_path) -> None:
     path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
     (tmp_path / "ckptool.toml").write_text(

@@ -106,6 +106,21 @@ def test_a_folder_can_be_surveyed():
     assert {folder.name: count for folder, count in files.items() if count > 20} == {}
 
 
+MAX_BODY_LINES = 60
+
+
+def test_a_function_fits_on_a_screen():
+    """Lines of its body, without signature and docstring: those of the API name every argument."""
+    lengths = {}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                if body:
+                    lengths[f"{path}:{node.name}"] = body[-1].end_lineno - body[0].lineno + 1
+    assert {name: n for name, n in lengths.items() if n > MAX_BODY_LINES} == {}
+
+
 def test_files_are_named_like_their_command():
     """A command has a file of its name wherever commands have files."""
     from ckptool.cli import COMMANDS, REVISION_COMMANDS

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from ckptool.cli.options import CHECKPOINT_PATH, limit_options, module_options, target_options
+from ckptool.cli.options.module import limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import target_options
 
 Function = Callable[..., Any]
 

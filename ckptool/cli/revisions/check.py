@@ -6,7 +6,8 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import limit_options, module_options, report_options
+from ckptool.cli.options.module import limit_options, module_options
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.revisions.chain_options import chain_option
 from ckptool.formats.limits import Limits

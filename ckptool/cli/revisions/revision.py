@@ -6,13 +6,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    OUTPUT_PATH,
-    input_options,
-    limit_options,
-    module_options,
-    report_options,
-)
+from ckptool.cli.options.module import input_options, limit_options, module_options
+from ckptool.cli.options.param_types import OUTPUT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_injection, parse_rename, reject_duplicates
 from ckptool.cli.revisions.chain_options import chain_option, name_module_in_full

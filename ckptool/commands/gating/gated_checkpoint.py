@@ -32,6 +32,7 @@ from ckptool.compare.states import find_loaded_state, require_state_or_part
 from ckptool.config import ProjectConfig
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
+from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
@@ -127,6 +128,8 @@ class CheckpointExaminer(Struct, frozen=True):
     worker: ModuleWorker
     modules_only: bool = False
     """Judge modules without checkpoints, also those that are held to nothing."""
+    folder_names: Mapping[Location, frozenset[str]] = {}
+    """See `NamedCheckpoints.folder_names`."""
 
     def examine_all(
         self, paths: Sequence[Location], *, modules: bool
@@ -136,11 +139,8 @@ class CheckpointExaminer(Struct, frozen=True):
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                gated_checkpoints.append(
-                    self.examine_checkpoint(
-                        path, find_target(path, self.module_options, self.config)
-                    )
-                )
+                module_target = find_target(path, self.module_options, self.config)
+                gated_checkpoints.append(self.examine_checkpoint(path, module_target))
             except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
         if modules:
@@ -159,8 +159,8 @@ class CheckpointExaminer(Struct, frozen=True):
         start_early(self.worker, module_target, path)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
-        limits = replace(self.limits, contents=expectations.against is not None)
-        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
+        limits = replace(self.limits, contents=expectations.against is not None, search_remote=True)
+        checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
             if self.module_options.at is not None:
@@ -196,7 +196,7 @@ class CheckpointExaminer(Struct, frozen=True):
         return GatedCheckpoint(
             str(path),
             checkpoint,
-            module_info,
+            module_diff.module,
             module_diff,
             forward_effects,
             verification,
@@ -206,6 +206,17 @@ class CheckpointExaminer(Struct, frozen=True):
             statistics,
             find_chain_evidence(self.config, module_target, path, checkpoint, module_info),
         )
+
+    def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:
+        """Describe a checkpoint; the first of a folder with what else is in the folder.
+
+        Raises:
+            ReadError: it cannot be read.
+        """
+        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
+        if path not in self.folder_names:
+            return checkpoint
+        return add_sibling_uses(checkpoint, path.parent, limits, self.folder_names[path])
 
     def _examine_modules(
         self, gated_checkpoints: list[GatedCheckpoint], errors: dict[str, str]
