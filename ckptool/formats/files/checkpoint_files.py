@@ -17,6 +17,10 @@ _WEIGHTS_PATTERN: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)(?:-\d+-of-\d+)?\.\w+"
 )
 """Weight files, whole or shards, beside which a folder's other files are no checkpoints."""
+_TRAINING_STATE_PATTERN: Final = (
+    r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
+)
+"""What Trainer and accelerate's save_state write next to weights to resume from."""
 _PASSED_OVER: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 MAX_VISITED: Final = 200_000
 """Names that one pattern or folder may have below it."""
@@ -77,7 +81,7 @@ def _walk(start: Path, pattern: str, folder: Path) -> Iterator[Path]:
             raise ReadError(start, f"has more than {MAX_VISITED:,} files: name a folder in it")
         directory = Path(place)
         folder_names[:] = [] if _is_environment(file_names) else _keep_visited(folder_names)
-        files = file_names if is_any_kind else filter(_is_checkpoint_name, file_names)
+        files = file_names if is_any_kind else _list_checkpoint_names(file_names)
         matching = [
             directory / name
             for name in sorted(files)
@@ -97,6 +101,14 @@ def _keep_visited(names: Sequence[str]) -> list[str]:
 
 def _is_environment(file_names: Sequence[str]) -> bool:
     return "pyvenv.cfg" in file_names
+
+
+def _list_checkpoint_names(file_names: Sequence[str]) -> list[str]:
+    """Return the names of checkpoints; next to weights, without the state of their training."""
+    names = [name for name in file_names if _is_checkpoint_name(name)]
+    if not any(re.fullmatch(_WEIGHTS_PATTERN, name) for name in file_names):
+        return names
+    return [name for name in names if not re.fullmatch(_TRAINING_STATE_PATTERN, name)]
 
 
 def _is_checkpoint_name(name: str) -> bool:
