@@ -280,6 +280,10 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
         raise UnknownFormatError(source.path, description)
     if reader := _find_reader(_TRIAL_READERS, source):
         return reader.read(source, limits)
+    if source.path.suffix == ".py":
+        raise UnknownFormatError(
+            source.path, "is Python code: -m FILE.py:NAME gives a module in it"
+        )
     raise UnknownFormatError(source.path, unrecognized.describe_unknown_file(head))
 
 

@@ -12,6 +12,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
+from ckptool.compare.states import is_rank_part, list_placeholders
 from ckptool.config import GIVEN_WORDS
 from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_shell
@@ -71,9 +72,20 @@ def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = 
 
 def advise_conversion(checkpoint: Checkpoint, purpose: str, *options: str) -> str:
     """Return " To `purpose`: COMMAND", the conversion of a file; "" if it cannot be converted."""
-    if checkpoint.damage or not any(state.tensors for state in checkpoint.states):
+    if checkpoint.damage or not _is_convertible(checkpoint):
         return ""
     return f" To {purpose}: {format_convert_command(checkpoint, *options)}"
+
+
+def _is_convertible(checkpoint: Checkpoint) -> bool:
+    """Whether it has tensors, and all of them are in the file, and of plain classes."""
+    tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    are_plain = all(
+        not (tensor.is_on_meta or is_rank_part(tensor) or tensor.layout == "wrapper")
+        for tensor in tensors
+    )
+    are_whole = not any(state.is_packed or list_placeholders(state) for state in checkpoint.states)
+    return bool(tensors) and are_plain and are_whole
 
 
 def _iter_given_without_module() -> Iterator[str]:
