@@ -105,6 +105,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        from ckptool.cli.outputs.secrets import remember_secrets
+
+        remember_secrets(ctx, args)
         command_name = args[0]
         if command_name not in COMMANDS and not command_name.startswith("-"):
             matches = get_close_matches(command_name, COMMANDS, n=1)
@@ -112,9 +115,6 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
-        from ckptool.cli.outputs.secrets import remember_secrets
-
-        remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
         return name, command, command_args

@@ -116,5 +116,6 @@ def convert(  # noqa: PLR0913
     if local_target is None:
         raise UsageError(explain_missing_folder(paths))
     suffix = "" if max_shard_size is not None else choose_suffix(to)
-    batch = run_batch(list_sources(paths), local_target, suffix, convert_one, dry_run=dry_run)
+    sources = list_sources(paths, to)
+    batch = run_batch(sources, local_target, suffix, convert_one, dry_run=dry_run, force=force)
     return build_convert_report(batch.reports, batch.errors)

@@ -85,7 +85,7 @@ def _open_container(path: Location, limits: Limits, weights_name: str) -> Checkp
     if is_directory(path):
         return _search_siblings(_open_directory(path, limits, weights_name), path, limits)
     if path.name == _DCP_METADATA:
-        return _open_dcp(path.parent, limits)
+        return _search_siblings(_open_dcp(path.parent, limits), path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)
@@ -280,6 +280,10 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
         raise UnknownFormatError(source.path, description)
     if reader := _find_reader(_TRIAL_READERS, source):
         return reader.read(source, limits)
+    if source.path.suffix == ".py":
+        raise UnknownFormatError(
+            source.path, "is Python code: -m FILE.py:NAME gives a module in it"
+        )
     raise UnknownFormatError(source.path, unrecognized.describe_unknown_file(head))
 
 

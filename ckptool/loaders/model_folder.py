@@ -26,6 +26,8 @@ _LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
+MODEL_CONFIGS: Final = frozenset({"config.json", "adapter_config.json", PIPELINE_CONFIG})
+"""Names of the files by which a framework's folder is known."""
 
 
 class ModelFolder(Struct, frozen=True):

@@ -164,6 +164,11 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             "word in the code (`persistent=False`), and easy to miss in review."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Keep the key as it was, or release a migration with the code: ckptool migrate "
+            "FILE -o NEW -m MODULE. If the change is meant, accept it in the lock: ckptool "
+            "lock -m MODULE -o LOCK"
+        ),
         example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
     ),
 )
@@ -227,6 +232,7 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
             "If the change is intended, record the outputs again: {command}. Otherwise find it "
             "with `ckptool verify --old`."
         ),
+        general_command="ckptool lock FILE -m MODULE --golden GOLDEN --force",
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
 )
@@ -260,6 +266,7 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
             "{command}; complete {plan}, and pass it with --plan, or list it in `plans` of the "
             "configuration."
         ),
+        general_command="ckptool migrate FILE -m MODULE --dry-run --save-plan PLAN",
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )

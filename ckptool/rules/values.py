@@ -188,6 +188,12 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
             "Copy the buffers too, both when averaging and into this file: "
             "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), and {code}"
         ),
+        general_advice=(
+            "Copy the buffers too, both when averaging and into this file: "
+            "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), and "
+            'checkpoint["ema"].update({k: v for k, v in checkpoint["model"].items() if '
+            '"running_" in k})'
+        ),
         example=(
             "for p, q in zip(model.parameters(), ema.parameters()):\n"
             "    q.data.lerp_(p.data, 0.01)  # and nothing for model.buffers()\n"

@@ -17,6 +17,10 @@ _MAX_ELEMENTS: Final = 1 << 16
 _SLICE_ELEMENTS: Final = 1 << 12
 _MIN_FLOATS: Final = 4
 """Different finite numbers of a floating point tensor: a mask has two, a mean of RGB three."""
+_MIN_COMPUTED: Final = 2
+"""Different numbers that nobody typed: those of a trained bias, not a scale or a ratio alone."""
+_TYPED_DIGITS: Final = 6
+"""Significant digits with which a typed number is written."""
 _MIN_INTEGERS: Final = 16
 """Different integers, not in equal steps: packed weights have more, counters and masks less."""
 _SMALL_INTEGER: Final = 1 << 16
@@ -48,13 +52,24 @@ def has_telling_values(tensor: TensorInfo) -> bool:
 
 def _are_telling(dtype: str, values: Collection[float]) -> bool:
     if dtype in _FLOAT_CODES or dtype == "bfloat16":
-        return sum(map(isfinite, values)) >= _MIN_FLOATS
+        finite = [value for value in values if isfinite(value)]
+        computed = [value for value in finite if _is_computed(value, dtype)]
+        return len(finite) >= _MIN_FLOATS or len(computed) >= _MIN_COMPUTED
     if dtype == "bool" or len(values) < _MIN_INTEGERS:
         return False
     ordered = sorted(values)
     steps = {second - first for first, second in pairwise(ordered)}
     is_byte = DTYPE_BITS.get(dtype, 8) <= 8
     return len(steps) > 1 and (is_byte or max(map(abs, ordered)) >= _SMALL_INTEGER)
+
+
+def _is_computed(value: float, dtype: str) -> bool:
+    """Whether a number has more digits than one that was typed; False where all have few."""
+    code = _FLOAT_CODES.get(dtype, "e")
+    if code == "e":
+        return False
+    typed = float(f"{value:.{_TYPED_DIGITS}g}")
+    return struct.pack(code, typed) != struct.pack(code, value) if isfinite(typed) else False
 
 
 def _iter_numbers(tensor: TensorInfo) -> Iterator[set[float]]:

@@ -26,6 +26,8 @@ SIMPLE_VALUES = {
     "scalar": torch.tensor(5.5),
     "one element": torch.tensor([0.7]),
     "half": torch.tensor([0.5, 0.25], dtype=torch.bfloat16),
+    "means of colours": torch.tensor([0.485, 0.456, 0.406]),
+    "a trained scale": torch.tensor(4.6051702),
     "short integers": torch.tensor([3, 1, 2]),
     "positions": torch.arange(512),
     "indices": torch.randint(0, 100, (7, 7), generator=torch.Generator().manual_seed(0)),
@@ -50,6 +52,7 @@ def test_simple_values_are_a_question(tmp_path, value, names):
 GENERATOR = torch.Generator().manual_seed(0)
 TELLING_VALUES = {
     "trained": torch.randn(8, generator=GENERATOR),
+    "a trained bias": torch.randn(2, generator=GENERATOR),
     "bfloat16": torch.randn(8, generator=GENERATOR).bfloat16(),
     "half": torch.randn(8, generator=GENERATOR).half(),
     "double": torch.randn(2, 3, generator=GENERATOR).double(),

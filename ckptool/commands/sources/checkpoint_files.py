@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -13,11 +14,15 @@ from ckptool.formats.files.weight_names import is_index_name, is_weights_name, l
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.sharded.reader import list_shard_names
 from ckptool.formats.sharded.sibling_files import CHECKPOINT_PATTERN
-from ckptool.loaders.model_folder import find_model_folder
+from ckptool.loaders.model_folder import MODEL_CONFIGS, find_model_folder
 
 _FILE_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt)"
 """Names of files that are taken without having been named: `.pkl` and `.tar` are often others."""
 _DCP_METADATA: Final = ".metadata"
+_TRAINING_STATE_PATTERN: Final = (
+    r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
+)
+"""What Trainer and accelerate's save_state write next to weights to resume from."""
 _PASSED_OVER: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 MAX_VISITED: Final = 200_000
 """Names that one pattern or folder may have below it."""
@@ -96,7 +101,7 @@ def _walk(
             raise ReadError(start, f"has more than {MAX_VISITED:,} files: name a folder in it")
         directory = Path(place)
         folder_names[:] = [] if _is_environment(file_names) else _keep_visited(folder_names)
-        files = file_names if is_any_kind else filter(_is_checkpoint_name, file_names)
+        files = file_names if is_any_kind else _list_checkpoint_names(file_names)
         matching = [
             directory / name
             for name in sorted(files)
@@ -116,6 +121,14 @@ def _keep_visited(names: Sequence[str]) -> list[str]:
 
 def _is_environment(file_names: Sequence[str]) -> bool:
     return "pyvenv.cfg" in file_names
+
+
+def _list_checkpoint_names(file_names: Sequence[str]) -> list[str]:
+    """Return the names of checkpoints; next to weights, without the state of their training."""
+    names = [name for name in file_names if _is_checkpoint_name(name)]
+    if not any(map(is_weights_name, file_names)):
+        return names
+    return [name for name in names if not re.fullmatch(_TRAINING_STATE_PATTERN, name)]
 
 
 def _is_checkpoint_name(name: str) -> bool:
@@ -146,16 +159,31 @@ def find_checkpoint_files(folder: Path) -> list[Path]:
     its weight file, is in the list in the place of its files.
 
     Raises:
-        ReadError: a folder cannot be listed.
+        ReadError: a folder cannot be listed, or has too many names below it.
     """
-    names = list_names(folder)
-    if _DCP_METADATA in names or list_weights(names) or _is_model_folder(folder):
-        return [folder]
-    files: list[Path] = []
-    for name in sorted(names):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink() and not name.startswith("."):
-            files += find_checkpoint_files(path)
-        elif re.fullmatch(CHECKPOINT_PATTERN, name) and path.is_file():
-            files.append(path)
-    return files
+    return list(_iter_checkpoint_files(folder, count(1), folder))
+
+
+def _iter_checkpoint_files(folder: Path, visits: Iterator[int], start: Path) -> Iterator[Path]:
+    """Yield the checkpoints in a folder below `start`; `visits` counts the names of them all."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ReadError(folder, error.strerror or str(error)) from error
+    if _is_one_checkpoint(folder, [entry.name for entry in entries]):
+        yield folder
+        return
+    for entry in entries:
+        if next(visits) > MAX_VISITED:
+            raise ReadError(start, f"has more than {MAX_VISITED:,} files: name a folder in it")
+        if re.fullmatch(CHECKPOINT_PATTERN, entry.name) and entry.is_file():
+            yield folder / entry.name
+        elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from _iter_checkpoint_files(folder / entry.name, visits, start)
+
+
+def _is_one_checkpoint(folder: Path, names: Sequence[str]) -> bool:
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".json"))]
+    is_configured = not MODEL_CONFIGS.isdisjoint(weights)
+    is_marked = _DCP_METADATA in names or bool(weights and list_weights(weights))
+    return is_marked or (is_configured and _is_model_folder(folder))

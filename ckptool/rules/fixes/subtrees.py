@@ -10,9 +10,10 @@ from ckptool.phrases import quote_python
 
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at: keys come from files."""
-_NAMED_TENSORS_CODE: Final = (
-    "state_dict = dict(zip(NAMES, tensors)), with the module's key of each tensor in the list"
+_NAME_POSITIONS_CODE: Final = (
+    "state_dict = {str(n): tensor for n, tensor in enumerate(state_dict)}; "
 )
+"""Code that makes a state_dict with the keys of a report of a list of tensors."""
 _MAX_POPPED: Final = 4
 """Maximum keys that code drops by name."""
 
@@ -60,10 +61,13 @@ def _iter_ancestors(key: str) -> Iterator[str]:
 def format_drop_code(keys: Collection[str], subtree: str, state: StateDict) -> str:
     """Return Python code that drops `keys`, all of `subtree`, from `state_dict`.
 
-    Of a list of tensors, whose keys are positions, it is the code that names those to keep.
+    A list of tensors, whose keys are positions, becomes a dict first.
     """
-    if state.role == "tensors" and all(key.isdecimal() for key in state.tensors):
-        return _NAMED_TENSORS_CODE
+    is_list = state.role == "tensors" and all(key.isdecimal() for key in state.tensors)
+    return f"{_NAME_POSITIONS_CODE if is_list else ''}{_format_dict_drop(keys, subtree, state)}"
+
+
+def _format_dict_drop(keys: Collection[str], subtree: str, state: StateDict) -> str:
     prefix = f"{subtree}."
     if len(keys) <= 1 or subtree in keys:
         return "; ".join(

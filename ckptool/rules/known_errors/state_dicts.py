@@ -188,7 +188,8 @@ STATE_DICT_ERRORS: Final = (
             r"While copying the parameter named \"(?P<key>[^\"]{1,400})\", whose dimensions in the"
             r" model are (?P<new>torch\.Size\(\[[\d, ]{0,80}\]\)) and whose dimensions in the"
             r" checkpoint are (?P<old>torch\.Size\(\[[\d, ]{0,80}\]\)), an exception occurred"
-            r" ?:? ?\(?(?P<reason>.{0,300})"
+            r"(?!.{0,8}Cannot copy out of meta) ?:? ?\(?['\"]?"
+            r"(?P<reason>.{0,300}?)(?:['\"]?,?\)\.|$)"
         ),
         cause="copying `{key}` failed: {reason}",
         certainty=Certainty.CERTAIN,
