@@ -166,3 +166,11 @@ def test_check_is_a_test_suite_for_ci(repository, run_command):
     cases = ET.fromstring(ran.out).iter("testcase")
     failed = [case.get("name") for case in cases if case.find("failure") is not None]
     assert failed == ["CK876 unrecorded-change"]
+
+
+def test_a_load_does_not_need_a_valid_configuration(repository):
+    (repository / "ckptool.toml").write_text("this is not TOML")
+    torch.save(build_net(6).state_dict(), repository / "new.pth")
+    report = ckptool.load(Net6(), repository / "new.pth")
+    assert report.verdict == "loaded strictly"
+    assert "not checked: a chain of migrations" in report.notes[0]
