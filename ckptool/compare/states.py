@@ -247,6 +247,8 @@ def list_placeholders(state: StateDict) -> tuple[str, ...]:
     is_model = state.role in {"state_dict", "module"}
     if not is_model or not any(tensor.shape == (0,) for tensor in state.tensors.values()):
         return ()
+    if not any(tensor.shape == (0,) for tensor in state.tensors.values()):
+        return ()
     weights = list_float_weights(state)
     keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
     weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)

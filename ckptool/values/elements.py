@@ -159,26 +159,6 @@ def iter_elements_from(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
         yield from _to_little_endian(tensor, _iter_view_elements(tensor, files))
 
 
-def is_uniform(tensor: TensorInfo) -> bool:
-    """Return whether all elements have the same bytes; False if they cannot be read.
-
-    Reading ends at the first that differs.
-
-    Raises:
-        ReadError: the file became unreadable or changed since it was described.
-    """
-    if tensor.numel == 0 or has_component_tensors(tensor) or unreadable_reason(tensor):
-        return not tensor.numel
-    element_nbytes = tensor.nbytes // tensor.numel
-    first_element = b""
-    with OpenFiles() as files:
-        for chunk in iter_elements_from(tensor, files):
-            first_element = first_element or bytes(chunk[:element_nbytes])
-            if bytes(chunk) != first_element * (len(chunk) // max(element_nbytes, 1)):
-                return False
-    return bool(first_element)
-
-
 def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Swap the bytes of each element if the file is big-endian."""
     if not needs_byteswap(tensor):

@@ -20,7 +20,12 @@ from ckptool.formats.pickle.reader import (
     parse_whole_pickle,
     select_dangerous,
 )
-from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.pickle.storage_ids import (
+    StorageId,
+    check_repeated_id,
+    parse_storage_id,
+    select_byte_storages,
+)
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
 from ckptool.formats.torch.archive_layout import find_refusal, fold_case, fold_names
@@ -475,6 +480,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         unread=(*list_unread_records(records), *pickle.list_unread()),
         opaque=tuple(state_tree.opaque),
         contents=dict(state_tree.contents) | records.collect_contents(unreferenced),
+        byte_storages=select_byte_storages(pickle.persistent_references),
     )
 
 
