@@ -146,7 +146,7 @@ def test_saved_keys_are_those_of_state_dict_in_its_order(plan):
 
 
 def test_an_attribute_that_a_class_refuses_is_passed_over():
-    """transformers' configurations of unlike layers raise for what may differ between them."""
+    """Transformers' configurations of unlike layers raise for what may differ between them."""
 
     class Config:
         def __init__(self):
