@@ -141,9 +141,10 @@ def test_commands_say_what_the_framework_does(kind, is_whole, loader, tmp_path, 
         result = run_command(command, str(folder), *options, "--no-config")
         assert (result.code == 0) == is_whole, (command, result.out, result.err)
         assert result.code in {0, 1}
-    for command in ("audit", "digest"):
-        words = options if command == "audit" else ()
-        assert run_command(command, str(folder), *words, "--no-config").code == 0
+    # audit looks at the module alone, whose state_dict lacks what peft saves and restores.
+    audit_code = 1 if kind == "shira adapter" else 0
+    assert run_command("audit", str(folder), *options, "--no-config").code == audit_code
+    assert run_command("digest", str(folder), "--no-config").code == 0
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in {*ADAPTERS, "pipeline"}])
