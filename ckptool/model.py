@@ -218,8 +218,9 @@ class TensorInfo(Struct, frozen=True, gc=False):
         torch.load(map_location="cpu") puts those bytes on the CPU, as with every other tag.
         """
         storage = self.storage
-        has_bytes = storage is not None and (storage.span or storage.content) is not None
-        return self.device == "meta" and not has_bytes
+        if storage is None:
+            return self.device == "meta"
+        return storage.device == "meta" and (storage.span or storage.content) is None
 
     @property
     def is_contiguous(self) -> bool:
@@ -452,6 +453,12 @@ class ModuleTensor(Struct, frozen=True):
     """
     fingerprint: str = ""
     """Content fingerprint of the elements, "" if they have no real values or are too large."""
+    has_integer_values: bool = False
+    """Whether all elements are integers, booleans or infinities: masks, ids.
+
+    Such values are the same on every machine, which computed fractions are not. False for
+    parameters.
+    """
     preview: Preview | None = None
     """For the first 48 saved and 48 unsaved tensors with real values; never for parameters."""
     half_precision_fingerprints: Mapping[str, str] = {}

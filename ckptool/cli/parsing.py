@@ -173,6 +173,18 @@ def parse_rename(text: str) -> tuple[str, str]:
     return old, new
 
 
+def parse_injection(text: str) -> tuple[str, str]:
+    """Return key and source of "KEY=SOURCE".
+
+    Raises:
+        UsageError: one of them is missing.
+    """
+    key, equals, source = text.partition("=")
+    if not equals or not key or not source:
+        raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
+    return key, source
+
+
 def parse_shard_size(text: str | None) -> int | None:
     """Return the bytes of "5GB"; None for None.
 

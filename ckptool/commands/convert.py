@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ckptool.commands.sources.batch import choose_suffix, is_batch, list_sources, run_batch
+from ckptool.commands.sources.batch import (
+    choose_suffix,
+    explain_missing_folder,
+    is_batch,
+    list_sources,
+    run_batch,
+)
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import PathLike, require_local_path
 from ckptool.errors import UsageError
@@ -108,7 +114,8 @@ def convert(  # noqa: PLR0913
     if not is_batch(paths, target, is_folder_result=max_shard_size is not None):
         return build_convert_report([convert_one(parse_location(paths[0]), local_target)])
     if local_target is None:
-        raise UsageError("several sources need a folder for the results: -o DIR")
+        raise UsageError(explain_missing_folder(paths))
     suffix = "" if max_shard_size is not None else choose_suffix(to)
-    batch = run_batch(list_sources(paths), local_target, suffix, convert_one, dry_run=dry_run)
+    sources = list_sources(paths, to)
+    batch = run_batch(sources, local_target, suffix, convert_one, dry_run=dry_run, force=force)
     return build_convert_report(batch.reports, batch.errors)

@@ -187,6 +187,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
 
 
 def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> GateInput:
+    chain = gated_checkpoint.chain
     return GateInput(
         path=gated_checkpoint.path,
         checkpoint=gated_checkpoint.checkpoint,
@@ -195,6 +196,7 @@ def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> Gate
         skipped=gated_checkpoint.skipped,
         rules=_reported_codes(gated_checkpoint, policy),
         evidence=gated_checkpoint.evidence,
+        revision=chain.standing.text if chain is not None and chain.standing is not None else "",
     )
 
 

@@ -25,15 +25,13 @@ from ckptool.commands.sources.file_arguments import (
 )
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
-from ckptool.errors import ReadError, UsageError
-from ckptool.formats import open_checkpoint, open_stream
-from ckptool.formats.components import merge_components
+from ckptool.errors import ModuleError, UsageError
+from ckptool.formats import open_stream
 from ckptool.formats.limits import Limits
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
-    list_components,
-    note_unreached_weights,
     require_model_folder,
 )
 from ckptool.locations import Location, RemotePath, parse_location, suggest_module_option
@@ -278,6 +276,7 @@ def find_target(
 
     Raises:
         ReadError: the configuration of the folder cannot be read.
+        ModuleError: the folder's framework is not installed.
         UsageError: `path` is not a path, or the folder is none of the framework that is named.
     """
     reject_invalid_path(path)
@@ -316,14 +315,22 @@ def _with_loader(
     return replace(module_target, loader=model_folder.loader)
 
 
-def _build_folder_target(
-    model_folder: ModelFolder, module_options: ModuleOptions
-) -> ModuleTarget | None:
-    """Return the module that a framework's folder names; None where that is not installed."""
-    from ckptool.loaders.registry import is_installed
+def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOptions) -> ModuleTarget:
+    """Return the module that a framework's folder names.
 
-    if module_options.loader is None and not is_installed(model_folder.loader):
-        return None
+    Raises:
+        ModuleError: the framework, or a package that it needs, is not installed.
+    """
+    from ckptool.loaders.registry import list_missing_packages
+
+    missing_packages = list_missing_packages(*model_folder.frameworks)
+    if missing_packages:
+        verb = "is" if len(missing_packages) == 1 else "are"
+        raise ModuleError(
+            str(model_folder.path),
+            f"{model_folder.evidence}, but {join_limited(missing_packages, 3)} {verb} not installed"
+            f" here: {model_folder.install_hint}; or give the module with -m package.module:Name",
+        )
     announce = TRUST_RULE.get().announce_folder
     if announce is not None:
         announce(f"{model_folder.path}: {model_folder.evidence}")
@@ -384,13 +391,6 @@ def need_target(
     """
     module_target = find_target(path, module_options, config)
     if module_target is None:
-        model_folder = _find_folder(path, module_options)
-        if model_folder is not None:
-            hint = model_folder.install_hint
-            raise UsageError(
-                f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
-                " or give the module with -m package.module:Name"
-            )
         if suggestion := suggest_module_option(str(path)):
             raise UsageError(f"{path}: {suggestion}")
         raise UsageError(
@@ -417,29 +417,7 @@ def open_checkpoint_or_stdin(
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
     start_step(f"reading {parse_location(path).name}")
-    location = parse_location(path)
-    model_folder = None if loader == "torch" else find_model_folder(location, loader)
-    if model_folder is not None and model_folder.is_pipeline:
-        return _open_pipeline(model_folder, limits)
-    if model_folder is None or location != model_folder.path:
-        return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
-    checkpoint = open_checkpoint(location, limits, model_folder.weights_name)
-    return note_unreached_weights(checkpoint, model_folder)
-
-
-def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
-    """Describe the models of a pipeline as one checkpoint.
-
-    Raises:
-        ReadError: one of them cannot be read, or there is none.
-    """
-    components = {
-        name: open_checkpoint(folder.path, limits, folder.weights_name)
-        for name, folder in list_components(pipeline).items()
-    }
-    if not components:
-        raise ReadError(pipeline.path, f"{pipeline.config_name} names no folder with weights")
-    return merge_components(pipeline.path, components)
+    return open_weights(parse_location(path), limits, loader)
 
 
 def reject_invalid_path(path: object) -> None:

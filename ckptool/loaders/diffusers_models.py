@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("diffusers", "accelerate")
 LOADER_CALL: Final = "from_pretrained()"
 _CONFIG_NAME: Final = "config.json"
+_IMAGE_MODELS: Final = frozenset({"UNet2DModel", "UNet2DConditionModel", "AutoencoderKL"})
+_CONDITION_FIELDS: Final = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
+"""Fields by which forward takes more than an image, a timestep and encoded text."""
 _STUB_NAME: Final = "diffusion_pytorch_model.safetensors"
 _EMPTY_SAFETENSORS: Final = b"\x02\x00\x00\x00\x00\x00\x00\x00{}"
 
@@ -110,9 +119,34 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
 
 
 def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
-    """Return no inputs: what forward of a diffusion model takes is not in its configuration."""
-    del module
-    return {}
+    """Return the inputs of each model of a pipeline, or a small noisy image of the usual models.
+
+    {} where the configuration does not say all that forward takes.
+    """
+    if is_pipeline(module):
+        from ckptool.loaders.diffusers_pipelines import make_pipeline_inputs
+
+        return make_pipeline_inputs(module)  # type: ignore[arg-type]
+    import torch
+
+    config: Any = module.config
+    class_name = type(module).__name__
+    is_conditioned = any(config.get(field) is not None for field in _CONDITION_FIELDS)
+    blocks = config.get("block_out_channels")
+    if class_name not in _IMAGE_MODELS or is_conditioned or not blocks:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    size = max(8, 2 ** len(blocks))
+    channels = config["in_channels"]
+    inputs: dict[str, Any] = {"sample": torch.rand(1, channels, size, size, generator=generator)}
+    if class_name != "AutoencoderKL":
+        inputs["timestep"] = torch.ones(1, dtype=torch.int64)
+    width = config.get("cross_attention_dim")
+    if class_name == "UNet2DConditionModel":
+        if not isinstance(width, int):
+            return {}
+        inputs["encoder_hidden_states"] = torch.rand(1, 8, width, generator=generator)
+    return inputs
 
 
 def _find_class(class_name: str, folder: str) -> Any:

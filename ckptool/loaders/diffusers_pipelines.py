@@ -22,7 +22,7 @@ LOADER_CALL: Final = "from_pretrained()"
 class Pipeline(nn.Module):
     """The models of a pipeline, each under the name that model_index.json gives it.
 
-    It has no forward: what a pipeline does with its models is code of its own.
+    Its forward runs each by itself: what a pipeline does with its models is code of its own.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], others: tuple[str, ...]) -> None:
@@ -31,6 +31,10 @@ class Pipeline(nn.Module):
         """Components that hold no weights: schedulers, tokenizers."""
         for name, model in models.items():
             self.add_module(name, model)
+
+    def forward(self, **inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the output of each model that there are inputs for, by its name."""
+        return {name: self.get_submodule(name)(**values) for name, values in inputs.items()}
 
 
 def build_pipeline(folder: Location) -> Pipeline:
@@ -73,6 +77,16 @@ def load_pipeline(module: Pipeline, state: Mapping[str, Any]) -> tuple[Pipeline,
             infos[name] = LoadingInfo(LOADER_CALL, missing_keys=missing_keys, error=reason)
     other_keys = tuple(sorted(k for k in state if k.partition(".")[0] not in infos))
     return Pipeline(loaded, module.others), _merge_infos(infos, other_keys, module.others)
+
+
+def make_pipeline_inputs(module: Pipeline) -> dict[str, Mapping[str, Any]]:
+    """Return the inputs of each model whose configuration says what its forward takes."""
+    inputs: dict[str, Mapping[str, Any]] = {}
+    for name, model in module.named_children():
+        values = _find_framework(type(model)).make_inputs(model)
+        if values:
+            inputs[name] = values
+    return inputs
 
 
 def _merge_infos(

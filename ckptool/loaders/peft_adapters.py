@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
@@ -24,6 +26,8 @@ PACKAGES: Final = ("peft", "transformers", "accelerate")
 LOADER_CALL: Final = "load_adapter()"
 CONFIG_NAME: Final = "adapter_config.json"
 _BASE_NOTE: Final = "only the configuration of the base is used: its weights are not loaded"
+_WEIGHT_STD: Final = 0.02
+"""Standard deviation of the weights that stand in for the base's."""
 _TASK_CLASSES: Final = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -33,6 +37,7 @@ _TASK_CLASSES: Final = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """Task of an adapter -> the class that AutoPeftModel takes for its base."""
+_TASK_COUNT_FIELDS: Final = ("num_tasks", "n_tasks")
 _SHOWN_FIELDS: Final = (
     "r",
     "lora_alpha",
@@ -75,8 +80,24 @@ def build_adapter_model(folder: Location, base: Path) -> "nn.Module":
     if base_folder.loader == "transformers":
         class_name = _choose_base_class(folder, base) or class_name
     base_model = get_loader(base_folder.loader).build_model(base, class_name)
+    _fill_weights(base_model)
     with run_offline():
         return add_adapter(base_model, folder)
+
+
+def _fill_weights(base_model: "nn.Module") -> None:
+    """Give the base weights that are the same whatever the seed, as those in its file would be.
+
+    What an adapter computes from them (`trainable_tokens_original`) is then the same on every
+    construction, and only what the adapter itself draws is random.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for tensor in base_model.state_dict().values():
+        is_drawn = tensor.is_floating_point() and not tensor.is_meta and tensor.numel() > 1
+        if is_drawn and tensor.min() != tensor.max():
+            tensor.normal_(0, _WEIGHT_STD, generator=generator)
 
 
 def _choose_base_class(folder: Location, base: Path) -> str:
@@ -141,6 +162,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     import copy
 
     from ckptool.loaders.tensor_trace import TensorTrace
+    from ckptool.modules.walk import walk_module
 
     is_on_meta = all(tensor.is_meta for tensor in state.values())
     with run_offline():
@@ -155,7 +177,14 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         for key in tensors
         if (conversion := trace.find_conversion(key, tensors[key])) is not None
     ]
-    return loaded, _build_info(loaded, state, result, conversions, mismatched_shapes)
+    restored = {
+        found.path: conversion
+        for found in walk_module(loaded).tensors
+        if found.path not in tensors
+        and (conversion := trace.find_conversion(found.path, found.value)) is not None
+    }
+    info = _build_info(loaded, state, result, [*conversions, *restored.values()], mismatched_shapes)
+    return loaded, replace(info, restored_paths=tuple(restored))
 
 
 def _copy_on_meta(module: "nn.Module") -> "nn.Module":
@@ -175,10 +204,17 @@ def _copy_on_meta(module: "nn.Module") -> "nn.Module":
 
 
 def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
-    """Return the inputs of the base."""
+    """Return the inputs of the base; also the task's number for adapters of several tasks."""
+    import torch
+
     from ckptool.loaders.transformers_inputs import make_model_inputs
 
-    return make_model_inputs(module.get_base_model())  # type: ignore[operator]
+    inputs = make_model_inputs(module.get_base_model())  # type: ignore[operator]
+    configs: Any = module.peft_config
+    has_tasks = any(
+        getattr(config, name, None) for config in configs.values() for name in _TASK_COUNT_FIELDS
+    )
+    return {**inputs, "task_ids": torch.zeros(1, dtype=torch.int64)} if has_tasks else inputs
 
 
 def _build_info(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -60,25 +61,34 @@ def get_loader(name: str) -> FrameworkLoader:
     Raises:
         ModuleError: the framework is not installed; the message says what to install.
     """
-    loader = cast("FrameworkLoader", import_module(_MODULES[name]))
-    missing = find_missing_packages(loader.PACKAGES)
-    if missing:
-        packages = ", ".join(missing)
+    missing_packages = list_missing_packages(name)
+    if missing_packages:
+        packages = ", ".join(missing_packages)
         raise ModuleError(name, f"{packages} is not installed here: {get_install_hint(name)}")
-    return loader
+    return _import_loader(name)
 
 
 def is_installed(name: str) -> bool:
     """Whether the packages of a framework are installed here; none is imported."""
-    loader = cast("FrameworkLoader", import_module(_MODULES[name]))
-    return not find_missing_packages(loader.PACKAGES)
+    return not list_missing_packages(name)
 
 
-def find_missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those packages that cannot be found."""
-    from importlib.util import find_spec
+def list_missing_packages(*names: str) -> tuple[str, ...]:
+    """Return the packages of frameworks that cannot be found; none is imported."""
+    packages = dict.fromkeys(p for name in names for p in _import_loader(name).PACKAGES)
+    return tuple(package for package in packages if not _is_found(package))
 
-    return tuple(package for package in packages if find_spec(package) is None)
+
+def _import_loader(name: str) -> FrameworkLoader:
+    return cast("FrameworkLoader", import_module(_MODULES[name]))
+
+
+def _is_found(package: str) -> bool:
+    """Whether an import system finds the package; a finder may refuse it by raising."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def build_folder_model(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,11 +26,14 @@ class Inputs:
     kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     source: str = ""
     """Source as text: "--input", "dummy_inputs of the module" ..."""
+    idle_models: tuple[str, ...] = ()
+    """Models of a pipeline that get no inputs, and are not run."""
 
     def map_tensors(self, transform: Callable[[Tensor], Tensor]) -> "Inputs":
         """Return the inputs with `transform` applied to every tensor."""
         kwargs = {name: tree_map(value, transform) for name, value in self.kwargs.items()}
-        return Inputs(tuple(tree_map(value, transform) for value in self.args), kwargs, self.source)
+        args = tuple(tree_map(value, transform) for value in self.args)
+        return replace(self, args=args, kwargs=kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

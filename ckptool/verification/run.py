@@ -7,6 +7,7 @@ from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError, ReadError
+from ckptool.loaders.diffusers_models import is_pipeline
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Kind, Skipped
 from ckptool.phrases import join_limited, quote_code
@@ -76,7 +77,7 @@ def run_verification(
     round_trip_result, round_trip_difference = check_round_trip(
         loaded_factory, usable_inputs, reason
     )
-    persistence_result, lost_paths = check_persistence(loaded_factory, new.module_diff.module)
+    persistence_result, lost_paths = check_persistence(loaded_factory, new.module_info)
     return Verification(
         path=str(new.module_diff.checkpoint.path),
         module=new.factory.target,
@@ -103,6 +104,7 @@ def run_verification(
         skipped=(
             *new.module_diff.checkpoint.skipped,
             *meta_result.skipped,
+            *_list_idle_models(usable_inputs),
             *_list_simulation_limits(device),
         ),
     )
@@ -170,8 +172,20 @@ def _make_own_inputs(loaded_factory: LoadedModuleFactory, module: nn.Module) -> 
     loader = loaded_factory.module_diff.module.loader
     values = {} if loader == "torch" else get_loader(loader).make_inputs(module)
     if values:
-        return Inputs((), dict(values), f"made by its configuration: {', '.join(values)}")
+        source = f"made by its configuration: {', '.join(values)}"
+        idle_models = (
+            tuple(name for name, _ in module.named_children() if name not in values)
+            if is_pipeline(module)
+            else ()
+        )
+        return Inputs((), dict(values), source, idle_models)
     return input_sources.inputs_from_module(module)
+
+
+def _list_idle_models(inputs: Inputs | None) -> tuple[Skipped, ...]:
+    reason = "what it takes is not in its configuration: verify its folder, with --input"
+    names = () if inputs is None else inputs.idle_models
+    return tuple(Skipped(f"forward of {name}", reason) for name in names)
 
 
 def _run_forward(

@@ -13,22 +13,29 @@ import torch
 from files import save
 
 import ckptool
-from ckptool.cli import COMMANDS, main
-from ckptool.cli.options import OUTPUT_PATH
+from ckptool.cli import COMMANDS, REVISION_COMMANDS, main
+from ckptool.cli.options.param_types import OUTPUT_PATH
 
 CONTEXT = click.Context(main)
+LINEAR = ("torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 LEAST = {
     "audit": ("-m", "torch.nn:ReLU"),
+    "check": ("--chain", "{chain}", "-m", *LINEAR),
     "convert": ("{input}", "--no-provenance"),
+    "current": ("{input}", "--chain", "{chain}"),
     "diff": ("{input}", "{other}", "--no-values"),
     "digest": ("{input}",),
+    "downgrade": ("{input}", "--chain", "{chain}", "--to", "base"),
     "explain": ("{input}",),
     "fix": ("-m", "torch.nn:ReLU"),
     "gate": ("{input}", "--no-values"),
+    "history": ("--chain", "{chain}"),
     "inspect": ("{input}",),
     "lock": ("{input}",),
     "merge": ("{input}",),
     "migrate": ("{input}", "--no-provenance"),
+    "revision": ("-m", "x", "--dry-run", "--chain", "{chain}", "--module", *LINEAR),
+    "upgrade": ("{input}", "--chain", "{chain}"),
     "verify": ("{input}", "-m", "torch.nn:Linear"),
 }
 """Words with which a command reads `{input}`; audit reads the file of constructor arguments."""
@@ -78,7 +85,7 @@ def test_an_input_is_never_replaced(name, option, kind, force, run_command, tmp_
     folder = tmp_path / "real"
     folder.mkdir()
     path = save(folder / "a.pth", torch.nn.Linear(2, 3).state_dict())
-    words = [w.format(input=path, other=path) for w in LEAST[name]]
+    words = [w.format(input=path, other=path, chain=path) for w in LEAST[name]]
     if name in {"audit", "fix"}:
         path.write_text("{}")
         words += ["--kwargs", str(path)]
@@ -102,7 +109,10 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
     if name == "explain":
         path.write_text("RuntimeError: PytorchStreamReader failed reading zip archive\n")
     source = tmp_path / "part.json" if name == "merge" else path
-    words = [w.format(input=source, other=path) for w in LEAST[name]]
+    chain = tmp_path / "chain"
+    if name in REVISION_COMMANDS - {"revision"}:
+        run_command("revision", "-m", "x", "--chain", chain, "--module", *LINEAR)
+    words = [w.format(input=source, other=path, chain=chain) for w in LEAST[name]]
     if name == "verify":
         words += ["--device", "cpu", "-k", "in_features=2", "-k", "out_features=3"]
         words += ["--input", "float32[1,2]"]
@@ -113,18 +123,20 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
         words += ["--update-baseline"]
     if name == "migrate" and option != "-o":
         words += ["-o", str(tmp_path / "new.pth")]
-    suffix = ".pth" if name in {"convert", "migrate"} else ".json"
+    writes_files = {"convert", "migrate", "upgrade", "downgrade"}
+    suffix = ".pth" if name in writes_files else ".json"
     target = tmp_path / f"notes{suffix}"
     target.write_text("precious\n")
     ran = run_command(name, *words, option, target)
     assert ran.code == 2, ran
     assert target.read_text() == "precious\n"
-    if option == "--baseline":  # a file that is no baseline is never replaced
+    # A file that is no baseline is never replaced, nor one in the place of a draft.
+    if option == "--baseline" or (name, option) == ("revision", "--save-plan"):
         return
     forced = run_command(name, *words, option, target, "--force")
     assert forced.code in {0, 1}, forced
     assert target.read_bytes() != b"precious\n"
-    if name not in {"convert", "migrate"} and option == "-o":
+    if name not in writes_files and option == "-o":
         again = run_command(name, *words, option, target)
         assert again.code == forced.code, again
 

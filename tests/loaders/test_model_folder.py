@@ -154,15 +154,3 @@ def test_pickles_of_the_folder_are_never_unpickled(tmp_path, run_command):
     result = run_command("gate", str(folder), "--no-config")
     assert result.code in {1, 2}
     assert not marker.exists()
-
-
-def test_without_the_framework_one_line_says_what_to_install(tmp_path, run_command, monkeypatch):
-    from ckptool.loaders import registry
-
-    monkeypatch.setattr(registry, "find_missing_packages", lambda packages: packages)
-    folder = write_folder(tmp_path / "m", CONFIG)
-    result = run_command("diff", str(folder), "--no-config")
-    assert result.code == 2
-    assert "pip install 'ckptool[frameworks]'" in result.err
-    assert len(result.err.splitlines()) == 1
-    assert run_command("gate", str(folder), "--no-config").code == 0

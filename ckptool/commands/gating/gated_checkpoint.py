@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.gating.chain_standing import ChainEvidence, find_chain_evidence
 from ckptool.commands.gating.expectations import (
     GateExpectations,
     check_expectations,
@@ -70,6 +71,8 @@ class GatedCheckpoint(Struct, frozen=True):
     evidence: GateEvidence = GateEvidence()
     statistics: CheckpointStatistics | None = None
     """None if values were not read."""
+    chain: ChainEvidence | None = None
+    """Place in the project's chain of migrations; None without a chain."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -92,6 +95,7 @@ def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
         gated_checkpoint.verification,
         *gated_checkpoint.evidence.subjects,
         gated_checkpoint.statistics,
+        *(gated_checkpoint.chain.subjects if gated_checkpoint.chain else ()),
     )
     return tuple(subject for subject in candidates if subject is not None)
 
@@ -135,11 +139,8 @@ class CheckpointExaminer(Struct, frozen=True):
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                gated_checkpoints.append(
-                    self.examine_checkpoint(
-                        path, find_target(path, self.module_options, self.config)
-                    )
-                )
+                module_target = find_target(path, self.module_options, self.config)
+                gated_checkpoints.append(self.examine_checkpoint(path, module_target))
             except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
         if modules:
@@ -174,6 +175,7 @@ class CheckpointExaminer(Struct, frozen=True):
                 required_levels=required_levels,
                 evidence=evidence,
                 statistics=statistics,
+                chain=find_chain_evidence(self.config, None, path, checkpoint, None),
             )
         file_arguments = module_target.read_file_arguments(checkpoint)
         facts = self.worker.ask(DescribeModule(module_target, file_arguments, self.inputs))
@@ -194,7 +196,7 @@ class CheckpointExaminer(Struct, frozen=True):
         return GatedCheckpoint(
             str(path),
             checkpoint,
-            module_info,
+            module_diff.module,
             module_diff,
             forward_effects,
             verification,
@@ -202,6 +204,7 @@ class CheckpointExaminer(Struct, frozen=True):
             required_levels,
             evidence,
             statistics,
+            find_chain_evidence(self.config, module_target, path, checkpoint, module_info),
         )
 
     def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:
@@ -252,4 +255,7 @@ class CheckpointExaminer(Struct, frozen=True):
         evidence = check_expectations(
             expectations, None, module_info, module_target, self.limits, self.worker
         )
-        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
+        chain = find_chain_evidence(self.config, module_target, None, None, module_info)
+        return GatedCheckpoint(
+            module_info.target, None, module_info, evidence=evidence, chain=chain
+        )

@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
 
-from ckptool.commands.target import PathLike
-from ckptool.config import ModelEntry, PathEntry, ProjectConfig
-from ckptool.errors import ReadError
-from ckptool.formats.files.checkpoint_files import (
+from ckptool.commands.sources.checkpoint_files import (
     is_pattern,
     iter_matching_checkpoints,
     list_checkpoints,
 )
+from ckptool.commands.target import PathLike
+from ckptool.config import ModelEntry, PathEntry, ProjectConfig
+from ckptool.errors import ReadError
 from ckptool.formats.files.source import is_directory
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.locations import Location, RemotePath, is_remote, list_glob_names, parse_location

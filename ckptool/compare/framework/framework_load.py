@@ -1,6 +1,7 @@
 """ModuleDiff x LoadingInfo -> ModuleDiff with the framework's report in place of the keys."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -8,8 +9,19 @@ from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.formats.sharded.precedence import find_variant
-from ckptool.model import Checkpoint, IssueKind, StateDict, TensorInfo, contiguous_stride
+from ckptool.formats.files.weight_names import find_variant
+from ckptool.model import (
+    Checkpoint,
+    Constancy,
+    IssueKind,
+    Kind,
+    ModuleTensor,
+    StateDict,
+    TensorInfo,
+    contiguous_stride,
+)
+
+FRAMEWORK_PACKAGES: Final = frozenset({"transformers", "diffusers", "peft", "timm"})
 
 
 def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
@@ -20,12 +32,8 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     """
     unexpected = frozenset(report.unexpected_keys)
     report = _add_unreached(_name_variant(report, diff.checkpoint), diff.checkpoint)
-    if report.scope_keys is not None:
-        scope = frozenset(report.scope_keys)
-        tensors = {k: t for k, t in diff.module.tensors.items() if k in scope or not t.is_saved}
-        diff = replace(diff, module=replace(diff.module, tensors=tensors))
     return replace(
-        diff,
+        _select_tensors(diff, report),
         changes=tuple(_iter_changes(diff, report)),
         load_outcome=LoadOutcome(report.error, report.missing_keys, report.unexpected_keys),
         loading_info=report,
@@ -41,6 +49,32 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         tied_missing_keys={},
         diverged_ties=(),
         equal_values={k: v for k, v in diff.equal_values.items() if k in unexpected},
+    )
+
+
+def _select_tensors(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
+    """Return the diff of the tensors that the file is for.
+
+    Without unsaved ones that the loader restores from it, or that a class of the framework keeps
+    in plain attributes and makes again: its files leave them out on purpose.
+    """
+    tensors = {
+        path: module_tensor
+        for path, module_tensor in diff.module.tensors.items()
+        if path not in report.restored_paths and not is_remade_by_framework(module_tensor)
+    }
+    if report.scope_keys is not None:
+        scope = frozenset(report.scope_keys)
+        tensors = {k: t for k, t in tensors.items() if k in scope or not t.is_saved}
+    return replace(diff, module=replace(diff.module, tensors=tensors))
+
+
+def is_remade_by_framework(module_tensor: ModuleTensor) -> bool:
+    """Whether a class of a framework makes this plain attribute anew, the same each time."""
+    return (
+        module_tensor.kind in {Kind.ATTRIBUTE, Kind.CONTAINER, Kind.ARRAY}
+        and module_tensor.owner.partition(".")[0] in FRAMEWORK_PACKAGES
+        and module_tensor.constancy is Constancy.CONSTANT
     )
 
 

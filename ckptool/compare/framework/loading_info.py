@@ -39,6 +39,8 @@ class LoadingInfo(Struct, frozen=True):
     """Whether the loader raises where a key is missing or unexpected."""
     scope_keys: tuple[str, ...] | None = None
     """Keys of the module that the file is for, as an adapter's on its base; None for all."""
+    restored_paths: tuple[str, ...] = ()
+    """Paths of tensors that no state_dict has, and that the loader fills from the file."""
     notes: tuple[str, ...] = ()
     """What the framework's configuration says, for people."""
     error: str = ""

@@ -37,7 +37,7 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
     parts = node.id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
         raise PickleTreeError("a persistent id that does not refer to a storage")
-    _, cls, key, location, numel, *legacy_view = parts
+    cls, key, location, numel = parts[1:5]
     if type(key) is not str or not key:
         raise PickleTreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
@@ -46,7 +46,8 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
         )
     if type(location) is not str or not _is_location_tag(location):
         raise PickleTreeError(f"storage {quote_name(key)} has an unknown location tag")
-    return StorageId(get_storage_dtype(cls, key), key, location, numel, *legacy_view)
+    dtype = get_storage_dtype(cls, key)
+    return StorageId(dtype, key, location, numel, parts[5] if fields > 5 else None)
 
 
 def check_repeated_id(storage: SavedStorage, repeated_id: StorageId) -> SavedStorage:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Final
 
+from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
@@ -112,6 +113,19 @@ def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:
     asked_groups = [other for other in diff.rename_groups if not other.is_documented]
     taken_groups = asked_groups if len(asked_groups) <= _MAX_RENAMES else [group]
     return " ".join((format_migrate_command(diff), *_format_renames(taken_groups)))
+
+
+def format_file_rename_command(diff: CheckpointDiff, group: RenameGroup) -> str:
+    """Return the `ckptool convert` command that gives the old file the names of the new one.
+
+    It takes all groups of the two files, if they are few.
+    """
+    groups = diff.rename_groups if len(diff.rename_groups) <= _MAX_RENAMES else (group,)
+    place = diff.places[0]
+    at = ("--at", place) if len(diff.old.states) > 1 and place != "*" else ()
+    renames = (f"{taken.old_pattern}={taken.new_pattern}" for taken in groups)
+    options = (word for rename in renames for word in ("--rename", rename))
+    return format_convert_command(diff.old, *at, *options)
 
 
 def _format_renames(groups: Sequence[RenameGroup]) -> list[str]:

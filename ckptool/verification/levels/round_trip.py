@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ckptool.compare.framework.framework_load import is_remade_by_framework
 from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.model import Constancy, Kind, ModuleInfo
@@ -118,9 +119,14 @@ def check_persistence(
         return LevelResult(
             VerificationLevel.PERSISTENCE, LevelStatus.INCONCLUSIVE, failure, "cpu"
         ), ()
+    loading_info = loaded_factory.module_diff.loading_info
+    known_paths = () if loading_info is None else loading_info.restored_paths
+    restored_paths = tuple(path for path in lost_paths if path in known_paths)
     rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
-    unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
+    accounted_paths = {*restored_paths, *rebuilt_paths}
+    unexpected_paths = tuple(path for path in lost_paths if path not in accounted_paths)
     details = (
+        *_list_details("not in the state_dict, and loaded from the file", restored_paths),
         *_list_details("not saved, as registered, and recreated by the constructor", rebuilt_paths),
         *_list_details("not tried, because its values cannot be changed in place", unchanged_paths),
     )
@@ -219,11 +225,12 @@ def _find_lost_paths(module: nn.Module, reloaded_module: nn.Module) -> tuple[str
 
 
 def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
-    """Whether it is a non-persistent buffer that every build recreates with the same value."""
+    """Whether every build recreates its value: that of a buffer, or of a framework's attribute."""
     module_tensor = module_info.tensors.get(path)
-    return (
-        module_tensor is not None
-        and module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
+    if module_tensor is None:
+        return False
+    return is_remade_by_framework(module_tensor) or (
+        module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
         and module_tensor.constancy is Constancy.CONSTANT
         and path not in module_info.uninitialized_buffers
     )
