@@ -17,7 +17,7 @@ from ckptool.modules.live.snapshot import (
     list_unsaved_tensors,
     take_snapshot,
 )
-from ckptool.modules.tensor_info import get_dtype_name
+from ckptool.modules.tensor_info import content_digest, get_dtype_name
 from ckptool.modules.tensor_parts import get_shape, get_wrapper_name, has_all_elements
 from ckptool.modules.walk import FoundTensor, get_written_name
 from ckptool.tracing.quiet import torch_unobserved
@@ -167,6 +167,15 @@ class ModuleStates:
     def take_state(self, module: "nn.Module") -> ModuleState:
         with torch_unobserved():
             return _take_state(module, list_unsaved_tensors(module))
+
+    def list_digests(self, module: "nn.Module") -> dict[str, str]:
+        """Return path -> digest of the tensors that no state_dict holds, of the user's classes."""
+        with torch_unobserved():
+            return {
+                found_tensor.path: content_digest(found_tensor.value)
+                for found_tensor in list_unsaved_tensors(module)
+                if not _is_of_library(get_written_name(found_tensor.owner))
+            }
 
     def describe_unsaved(self, module: "nn.Module") -> tuple[UnsavedValue, ...]:
         """Describe the tensors and arrays of `module` that no state_dict holds."""

@@ -81,7 +81,7 @@ def _iter_live_values(trace: "ProcessTrace") -> Iterator[tuple[str, str]]:
     for module in trace.states.list_modules():
         state = trace.states.take_state(module)
         owner = get_written_name(module)
-        for path, digest in state.snapshot.digests.items():
+        for path, digest in trace.states.list_digests(module).items():
             yield f"`{path}` of {owner}", digest
         for path, value in state.snapshot.python_values.items():
             if trace.states.keeps_value(path, value):

@@ -31,7 +31,7 @@ def main():
         first = checkpoint["epoch"] + 1
     for epoch in range(first, 3):
         optimizer.zero_grad()
-        model(torch.full((2, 4), epoch + 0.1 * dist.get_rank())).square().mean().backward()
+        model(torch.full((2, 4), epoch + 1 + 0.1 * dist.get_rank())).square().mean().backward()
         optimizer.step()
         if dist.get_rank() == 0:
             torch.save({"model": net.state_dict(), "epoch": epoch}, f"epoch{epoch}.pt")
