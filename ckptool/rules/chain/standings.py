@@ -44,6 +44,7 @@ class RevisionStanding(Struct, frozen=True):
         detail="it {text}",
         why=_WHY_CURRENT,
         fix="Upgrade it: `{command}`",
+        general_advice="Upgrade it: `ckptool upgrade PATH -o OUT`",
         example=_EXAMPLE,
     ),
 )
