@@ -30,6 +30,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import ckptool
+
 MEMORY_NBYTES = 12 << 30
 SECONDS_PER_TYPE = 40
 MAX_PARAMETERS = 20_000_000
@@ -61,7 +63,7 @@ def shrink(config: Any) -> dict[str, Any]:
     for name, value in vars(config).items():
         if isinstance(value, transformers.PretrainedConfig):
             fields[name] = shrink(value)
-        elif name.endswith("token_id") or name.endswith("token_index"):
+        elif name.endswith(("token_id", "token_index")):
             if isinstance(value, int) and value >= SMALL["vocab"]:
                 fields[name] = SMALL["vocab"] - 1 - (len(fields) % 8)
         elif isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
@@ -105,17 +107,25 @@ def build(model_type: str) -> Any:
     error: Exception | None = None
     for attempt in attempts:
         try:
-            config = config_class(**attempt)
-            with torch.device("meta"):
-                count = sum(p.numel() for p in cls(config).parameters())
-            if count > MAX_PARAMETERS:
-                raise MemoryError(f"{count / 1e6:.0f} million parameters")
-            torch.manual_seed(0)
-            return cls(config).eval()
-        except Exception as caught:
+            return build_small(cls, config_class(**attempt))
+        except Exception as caught:  # noqa: BLE001 (whatever a class raises: the next attempt)
             error = error or caught
     assert error is not None
     raise error
+
+
+def build_small(cls: Any, config: Any) -> Any:
+    """Return the model, under a fixed seed.
+
+    Raises:
+        MemoryError: it has more than MAX_PARAMETERS.
+    """
+    with torch.device("meta"):
+        count = sum(p.numel() for p in cls(config).parameters())
+    if count > MAX_PARAMETERS:
+        raise MemoryError(f"{count / 1e6:.0f} million parameters")
+    torch.manual_seed(0)
+    return cls(config).eval()
 
 
 def check_type(model_type: str, place: Path) -> str:
@@ -123,33 +133,32 @@ def check_type(model_type: str, place: Path) -> str:
     try:
         model = build(model_type)
         model.save_pretrained(place / "model")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever a class raises is its reason)
         return f"cannot be built: {type(error).__name__}: {str(error).splitlines()[:1]}"[:160]
     differing = []
     for what, edit in {"as saved": None, "dropped key": drop, "extra key": add}.items():
         model.save_pretrained(place / "model")
         if edit is not None:
             change(place / "model", edit)
-        try:
-            truth = ask_from_pretrained(type(model), place / "model")
-        except Exception as error:
-            truth = None
-            reason = f"{type(error).__name__}: {str(error)[:60]}"
-        try:
-            if truth is None:
-                import ckptool
-
-                verdict = ckptool.diff(place / "model").verdict
-                is_same = verdict.startswith("does not load")
-                what += f" ({reason}; {verdict[:60]})"
-            else:
-                is_same = agrees(place / "model", truth)
-        except Exception as error:
-            is_same = False
-            what += f" ({type(error).__name__}: {str(error)[:100]})"
-        if not is_same:
-            differing.append(what)
+        difference = compare(type(model), place / "model")
+        if difference is not None:
+            differing.append(f"{what} {difference}")
     return f"differs: {', '.join(differing)}" if differing else "agrees"
+
+
+def compare(cls: Any, folder: Path) -> str | None:
+    """Return how ckptool differs from from_pretrained, which may raise; None if it agrees."""
+    try:
+        truth = ask_from_pretrained(cls, folder)
+    except Exception:  # noqa: BLE001 (then the verdict is that it does not load)
+        truth = None
+    try:
+        if truth is None:
+            verdict = ckptool.diff(folder).verdict
+            return None if verdict.startswith("does not load") else verdict[:80]
+        return None if agrees(folder, truth) else "another verdict or other keys"
+    except Exception as error:  # noqa: BLE001 (a fault of ckptool's is a difference)
+        return f"{type(error).__name__}: {str(error)[:100]}"
 
 
 def stop(*_: Any) -> None:

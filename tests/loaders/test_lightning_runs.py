@@ -209,7 +209,7 @@ def test_the_release_is_the_state_dict_and_not_the_data_module(tmp_path, run_com
     assert run_command("migrate", str(path), "-o", str(target), *words).code == 0
 
 
-class Data(pl.LightningDataModule):
+class ConfiguredData(pl.LightningDataModule):
     """Its hyperparameters have the names of the module's, and other values."""
 
     def __init__(self, hidden=99, batch_size=2):
@@ -224,7 +224,7 @@ def test_hyperparameters_of_a_datamodule_are_not_the_modules(tmp_path, run_comma
     module = Plain(hidden=5)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
-    trainer.fit(module, datamodule=Data())
+    trainer.fit(module, datamodule=ConfiguredData())
     path = tmp_path / "run.ckpt"
     trainer.save_checkpoint(path)
     (tmp_path / "config.yaml").write_text(

@@ -87,7 +87,8 @@ def check(
     )
     examiner = _FixtureExaminer(project, revision_chain, target_module, change, run_python, limits)
     results = [examiner.examine(revision) for revision in revision_chain.revisions]
-    findings = run_rules([change, *(result.arrival for result in results)])
+    subjects = [change, *(result.arrival for result in results)]
+    findings = run_rules(subjects, revision_chain.folder)
     return build_chain_check_report(
         str(revision_chain.folder),
         revision_chain.head.name,
