@@ -22,8 +22,8 @@ from ckptool.formats.pickle.storage_ids import (
     select_byte_storages,
 )
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
-from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
+from ckptool.formats.torch.without_tensors import describe_tensorless_pickle
 from ckptool.model import Checkpoint, Container, Skipped, Span, StateDict, StorageInfo
 
 

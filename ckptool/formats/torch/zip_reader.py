@@ -27,7 +27,6 @@ from ckptool.formats.pickle.storage_ids import (
     select_byte_storages,
 )
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
-from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
 from ckptool.formats.torch.archive_layout import find_refusal, fold_case, fold_names
 from ckptool.formats.torch.hidden_records import (
     iter_hidden_uses,
@@ -35,6 +34,7 @@ from ckptool.formats.torch.hidden_records import (
     scan_hidden_members,
 )
 from ckptool.formats.torch.streams import SourceSlice
+from ckptool.formats.torch.without_tensors import describe_tensorless_pickle
 from ckptool.formats.zip.archive import (
     STORED,
     ZipMember,
