@@ -100,7 +100,7 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 
 def _iter_searched(checkpoint: Checkpoint) -> Iterator[_SearchedBytes]:
     """Yield what is searched; each place of a file once."""
-    seen: set[Hashable] = set()
+    visited_places: set[Hashable] = set()
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
             place, is_extra_state = join_key(state.at, key), _is_extra_state(key)
@@ -111,12 +111,12 @@ def _iter_searched(checkpoint: Checkpoint) -> Iterator[_SearchedBytes]:
                 if span is None and part.storage is not None and _is_byte_view(part):
                     span, view = part.storage.span, part
                 place_in_file = _locate(span, view)
-                if place_in_file is None or place_in_file not in seen:
-                    seen.add(place_in_file)
+                if place_in_file is None or place_in_file not in visited_places:
+                    visited_places.add(place_in_file)
                     yield _SearchedBytes(place, span, is_extra_state, view)
     for place, storage in checkpoint.byte_storages.items():
         span = storage.span
-        if span is not None and span.nbytes and _locate(span, None) not in seen:
+        if span is not None and span.nbytes and _locate(span, None) not in visited_places:
             yield _SearchedBytes(place, span)
 
 
@@ -146,9 +146,9 @@ def _is_extra_state(key: str) -> bool:
 
 def _select_remote(items: list[_SearchedBytes], limits: Limits) -> list[_SearchedBytes]:
     """Return what is searched in a remote file: all extra state, in a gate the rest as well."""
-    rest = [item for item in items if not item.is_extra_state]
+    byte_items = [item for item in items if not item.is_extra_state]
     extra_states = [item for item in items if item.is_extra_state]
-    return extra_states + (rest[:_MAX_REMOTE] if limits.search_remote else [])
+    return extra_states + (byte_items[:_MAX_REMOTE] if limits.search_remote else [])
 
 
 class _Search:

@@ -49,24 +49,24 @@ def add_sibling_uses(
         if name not in read_names and not (folder / name).is_dir()
     ]
     named, others = _split_by_name(siblings)
-    found = _FoundBeside(
+    contents = _FolderContents(
         unread=_list_beyond(named, _MAX_SEARCHED), skipped=_list_beyond(others, _MAX_LOOKED_INTO)
     )
     for name in named[:_MAX_SEARCHED]:
-        _search_named_file(folder / name, limits, found)
+        _search_named_file(folder / name, limits, contents)
     for name in others[:_MAX_LOOKED_INTO]:
-        _search_other_file(folder / name, limits, found)
-    if not found.uses and not found.unread and not found.skipped:
+        _search_other_file(folder / name, limits, contents)
+    if not contents.uses and not contents.unread and not contents.skipped:
         return checkpoint
     return replace(
         checkpoint,
-        globals=(*checkpoint.globals, *found.uses),
-        unread=(*checkpoint.unread, *found.unread),
-        skipped=(*checkpoint.skipped, *found.skipped),
+        globals=(*checkpoint.globals, *contents.uses),
+        unread=(*checkpoint.unread, *contents.unread),
+        skipped=(*checkpoint.skipped, *contents.skipped),
     )
 
 
-class _FoundBeside(Struct):
+class _FolderContents(Struct):
     """What the files beside a checkpoint hold, and what of them was not looked at."""
 
     uses: list[GlobalUse] = []
@@ -74,23 +74,23 @@ class _FoundBeside(Struct):
     skipped: list[Skipped] = []
 
 
-def _search_named_file(path: Path, limits: Limits, found: _FoundBeside) -> None:
+def _search_named_file(path: Path, limits: Limits, contents: _FolderContents) -> None:
     """Search a file that is named like a checkpoint; one that cannot be read is unread."""
     try:
-        found.uses += _iter_unsafe_uses(path, limits)
+        contents.uses += _iter_unsafe_uses(path, limits)
     except ReadError as error:
         if path_exists(path):
-            found.unread.append(_describe_sibling(path.name, error.reason))
+            contents.unread.append(_describe_sibling(path.name, error.reason))
 
 
-def _search_other_file(path: Path, limits: Limits, found: _FoundBeside) -> None:
+def _search_other_file(path: Path, limits: Limits, contents: _FolderContents) -> None:
     """Search a file of another name; an archive is skipped, a broken pickle is unread."""
     try:
-        found.uses += _iter_uses_by_content(path, limits)
+        contents.uses += _iter_uses_by_content(path, limits)
     except _OtherArchiveError as error:
-        found.skipped.append(_describe_sibling(path.name, error.reason))
+        contents.skipped.append(_describe_sibling(path.name, error.reason))
     except CorruptCheckpointError as error:
-        found.unread.append(_describe_sibling(path.name, error.reason))
+        contents.unread.append(_describe_sibling(path.name, error.reason))
     except ReadError:  # a pipe, a link to nothing: no loader reads it either
         return
 
