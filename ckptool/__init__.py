@@ -96,5 +96,9 @@ if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspe
         from importlib import import_module
 
         if name not in __all__:
-            raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, __all__, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise AttributeError(f"module 'ckptool' has no attribute {name!r}{hint}")
         return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)

@@ -40,6 +40,8 @@ COMMANDS: Final = {
     "upgrade": "Write a checkpoint at a later revision of the chain of migrations.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
+_OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
+"""Commands of other tools that are options here: `ckptool help diff` is `ckptool diff --help`."""
 REVISION_COMMANDS: Final = frozenset(
     {"check", "current", "downgrade", "history", "revision", "upgrade"}
 )
@@ -103,6 +105,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        from ckptool.cli.outputs.secrets import remember_secrets
+
+        remember_secrets(ctx, args)
         command_name = args[0]
         if command_name not in COMMANDS and not command_name.startswith("-"):
             matches = get_close_matches(command_name, COMMANDS, n=1)
@@ -110,9 +115,6 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
-        from ckptool.cli.outputs.secrets import remember_secrets
-
-        remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
         return name, command, command_args
@@ -121,6 +123,8 @@ class LazyGroup(click.Group):
         self, info_name: str | None, args: list[str], *positional: Any, **extra: Any
     ) -> click.Context:
         words = tuple(args)  # click empties the list
+        if args and args[0] in _OPTION_COMMANDS:
+            args = [*args[1:], _OPTION_COMMANDS[args[0]]]
         try:
             return super().make_context(info_name, args, *positional, **extra)
         except click.UsageError as error:
@@ -201,7 +205,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> Non
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=_print_version,
               help="Show the versions of ckptool, torch and Python, and exit.")  # fmt: skip
 @click.pass_context
 def main(ctx: click.Context) -> None:

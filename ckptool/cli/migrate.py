@@ -16,7 +16,7 @@ from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.output_targets import find_format
 from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_injection, parse_rename, parse_shard_size, reject_duplicates
-from ckptool.commands.sources.batch import is_batch
+from ckptool.commands.sources.batch import explain_missing_folder, is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
@@ -180,7 +180,7 @@ def _choose_function(
     if not is_batch(sources, target, is_folder_result=is_folder_result):
         return partial(api.migrate, sources[0], target)
     if target is None:
-        raise UsageError("several sources need a folder for the results: -o DIR")
+        raise UsageError(explain_missing_folder(sources))
     return partial(api.migrate_many, sources, target)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.comparison.diff_files import ValueComparisonOptions, diff_files
 from ckptool.commands.comparison.previews import add_module_diff_previews
@@ -32,6 +33,7 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
+from ckptool.reports.common import SkippedReport
 from ckptool.reports.diff import DiffModuleReport, build_module_diff_report
 from ckptool.reports.diff_files import DiffFilesReport, DiffShardReport
 from ckptool.rules import run_rules
@@ -79,8 +81,9 @@ def diff(  # noqa: PLR0913
 ) -> DiffModuleReport | DiffFilesReport | DiffShardReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
-    With two arguments, either may be a live module or a state_dict: tensors are compared by key and
-    value, of a module also those that its state_dict lacks.
+    With two arguments, either may be a live module or a state_dict. Their tensors are then compared
+    by key and value, including tensors of a module that are not in its state_dict. To find out
+    whether a file loads into a live module, use `diff(path, module=model)`.
 
     Args:
         path: the checkpoint; the old one of two.
@@ -90,7 +93,7 @@ def diff(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
@@ -126,10 +129,11 @@ def diff(  # noqa: PLR0913
     module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
     if new is not None:
         _reject_module_options(module_options, inputs)
-        return diff_files(
+        report = diff_files(
             path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures, roles=roles,
         )  # fmt: skip
+        return _name_unchecked_load(report, path, new)
     location = _parse_only_checkpoint(path)
     _reject_two_file_options(options, roles)
     if into is not None:
@@ -192,6 +196,20 @@ def _parse_only_checkpoint(path: object) -> Location:
     reject_invalid_path(path)
     assert isinstance(path, PathLike)
     return parse_location(path)
+
+
+def _name_unchecked_load(
+    report: DiffFilesReport | DiffShardReport, old: object, new: object
+) -> DiffFilesReport | DiffShardReport:
+    """Return the report; of a file and a live module, with the question that it does not answer."""
+    files = [side for side in (old, new) if not is_live(side)]
+    if len(files) != 1 or not any(hasattr(side, "named_modules") for side in (old, new)):
+        return report
+    skipped = SkippedReport(
+        what=f"whether {files[0]} loads into the module",
+        reason=f"the tensors were compared as they are; use diff({str(files[0])!r}, module=...)",
+    )
+    return replace(report, skipped=(*report.skipped, skipped))
 
 
 class _ModuleDiffResult(Struct, frozen=True):

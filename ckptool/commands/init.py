@@ -60,6 +60,10 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
 
         write_file(file, content.encode(), force=True)
     skipped += [Skipped(target, reason) for target, reason in matcher.errors.items()]
+    skipped += [
+        Skipped(target, f"not built: give its arguments in an entry, {_format_entry_line(names)}")
+        for target, names in matcher.needed_arguments.items()
+    ]
     return InitReport(
         command="init",
         findings=(),
@@ -76,6 +80,10 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
         if modules
         else (),
     )
+
+
+def _format_entry_line(names: tuple[str, ...]) -> str:
+    return f"kwargs = {{ {', '.join(f'{name} = ...' for name in names)} }}"
 
 
 def _choose_file(root: Path) -> Path:

@@ -101,7 +101,7 @@ def migrate(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get
@@ -152,7 +152,7 @@ def migrate(  # noqa: PLR0913
     from ckptool.migration.run import open_migration
 
     _reject_equal_outputs(target, save_plan)
-    location = parse_location(source)
+    location, judging_policy = parse_location(source), policy or Policy()
     if merge_adapter is not None:
         _reject_module_of_merge(module, plan, target)
         base, folder = parse_location(merge_adapter), require_local_path(target or "")
@@ -189,13 +189,7 @@ def migrate(  # noqa: PLR0913
         record_provenance=provenance,
         limits=limits,
         progress=progress,
-        check_plan=partial(
-            refuse_errors,
-            location,
-            policy or Policy(),
-            {*(inject or {}), *drop},
-            lambda diff: run_rules([diff], location),
-        ),
+        check_plan=_make_plan_check(location, judging_policy, {*(inject or {}), *drop}),
         forward_check=_make_forward_check(
             location, module_target, inputs, device, old_options, limits, worker
         ),
@@ -204,9 +198,8 @@ def migrate(  # noqa: PLR0913
         notes = result.notes
         if emit_hook is not None:
             notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
-        return _build_report(
-            replace_field(result, notes=notes), policy or Policy(), location, pictures=pictures
-        )
+        noted_result = replace_field(result, notes=notes)
+        return _build_report(noted_result, judging_policy, location, pictures=pictures)
 
 
 def _reject_equal_outputs(target: PathLike | None, save_plan: PathLike | None) -> None:
@@ -236,6 +229,17 @@ def _reject_whole_module_options(
     )
     for option, (value, reason) in conflicts.items():
         reject_unused_options({option: value is not None}, reason)
+
+
+def _make_plan_check(
+    location: Location, policy: Policy, answered_keys: set[str]
+) -> "Callable[[PlanOutcome], None]":
+    """Return what refuses a plan whose result has errors that the options do not answer."""
+
+    def judge_diff(diff: ModuleDiff) -> tuple[Finding, ...]:
+        return run_rules([diff], location)
+
+    return partial(refuse_errors, location, policy, answered_keys, judge_diff)
 
 
 def _read_plan(plan: "str | Path | Plan | None") -> "Plan | None":
@@ -332,11 +336,12 @@ def migrate_many(
             raise UsageError(f"{option} is for one source: give one of {places}")
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)
     batch = run_batch(
-        list_sources(sources),
+        list_sources(sources, to),
         require_local_path(folder),
         suffix,
         partial(migrate, to=to, dry_run=dry_run, **options),
         dry_run=dry_run,
+        force=bool(options.get("force")),
     )
     return build_many_report(batch.reports, batch.errors)
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from ckptool.commands.target import name_kind
-from ckptool.errors import ModuleError, UsageError
+from ckptool.errors import CkptoolError, ModuleError, UsageError
 from ckptool.policy import Policy, judge
 from ckptool.reports.audit import AuditReport, build_object_report, build_watch_report
 from ckptool.rules import run_rules
@@ -28,13 +28,13 @@ def watch(
 ) -> "Watched | WatchedObject":
     """Watch a module: `with ckptool.watch(model) as watched: train(model)`.
 
-    An optimizer, a scheduler, a sampler, a loader, a GradScaler, an average of weights: anything
-    else with `state_dict` and `load_state_dict` is asked. A copy from when the block began loads
-    the state_dict() from when it ends; what changed and is not restored is in the report. The copy
-    shares the model's parameters.
+    `watched.report` has the state that changed inside the block and is not in the state_dict. A
+    snapshot is taken when the block begins and when it ends, so training steps are not slowed.
 
-    A snapshot is taken when the block begins and when it ends, so training steps are not slowed.
-    `watched.report` has the state that changed inside and is not in the state_dict.
+    Other objects with `state_dict` and `load_state_dict` can be watched as well: optimizers,
+    schedulers, samplers, data loaders, a GradScaler, averaged weights. A copy made when the block
+    begins loads the state_dict() of when it ends, and the report has what changed and was not
+    restored. The copy shares the model's parameters.
 
     Args:
         module: a live module, or an object with `state_dict` and `load_state_dict`.
@@ -86,6 +86,27 @@ class _WatchedBlock(ABC):
         Raises:
             ModuleError: it cannot be examined.
         """
+
+    @property
+    @abstractmethod
+    def report(self) -> AuditReport:
+        """What was found; CkptoolError if there is no result."""
+
+    def __str__(self) -> str:
+        """Return the report as text, or why there is none."""
+        try:
+            return str(self.report)
+        except CkptoolError as error:
+            return str(error)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002, FBT001
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return self.report._repr_html_()
+        except CkptoolError:
+            return None  # the text says why
 
     def __enter__(self) -> Self:
         self._failure = None

@@ -69,7 +69,7 @@ def open_checkpoint(
     Raises:
         UnknownFormatError: no reader recognises it; the message names the format if known.
         CorruptCheckpointError: the container is damaged or ambiguous.
-        ReadError: it cannot be read, or a directory holds several checkpoints.
+        ReadError: it cannot be read, or a directory contains several checkpoints.
     """
     SOURCE_BUDGET.reset()
     path = parse_location(path)
@@ -85,7 +85,7 @@ def _open_container(path: Location, limits: Limits, weights_name: str) -> Checkp
     if is_directory(path):
         return _search_siblings(_open_directory(path, limits, weights_name), path, limits)
     if path.name == _DCP_METADATA:
-        return _open_dcp(path.parent, limits)
+        return _search_siblings(_open_dcp(path.parent, limits), path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)

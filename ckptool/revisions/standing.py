@@ -214,8 +214,8 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
     """Return the standing of a file without a stamp: all that it holds has to be as recorded."""
     for is_match in (_is_same, _has_same_shapes):
         for file in _add_unwrapped(recorded):
-            found = file.recorded
-            matches = [r for r in chain.revisions if is_match(compare_states(r.state, found))]
+            held_state = file.recorded
+            matches = [r for r in chain.revisions if is_match(compare_states(r.state, held_state))]
             if matches:
                 is_one = len(matches) == 1
                 return Standing(
@@ -223,7 +223,7 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
                     file.state,
                     matches[0] if is_one else None,
                     () if is_one else tuple(matches),
-                    difference=compare_states(matches[0].state, found),
+                    difference=compare_states(matches[0].state, held_state),
                     prefix=file.prefix,
                 )
     nearest = min(

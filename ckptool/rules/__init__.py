@@ -22,7 +22,8 @@
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
 | CK801-CK806 | release_contract.py | backward compatibility with an older release |
 | CK328, CK329, CK851-CK860 | policy_requirements.py | what a policy requires, and the policy |
-| CK870-CK879 | revisions.py | a project's chain of migrations |
+| CK870-CK875 | chain/standings.py | a checkpoint's place in the chain of migrations |
+| CK876-CK879 | chain/arrivals.py | the chain, its module and its old files |
 | CK901, CK902 | optimizer.py | optimizer state against parameters |
 
 registry.py holds `Rule`, `Finding` and the decorators `check` and `check_other_subject`.
@@ -45,12 +46,12 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     quantization,
     release_contract,
     reparametrization,
-    revisions,
     runtime,
     ties,
     training_state,
     values,
 )
+from ckptool.rules.chain import arrivals, standings  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_written_name
 from ckptool.tracing.module_states import ModuleStates, iter_saved_tensors
 from ckptool.tracing.origins import identify_storage
 from ckptool.tracing.records import MAX_KEYS, SavedModule, UnsavedValue
@@ -121,7 +121,7 @@ def _describe_saved_module(
     if len(left_out) == len(keys):  # all were renamed
         left_out = []
     return SavedModule(
-        module=get_qualified_name(type(owner.module)),
+        module=get_written_name(owner.module),
         at=owner.at,
         changed=changed[:MAX_KEYS],
         left_out_keys=tuple(left_out[:MAX_KEYS]),
@@ -157,7 +157,7 @@ def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> No
     for module in modules:
         if id(module) in part_ids:
             continue
-        tensors = [tensor for _, tensor in iter_saved_tensors(module)]
+        tensors = [*nn.Module.parameters(module), *nn.Module.buffers(module)]
         if any(id(tensor) in trained_ids for tensor in tensors) or (
             states.is_copy(module) and any(tensor._version for tensor in tensors)  # noqa: SLF001
         ):

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_qualified_name, get_written_name
 from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.origins import identify_storage, iter_places
 from ckptool.tracing.quiet import is_own_code
 from ckptool.tracing.records import TrainingObject
+from ckptool.tracing.tensor_equality import have_equal_elements
 
 _SCAN_PAUSE: Final = 200
 """A search for objects is repeated only after this multiple of the time that the last one took."""
@@ -73,9 +74,7 @@ class SavedContent:
         return any(
             tensor.shape == value.shape
             and tensor.dtype == value.dtype
-            and not tensor.is_meta
-            and tensor.layout == value.layout
-            and bool(torch.equal(tensor.detach().cpu(), value.detach().cpu()))
+            and have_equal_elements(tensor, value)
             for _, tensor in self.tensors
         )
 
@@ -102,9 +101,9 @@ class TrainingObjects:
         entry = self._entries.get(id(value))
         if entry is not None and entry.reference() is value:
             return
-        description = TrainingObject(
-            next(self._numbers), kind, get_qualified_name(type(value)), where
-        )
+        is_module = kind in {"module", "module copy"}
+        owner = get_written_name(value) if is_module else get_qualified_name(type(value))  # type: ignore[arg-type]
+        description = TrainingObject(next(self._numbers), kind, owner, where)
         self._entries[id(value)] = _Entry(weakref.ref(value), description)
 
     def list_objects(self, kind: str) -> list[Any]:
@@ -245,9 +244,7 @@ def has_equal_tensor(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> 
         value = mapping.get(name)
         if not isinstance(value, torch.Tensor) or tensor.numel() < 2:
             continue
-        if value.is_meta or tensor.is_meta or value.shape != tensor.shape:
-            return False
-        return bool(torch.equal(value.detach().cpu(), tensor.detach().cpu().to(value.dtype)))
+        return value.shape == tensor.shape and have_equal_elements(value, tensor)
     return False
 
 
@@ -318,7 +315,7 @@ def _is_equal(first: object, second: object) -> bool:
     if hasattr(first, "shape"):
         import torch
 
-        return isinstance(first, torch.Tensor) and torch.equal(first, second)  # type: ignore[arg-type]
+        return isinstance(first, torch.Tensor) and have_equal_elements(first, second)  # type: ignore[arg-type]
     try:
         return bool(first == second)
     except Exception:  # noqa: BLE001 (a user's __eq__)

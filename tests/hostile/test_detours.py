@@ -277,3 +277,12 @@ def test_what_would_have_to_be_unpacked_beside_a_checkpoint_is_listed(folder, ru
     (place / "m.pkl.gz").write_bytes(gzip.compress(PAYLOAD))
     code, output = run_gate(place)
     assert (code, "'m.pkl.gz', in the same folder" in output) == (0, True), output
+
+
+def test_the_metadata_file_stands_for_its_folder(folder, run_gate):
+    """`gate dcp/.metadata` was judged without what stands beside it."""
+    place = release(folder, write_distributed)
+    assert run_gate(place / ".metadata")[0] == 0
+    (place / "evil.bin").write_bytes(PAYLOAD)
+    code, output = run_gate(place / ".metadata")
+    assert (code, "evil.bin" in output) == (1, True), output

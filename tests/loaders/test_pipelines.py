@@ -165,21 +165,51 @@ def test_the_index_is_taken_before_the_whole_file(saved, tmp_path, run_command):
     assert run_command("diff", str(folder), "--no-config").code == 1
 
 
-@pytest.mark.parametrize("command", ["migrate", "convert"])
-def test_a_pipeline_is_written_model_by_model(command, folder, tmp_path, run_command):
+def load_pipeline(folder: Path):
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, tokenizer=None)
+
+
+def is_equal(first, second) -> bool:
+    return all(
+        torch.equal(value, getattr(second, name).state_dict()[key])
+        for name in CLASSES
+        for key, value in getattr(first, name).state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("migrate", ()), ("convert", ()), ("convert", ("--to", "pth")), ("migrate", ("--to", "pth"))],
+)
+@pytest.mark.parametrize("kind", ["whole", "variant"])
+def test_a_pipeline_is_written_as_one(command, options, kind, saved, tmp_path, run_command):
+    """It was written as single files, out/unet.safetensors, which from_pretrained never finds."""
     target = tmp_path / "out"
-    result = run_command(command, str(folder), "-o", str(target), "--no-config")
+    result = run_command(command, str(saved / kind), "-o", str(target), *options, "--no-config")
     assert result.code == 0, result.err
-    assert {file.stem for file in target.iterdir()} == {*CLASSES}
-    for name, cls in CLASSES.items():
-        written = target / f"{name}.safetensors"
-        (folder / name / WEIGHTS[name]).write_bytes(written.read_bytes())
-        _, info = cls.from_pretrained(folder / name, output_loading_info=True)
-        assert not info["missing_keys"]
-        assert not info["unexpected_keys"]
+    assert is_equal(load_pipeline(target), load_pipeline(saved / "whole"))
+    settings = {p.relative_to(saved / kind) for p in (saved / kind).rglob("*.json")}
+    assert settings == {p.relative_to(target) for p in target.rglob("*.json")} - {
+        p.relative_to(target) for p in target.rglob("*.ckptool.json")
+    }
+    result = run_command(command, str(saved / kind), "-o", str(target), *options, "--no-config")
+    assert result.code == 2  # what is there is kept
+
+
+def test_a_cast_pipeline_loads_in_the_new_dtype(folder, tmp_path, run_command):
+    target = tmp_path / "out"
+    words = ("-o", str(target), "--dtype", "bf16")
+    assert run_command("convert", str(folder), *words, "--no-config").code == 0
+    _, info = diffusers.UNet2DConditionModel.from_pretrained(
+        target / "unet", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    stored = load_file(target / "unet" / WEIGHTS["unet"]).values()
+    assert {value.dtype for value in stored} == {torch.bfloat16}
 
 
 def test_a_model_of_a_pipeline_that_does_not_load_is_named(folder, tmp_path, run_command):
+    """What is incomplete has no model_index.json, and so is no pipeline."""
     file = folder / "unet" / WEIGHTS["unet"]
     state = load_file(file)
     drop_one(state)
@@ -188,7 +218,50 @@ def test_a_model_of_a_pipeline_that_does_not_load_is_named(folder, tmp_path, run
     result = run_command("migrate", str(folder), "-o", str(target), "--no-config")
     assert result.code != 0
     assert "unet" in result.out + result.err
-    assert not (target / "unet.safetensors").exists()
+    assert not (target / "unet").exists()
+    assert not (target / "model_index.json").exists()
+
+
+def test_a_pipeline_without_the_weights_of_a_model_is_not_written(folder, tmp_path, run_command):
+    (folder / "vae" / WEIGHTS["vae"]).unlink()
+    for command in ("migrate", "convert"):
+        result = run_command(command, str(folder), "-o", str(tmp_path / "out"), "--no-config")
+        assert result.code == 2
+        assert "vae: has a config.json, and no weights" in result.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_a_pipeline_are_refused(folder, tmp_path, run_command):
+    words = ("-o", str(tmp_path / "out"), "--max-shard-size", "100KB", "--no-config")
+    result = run_command("migrate", str(folder), *words)
+    assert result.code == 2
+    assert "each model of a pipeline is written as one file" in result.err
+
+
+def test_verify_runs_each_model(folder, run_command):
+    """It exited with 2: nothing was run."""
+    result = run_command("verify", str(folder), "--no-config")
+    assert result.code == 0, result.out
+    assert "input: made by its configuration: text_encoder, unet, vae" in result.out
+    assert "not checked: forward of safety_checker" in result.out
+
+    file = folder / "vae" / WEIGHTS["vae"]
+    state = load_file(file)
+    drop_one(state)
+    save_file(state, file, metadata={"format": "pt"})
+    _, info = diffusers.AutoencoderKL.from_pretrained(folder / "vae", output_loading_info=True)
+    (missing,) = info["missing_keys"]
+    result = run_command("verify", str(folder), "--no-config")
+    assert result.code == 1
+    assert f"vae.{missing}" in result.out
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel", "AutoencoderKL"])
+def test_inputs_of_a_model_are_those_that_it_takes(name, tmp_path, run_command):
+    build(name).save_pretrained(tmp_path / name)
+    result = run_command("verify", str(tmp_path / name), "--no-config")
+    assert result.code == 0, result.out
+    assert "sample" in result.out
 
 
 def test_commands_for_one_model_ask_for_one_of_them(folder, tmp_path, run_command):
@@ -206,6 +279,3 @@ def test_a_pipeline_is_recorded_as_one(folder, tmp_path, run_command):
     assert run_command("lock", str(folder), "-o", lock, "--no-config").code == 0
     places = json.loads((tmp_path / "pipeline.lock.json").read_text())
     assert "unet.conv_in.weight" in json.dumps(places)
-    result = run_command("verify", str(folder), "--no-config")
-    assert "load" in result.out
-    assert "models of the pipeline: safety_checker, text_encoder, unet, vae" in result.out

@@ -122,6 +122,21 @@ def test_random_generators_that_are_not_restored_are_named(tmp_path):
     assert (run.code, run.codes, run.report["resume"]["differing"]) == (0, [], [])
 
 
+def test_several_ranks_are_interrupted_and_resumed(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (sys.executable, *launch, SCRIPTS / "ddp_resume.py")
+    run = run_traced(words, folder, "--resume-check", "--resume-args", "{checkpoint}")
+    assert run.code == 1
+    resume = run.report["resume"]
+    assert (resume["checkpoint"], resume["file"]) == ("epoch0.pt", "epoch1.pt")
+    (state,) = run.findings("CK335")
+    assert state["key"].startswith("`module.mean` of ")
+    (difference,) = run.findings("CK334")
+    assert "`module.mean`" in difference["fix"]
+
+
 def test_resume_arguments_that_the_script_refuses(folder):
     run = check_script(folder, options=("--resume-check", "--resume-args", "--from {checkpoint}"))
     (skipped,) = run.report["skipped"]

@@ -184,6 +184,8 @@ def _check_outputs(
         ]
     if ctx.command.name == "lock":
         config = _leave_out_locks(config)
+    if ctx.command.name == "init" and ctx.params["folder"] is None:
+        inputs.append(Path())
     check_outputs(outputs, inputs, config)
     for _, path in out.destinations:
         if path is not None and not replace_foreign:

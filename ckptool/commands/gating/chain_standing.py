@@ -15,8 +15,9 @@ from ckptool.phrases import quote_shell
 from ckptool.revisions.chain import Chain, read_chain
 from ckptool.revisions.recorded_state import compare_states, record_contract
 from ckptool.revisions.standing import find_standing
+from ckptool.rules.chain.arrivals import ChainChange
+from ckptool.rules.chain.standings import RevisionStanding
 from ckptool.rules.fixes.commands import name_result
-from ckptool.rules.revisions import ChainChange, RevisionStanding
 
 
 class ChainEvidence(Struct, frozen=True):

@@ -96,6 +96,8 @@ def list_reverse_steps(
     Raises:
         RevisionError: a revision cannot be undone; the message names it and its step.
     """
+    if not chain_revisions:
+        return ()
     states = [start.state, *(revision.state for revision in chain_revisions[:-1])]
     for revision in reversed(chain_revisions):
         reason = find_irreversible_step(revision)

@@ -35,7 +35,7 @@ from ckptool.revisions.chain import Chain
 from ckptool.revisions.recorded_state import compare_states, record_contract
 from ckptool.revisions.revision import Revision
 from ckptool.rules import run_rules
-from ckptool.rules.revisions import ChainChange, FixtureArrival
+from ckptool.rules.chain.arrivals import ChainChange, FixtureArrival
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +65,7 @@ def check(
     Args:
         module: today's module; None takes the configuration's.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         run_python: whether revisions that are Python functions may be run.
         policy: reported findings.
@@ -78,17 +78,20 @@ def check(
         UsageError: there is no module.
     """
     project = find_project_chain(build_options(config, module, kwargs, loader, chain))
-    found = project.read()
-    found.require_one_head()
+    revision_chain = project.read()
+    revision_chain.require_one_head()
     target_module = _describe_module(project)
     state = record_contract(build_module_contract(target_module.module_info))
-    change = ChainChange(found.head.name, compare_states(found.head.state, state).text)
-    examiner = _FixtureExaminer(project, found, target_module, change, run_python, limits)
-    results = [examiner.examine(revision) for revision in found.revisions]
-    findings = run_rules([change, *(result.arrival for result in results)])
+    change = ChainChange(
+        revision_chain.head.name, compare_states(revision_chain.head.state, state).text
+    )
+    examiner = _FixtureExaminer(project, revision_chain, target_module, change, run_python, limits)
+    results = [examiner.examine(revision) for revision in revision_chain.revisions]
+    subjects = [change, *(result.arrival for result in results)]
+    findings = run_rules(subjects, revision_chain.folder)
     return build_chain_check_report(
-        str(found.folder),
-        found.head.name,
+        str(revision_chain.folder),
+        revision_chain.head.name,
         [result.report for result in results],
         judge(findings, policy or Policy()),
         change.difference,

@@ -53,12 +53,14 @@ def current(
     rows: list[StandingReport] = []
     for path in named:
         location = parse_location(path)
-        found = find_project_chain(options, location).read()
-        found.require_one_head()
+        revision_chain = find_project_chain(options, location, needs_module=False).read()
+        revision_chain.require_one_head()
         try:
             checkpoint = open_checkpoint_or_stdin(location, limits)
             rows.append(
-                _describe_standing(str(location), find_standing(checkpoint, found, at), found)
+                _describe_standing(
+                    str(location), find_standing(checkpoint, revision_chain, at), revision_chain
+                )
             )
         except (ReadError, NoStateError, RevisionError) as error:
             if len(named) == 1:

@@ -17,14 +17,19 @@ from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.plan_file import Op, Plan
 from ckptool.migration.plan.suggest import PlanChoices, suggest_plan
+from ckptool.migration.plan.target_module import ModuleValue
 from ckptool.migration.plan.tensor_operations import FLOAT_DTYPES, CastTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.revisions.recorded_state import RecordedState, compare_states, parse_form
 from ckptool.revisions.revision import VALUES_FOLDER
+from ckptool.values.elements import iter_elements
 
 if TYPE_CHECKING:
-    from ckptool.migration.plan.target_module import ModuleValue, TargetModule
+    from ckptool.migration.plan.target_module import TargetModule
+
+_FROZEN: Final = frozenset({"constructor", "seed", "file", "npz"})
+"""Sources whose value may be another later, or be gone."""
 
 _ANSWERS: Final = (
     "answer with --rename, --inject, --drop or --accept-renames; --save-plan FILE writes the steps "
@@ -36,7 +41,7 @@ class DraftedPlan(Struct, frozen=True):
     """The steps of a new revision."""
 
     plan: Plan
-    values: Mapping[str, "ModuleValue"] = {}
+    values: Mapping[str, ModuleValue] = {}
     """Key -> the value that the steps take from a file of the chain."""
 
 
@@ -83,13 +88,13 @@ def check_drafted_plan(
 ) -> DraftedPlan:
     """Return a plan with the casts that today's dtypes need, and with its values frozen.
 
-    A value that only today's constructor gives is read now: the constructor of later code may give
-    another, or none.
+    A value of today's constructor, or of a file elsewhere, is read now: the constructor of later
+    code may give another, or none.
 
     Raises:
         RevisionError: a step does not apply, or the steps lead elsewhere.
     """
-    frozen_steps, values = _freeze_values(name, plan, target_module)
+    frozen_steps, values = _freeze_values(name, start, plan, target_module)
     steps = [op for op, _ in frozen_steps]
     live_steps = [live for _, live in frozen_steps]
     result = apply_to_skeleton(name, start, live_steps, target_module)
@@ -107,11 +112,11 @@ def _build_casts(result: RecordedState, end: RecordedState) -> list[Op]:
     """Return the casts that give floating point tensors today's dtypes, as loading would."""
     dtypes: dict[str, list[str]] = {}
     for key, form in end.forms.items():
-        wanted, found = parse_form(form), parse_form(result.forms.get(key, form))
-        if wanted is None or found is None or wanted[0] == found[0]:
+        expected, actual = parse_form(form), parse_form(result.forms.get(key, form))
+        if expected is None or actual is None or expected[0] == actual[0]:
             continue
-        if {wanted[0], found[0]} <= FLOAT_DTYPES:
-            dtypes.setdefault(wanted[0], []).append(key)
+        if {expected[0], actual[0]} <= FLOAT_DTYPES:
+            dtypes.setdefault(expected[0], []).append(key)
     casts: list[Op] = []
     for dtype, keys in dtypes.items():
         others = [k for k in end.forms if k not in keys and _is_other_float(end.forms[k], dtype)]
@@ -126,36 +131,41 @@ def _is_other_float(form: str, dtype: str) -> bool:
 
 
 def _freeze_values(
-    name: Path, plan: Plan, target_module: "TargetModule"
-) -> tuple[list[tuple[Op, Op]], dict[str, "ModuleValue"]]:
-    """Return each step as it is written and as it is tried now, and the values of the former."""
+    name: Path, start: RecordedState, plan: Plan, target_module: "TargetModule"
+) -> tuple[list[tuple[Op, Op]], dict[str, ModuleValue]]:
+    """Return each step as it is written and as it is tried now, and the values of the former.
+
+    Raises:
+        RevisionError: a value cannot be read.
+    """
     values: dict[str, ModuleValue] = {}
     steps: list[tuple[Op, Op]] = []
     folder = (name.parent / VALUES_FOLDER).absolute()
-    for op in plan.ops:
-        kind, _, argument = (
-            op.source.partition(":") if isinstance(op, InjectTensor) else ("", "", "")
-        )
-        if not isinstance(op, InjectTensor) or kind not in {"constructor", "seed"}:
-            steps.append((op, op))
-            continue
-        try:
-            value = target_module.source.read_value(op.key, int(argument) if argument else None)
-        except (PlanError, ValueError) as error:
-            raise RevisionError(f"{name.stem}: inject `{op.key}`: {error}") from error
-        form = {"dtype": value.dtype, "shape": value.shape}
-        if not any(value.content):
-            steps.append((replace(op, source="zeros", **form), op))
-        elif value.dtype in SAFETENSORS_DTYPES:
-            values[op.key] = value
-            source = f"file:{folder}/{name.stem}.safetensors#{op.key}"
-            steps.append((replace(op, source=source, **form), op))
-        else:
-            steps.append((op, op))
+    with AnonymousFile() as anonymous_file:
+        draft = build_skeleton(name, start)
+        sources = ValueSources(target_module, None, anonymous_file, SourceGuard(), DEFAULT_LIMITS)
+        for op in plan.ops:
+            if not isinstance(op, InjectTensor) or op.source.partition(":")[0] not in _FROZEN:
+                steps.append((op, op))
+                continue
+            try:
+                tensor = sources.locate_value(op, draft)
+            except PlanError as error:
+                raise RevisionError(f"{name.stem}: {error}") from error
+            if tensor.dtype not in SAFETENSORS_DTYPES:
+                steps.append((op, op))
+                continue
+            content = b"".join(map(bytes, iter_elements(tensor))) if tensor.numel else b""
+            source = "zeros"
+            if any(content) or not content:
+                values[op.key] = ModuleValue(tensor.dtype, tensor.shape, content)
+                source = f"file:{folder}/{name.stem}.safetensors#{op.key}"
+            frozen = replace(op, source=source, dtype=tensor.dtype, shape=tensor.shape)
+            steps.append((frozen, op))
     return steps, values
 
 
-def format_values(values: Mapping[str, "ModuleValue"]) -> bytes:
+def format_values(values: Mapping[str, ModuleValue]) -> bytes:
     """Return a safetensors file of values."""
     entries: dict[str, object] = {}
     position = 0

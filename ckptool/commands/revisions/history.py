@@ -32,10 +32,14 @@ def history(
     Raises:
         RevisionError: there is no chain, or it is inconsistent. Two heads are reported.
     """
-    found = find_project_chain(build_options(config, module, None, None, chain)).read()
-    problem = describe_heads(found) if len(found.heads) > 1 else ""
-    rows = [_describe_revision(r, is_head=r in found.heads) for r in reversed(found.revisions)]
-    return build_history_report(str(found.folder), found.project, rows, problem)
+    options = build_options(config, module, None, None, chain)
+    revision_chain = find_project_chain(options, needs_module=False).read()
+    problem = describe_heads(revision_chain) if len(revision_chain.heads) > 1 else ""
+    rows = [
+        _describe_revision(r, is_head=r in revision_chain.heads)
+        for r in reversed(revision_chain.revisions)
+    ]
+    return build_history_report(str(revision_chain.folder), revision_chain.project, rows, problem)
 
 
 def _describe_revision(revision: Revision, *, is_head: bool) -> RevisionRowReport:

@@ -35,7 +35,7 @@ from ckptool.compare import contract_lock
 from ckptool.compare.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError, UsageError
-from ckptool.formats.files.atomic import write_file
+from ckptool.formats.files.atomic import check_target, write_file
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.plan_file import Plan, read_plan_file
@@ -107,7 +107,7 @@ def revision(  # noqa: PLR0913
         message: what changed, in a few words; it names the file.
         module: today's module; None takes the configuration's.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         plan: the steps, or the path of a plan file; None derives them.
         save_plan: file for the steps so far and the questions, where questions are open.
@@ -131,10 +131,14 @@ def revision(  # noqa: PLR0913
         WriteError: a file cannot be written; then none is.
         UsageError: the options exclude each other.
     """
+    if save_plan is not None:
+        check_target(Path(save_plan), (), force=False, folder=False)
     project = find_project_chain(build_options(config, module, kwargs, loader, chain))
     if merge:
-        given = {"-m": message is not None, "--plan": plan is not None, "--python": python}
-        reject_unused_options(given, "is for a new revision, and --merge orders those there are")
+        step_options = {"-m": message is not None, "--plan": plan is not None, "--python": python}
+        reject_unused_options(
+            step_options, "is for a new revision, and --merge orders those there are"
+        )
         return merge_heads(project.read(), dry_run=dry_run)
     if not message or not message.strip():
         raise UsageError('a revision needs a message: ckptool revision -m "what changed"')
@@ -216,9 +220,9 @@ class _DraftJob(Struct, frozen=True):
 
     def _reject_steps(self) -> None:
         """Refuse steps of a first revision: there is nothing that they could lead from."""
-        given = {"--plan": self.plan is not None, "--python": self.python}
+        step_options = {"--plan": self.plan is not None, "--python": self.python}
         reason = "is for what changed, and the first revision records what there is"
-        reject_unused_options(given, reason)
+        reject_unused_options(step_options, reason)
 
     def _read_lock(self, state: RecordedState) -> RecordedState | None:
         """Return the state of the lock of the project; None without one, or if it is today's."""

@@ -178,6 +178,21 @@ def format_audit_command(module: str) -> str:
     return _format_module_command(("ckptool", "audit"), module)
 
 
+def format_fix_command(module: str) -> str:
+    """Return the `ckptool fix` command of the module that the command line or a file names.
+
+    "" where the library was called, the module is no import path, or its arguments are from a
+    checkpoint: `fix` reads none.
+    """
+    words = GIVEN_WORDS.get().command
+    from_file = any(re.search("(^|[=k])@", word) for word in _iter_given_arguments())
+    if not words or from_file or not re.fullmatch(r"[^\s<>]+:[\w.]+", module):
+        return ""
+    if not any(word.startswith(("-m", "--module")) for word in words):
+        return " ".join(map(quote_shell, ("ckptool", "fix", *GIVEN_WORDS.get().shared)))
+    return _format_module_command(("ckptool", "fix"), module)
+
+
 def format_golden_command(path: str, module: str, golden: str) -> str:
     """Return the `ckptool lock` command that records the outputs of a golden file again."""
     shared = GIVEN_WORDS.get().shared

@@ -70,9 +70,9 @@ def find_changed_tensors_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         summary="`{key}` of {owner} changed since it was built, and is not in {target}",
         detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
         why=(
-            "Counters and flags that are plain Python values are what the constructor makes them "
-            "in a new process: a warm-up runs again, data-dependent set-up runs over the loaded "
-            "weights."
+            "In a new process, counters and flags that are plain Python values have the "
+            "constructor's values: a warm-up runs again, data-dependent set-up runs over the "
+            "loaded weights."
         ),
         fix="{remedy}",
         general_advice='torch.save({"model": model.state_dict(), "steps": model.steps}, path)',
@@ -94,8 +94,8 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         summary="no file of the run contains {what} {owner}{at}",
         detail="{consequence}",
         why=(
-            "What training needs to go on is more than the weights: moments of the optimizer, the "
-            "step of the schedule, the scale of the gradients, averaged weights."
+            "Training state is more than the weights: the moments of the optimizer, the step of "
+            "the scheduler, the scale of the gradients, averaged weights."
         ),
         fix="{remedy}",
         general_advice="Save its state_dict() next to that of the model, and load both.",
@@ -122,8 +122,7 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
             defined_at=item.where,
             consequence="its state_dict() is lost when the run ends"
             if is_model or is_resumable
-            else "the files have the weights alone: training cannot go on from them where it "
-            "stopped",
+            else "the files contain only the weights: training cannot be resumed from them",
             remedy=_advise_saving(item.kind, is_needed=is_resumable or is_model),
         )
 
@@ -162,9 +161,9 @@ def _find_state_reader(owner: str) -> str:
         code="CK333",
         name="part-of-module-saved",
         level=Level.NOTE,
-        summary="{target} has {count} of {module} too few: {keys}",
-        detail="the mapping that {saver} wrote{at} lacks them",
-        why="A file with a part of a state_dict loads with strict=False only, and what it lacks "
+        summary="{target} lacks {count} of {module}: {keys}",
+        detail="{saver} wrote a mapping without them{at}",
+        why="A file with a part of a state_dict loads with strict=False only, and what is missing "
         "keeps its initial value.",
         fix="Save all of it: torch.save(model.state_dict(), path); or load the rest from another "
         "file.",
