@@ -156,8 +156,8 @@ DIRECTORIES = {
     "nothing of ours": ({"readme.md": ""}, "is a directory without a checkpoint"),
     "files": ({f"{n}.pt": TENSOR for n in range(7)}, "'0.pt', '1.pt', .*'4.pt' and 2 more$"),
     "two indexes": (
-        {"pytorch_model.bin.index.json": "", "model.safetensors.index.json": ""},
-        "model.safetensors.index.json and pytorch_model.bin.index.json: choose one",
+        {"a.bin.index.json": "", "b.safetensors.index.json": ""},
+        "a.bin.index.json and b.safetensors.index.json: choose one",
     ),
     "two kinds": ({".metadata": "", "m.bin.index.json": ""}, r"\.metadata: choose one"),
     "a cut save": ({"__0_0.distcp": "", "__1_0.distcp": ""}, "the save was not completed"),

@@ -46,9 +46,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     Raises:
         ReadError: it has too many names below it, or cannot be listed.
     """
-    found = list(_walk(folder, "*", folder, is_checkpoint=_is_model_folder))
-    shards = {shard for path in found if path.is_dir() for shard in _iter_shards(path)}
-    matches = [path for path in found if path not in shards]
+    checkpoints = list(_walk(folder, "*", folder, is_checkpoint=_is_model_folder))
+    shards = {shard for path in checkpoints if path.is_dir() for shard in _iter_shards(path)}
+    matches = [path for path in checkpoints if path not in shards]
     is_single = len(matches) < 2 and all(p.parent == folder and p.is_file() for p in matches)
     return [folder] if is_single else matches
 
