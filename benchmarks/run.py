@@ -1,16 +1,18 @@
 """What people wait for: ckptool and what they use today, in turn, and how many times as long it is.
 
-    python benchmarks/run.py [--gib 2] [--tensors 100000] [--rounds 3] [--json FILE] [FOLDER]
+    python benchmarks/run.py [--gib 2] [--tensors 100000] [--rounds 2] [--minutes 12] [FOLDER]
 
-Makes its data in a temporary folder of FOLDER and removes it. Whole processes, one after the other
-in every round, so that a slow minute of the machine slows them all; the best counts, by the clock
-and by the processor. Prints the table of docs/benchmarks.md. `--json` writes the ratios, which
-benchmarks/compare.py holds against those of another run.
+Makes its data in a temporary folder of FOLDER (14 GiB for --gib 2) and removes it. Whole processes,
+one after the other in every round, so that a slow minute of the machine slows them all; the best
+counts, by the clock and by the processor. No further round is begun once the minutes are over.
+Prints the table of docs/benchmarks.md, and writes the ratios to benchmarks/ratios.json, or to
+another file (`--json`), which benchmarks/compare.py holds against those.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +67,7 @@ name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
 print(len(Unpickler(archive.open(name)).load()))
 """,
 }
+RATIOS = Path(__file__).with_name("ratios.json")
 INSPECT_MANY = ("inspect", "many.pth")
 
 
@@ -105,13 +108,13 @@ CASES = (
     Case("`diff`, equal files", ("diff", "old.pth", "same.pth"), "cmp old.pth same.pth"),
     Case("`diff`, every element differs", ("diff", "old.pth", "all.pth"), "cmp old.pth same.pth"),
     Case(
-        "the same",
+        "`diff`, every element differs",
         ("diff", "old.pth", "all.pth"),
         "(a - b).abs().max() of each",
         ("old.pth", "all.pth"),
     ),
     Case(
-        "the same, bfloat16",
+        "`diff`, every element differs, bfloat16",
         ("diff", "old-bf16.pth", "all-bf16.pth"),
         "(a - b).abs().max() of each",
         ("old-bf16.pth", "all-bf16.pth"),
@@ -154,6 +157,7 @@ CASES = (
         "ckptool inspect",
         INSPECT_MANY,
     ),
+    Case("`gate`, many tensors", ("gate", "many.pth"), "ckptool inspect", INSPECT_MANY),
 )
 
 
@@ -162,28 +166,35 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--gib", type=float, default=2)
     parser.add_argument("--tensors", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=12, help="begin no further round after")
     parser.add_argument("--only", default="", help="measure only the cases with this in their name")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         sizes = (str(round(options.gib * 256)), str(options.tensors))
         subprocess.run([sys.executable, "-c", MAKE, name, *sizes], check=True)
         subprocess.run(["cp", "old.pth", "same.pth"], cwd=folder, check=True)
         measured = {
-            case: measure_case(case, folder, options.rounds)
+            case: measure_case(case, folder, options.rounds, deadline)
             for case in CASES
             if options.only in case.name
         }
     print("\n".join(iter_table_rows(measured)))
-    if options.json:
+    json_path = options.json or (None if options.only else RATIOS)
+    if json_path:
         ratios = {f"{c.name} / {c.today}": compute_ratios(*m) for c, m in measured.items()}
-        options.json.write_text(json.dumps(ratios, indent=2) + "\n", encoding="utf-8")
+        json_path.write_text(json.dumps(ratios, indent=2) + "\n", encoding="utf-8")
 
 
-def measure_case(case: Case, folder: Path, rounds: int) -> tuple[Seconds, Seconds]:
-    """Return the best times of ckptool and of what is measured next to it."""
+def measure_case(case: Case, folder: Path, rounds: int, deadline: float) -> tuple[Seconds, Seconds]:
+    """Return the best times of ckptool and of what is measured next to it.
+
+    After `deadline` no round but the first is begun.
+    """
     ckptool = [sys.executable, "-m", "ckptool"]
     if case.today == "ckptool inspect":
         today = [*ckptool, *case.today_words]
@@ -193,7 +204,8 @@ def measure_case(case: Case, folder: Path, rounds: int) -> tuple[Seconds, Second
         today = case.today.split()
     runs = [
         (run_once([*ckptool, *case.words], folder, case), run_once(today, folder, case))
-        for _ in range(rounds)
+        for number in range(rounds)
+        if not number or time.monotonic() < deadline
     ]
     ours, theirs = zip(*runs, strict=True)
     return find_best(ours), find_best(theirs)

@@ -5,12 +5,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptool.api import (
         audit,
+        check,
         convert,
+        current,
         diff,
         digest,
+        downgrade,
         explain,
         fix,
         gate,
+        history,
         init,
         inspect,
         install,
@@ -18,11 +22,13 @@ if TYPE_CHECKING:
         lock,
         merge,
         migrate,
+        revision,
         rule,
         run,
         tensors,
         text,
         uninstall,
+        upgrade,
         verify,
         watch,
     )
@@ -38,12 +44,16 @@ __all__ = [
     "LoadWarning",
     "Policy",
     "audit",
+    "check",
     "convert",
+    "current",
     "diff",
     "digest",
+    "downgrade",
     "explain",
     "fix",
     "gate",
+    "history",
     "init",
     "inspect",
     "install",
@@ -52,11 +62,13 @@ __all__ = [
     "merge",
     "migrate",
     "open_checkpoint",
+    "revision",
     "rule",
     "run",
     "tensors",
     "text",
     "uninstall",
+    "upgrade",
     "verify",
     "watch",
 ]
@@ -84,5 +96,9 @@ if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspe
         from importlib import import_module
 
         if name not in __all__:
-            raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, __all__, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise AttributeError(f"module 'ckptool' has no attribute {name!r}{hint}")
         return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
+    from ckptool.commands.revisions.check import check
+    from ckptool.commands.revisions.current import current
+    from ckptool.commands.revisions.downgrade import downgrade
+    from ckptool.commands.revisions.history import history
+    from ckptool.commands.revisions.revision import revision
+    from ckptool.commands.revisions.upgrade import upgrade
     from ckptool.commands.rule import rule
     from ckptool.commands.run import run
     from ckptool.commands.verify import verify
@@ -26,13 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "audit",
+    "check",
     "convert",
+    "current",
     "diff",
     "digest",
+    "downgrade",
     "effective_policy",
     "explain",
     "fix",
     "gate",
+    "history",
     "init",
     "inspect",
     "install",
@@ -42,25 +52,31 @@ __all__ = [
     "merge",
     "migrate",
     "migrate_many",
+    "revision",
     "rule",
     "run",
     "tensors",
     "text",
     "textconv",
     "uninstall",
+    "upgrade",
     "verify",
     "watch",
 ]
 
 _HOMES = {
     "audit": "ckptool.commands.audit",
+    "check": "ckptool.commands.revisions.check",
     "convert": "ckptool.commands.convert",
+    "current": "ckptool.commands.revisions.current",
     "diff": "ckptool.commands.diff",
     "digest": "ckptool.commands.digest",
+    "downgrade": "ckptool.commands.revisions.downgrade",
     "effective_policy": "ckptool.commands.gate",
     "explain": "ckptool.commands.explain",
     "fix": "ckptool.commands.fix",
     "gate": "ckptool.commands.gate",
+    "history": "ckptool.commands.revisions.history",
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
     "install": "ckptool.commands.hooks.install",
@@ -70,12 +86,14 @@ _HOMES = {
     "merge": "ckptool.commands.merge",
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
+    "revision": "ckptool.commands.revisions.revision",
     "rule": "ckptool.commands.rule",
     "run": "ckptool.commands.run",
     "tensors": "ckptool.commands.load",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",
     "uninstall": "ckptool.commands.hooks.install",
+    "upgrade": "ckptool.commands.revisions.upgrade",
     "verify": "ckptool.commands.verify",
     "watch": "ckptool.commands.watch",
 }

@@ -39,8 +39,10 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plans: tuple[str, ...] = ()
     """Migration plans released with the code, for the fixtures."""
     golden: tuple[str, ...] = ()
-    """Files with recorded outputs. All paths of `against`, `fixtures`, `plans` and `golden` are
-    relative to the configuration file."""
+    """Files with recorded outputs. All paths of `against`, `fixtures`, `plans`, `golden` and
+    `revisions` are relative to the configuration file."""
+    revisions: str | None = None
+    """Folder of its chain of migrations; without it `ckpt_migrations`, if there is one."""
 
 
 LevelName = Literal["note", "warning", "error"]
@@ -197,6 +199,8 @@ class TrustRule(msgspec.Struct, frozen=True):
     """Called with the configuration file and the "package.module:Name" that it names."""
     announce_folder: Callable[[str], None] | None = None
     """Called with what a framework's folder says about its module, before it is built."""
+    announce_revision: Callable[[Path], None] | None = None
+    """Called with the Python file of a revision before it is run."""
 
 
 _DEFAULT_TRUST: Final = TrustRule()

@@ -11,7 +11,7 @@ CkptoolError
 ├── LoadError              a checkpoint was not loaded into a live module, which is as it was
 ├── PlanError              a migration plan does not fit the checkpoint
 │   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
-│   └── UnsupportedValueError  the container cannot hold some tensors (CK311)
+│   └── UnsupportedValueError  the container cannot store some tensors (CK311)
 ├── WorkerError            a task on a cluster failed
 └── WriteError             output was not completed; the destination is unchanged
 
@@ -19,6 +19,7 @@ Interrupted(SystemExit): a signal ended the process.
 """
 
 import signal
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ class CkptoolError(Exception):
     def lines(self) -> tuple[str, ...]:
         """The message in lines: one, except where several questions are open."""
         return (cut_middle(" ".join(str(self).splitlines()), MAX_LINE_CHARS),)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the traceback that IPython shows: without the frames of this package."""
+        import traceback
+
+        package = str(Path(__file__).parent)
+        frames = takewhile(
+            lambda frame: not frame.filename.startswith(package),
+            traceback.extract_tb(self.__traceback__),
+        )
+        lines = traceback.format_list([f for f in frames if "/IPython/" not in f.filename])
+        return [*lines, *traceback.format_exception_only(self)]
 
 
 class UsageError(CkptoolError):
@@ -131,6 +144,10 @@ class UnsupportedValueError(PlanError):
         self.to = to
         self.reasons = reasons
         """Key -> reason: a dtype, a layout."""
+
+
+class RevisionError(CkptoolError):
+    """A chain of migrations is inconsistent, or a checkpoint has no usable place in it."""
 
 
 class WorkerError(CkptoolError):

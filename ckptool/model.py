@@ -67,6 +67,9 @@ torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed
 in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 """
 
+BYTE_DTYPES: Final = frozenset({"uint8", "int8", "bool", "quint8", "qint8", "bits8"})
+"""Dtypes of one byte for each element, that are no floats: any bytes may stand in them."""
+
 STRUCT_CODES: Final[Mapping[str, str]] = {
     "float64": "d", "float32": "f", "float16": "e",
     "int64": "q", "int32": "i", "int16": "h", "int8": "b",
@@ -215,8 +218,9 @@ class TensorInfo(Struct, frozen=True, gc=False):
         torch.load(map_location="cpu") puts those bytes on the CPU, as with every other tag.
         """
         storage = self.storage
-        has_bytes = storage is not None and (storage.span or storage.content) is not None
-        return self.device == "meta" and not has_bytes
+        if storage is None:
+            return self.device == "meta"
+        return storage.device == "meta" and (storage.span or storage.content) is None
 
     @property
     def is_contiguous(self) -> bool:
@@ -375,18 +379,21 @@ class Checkpoint(Struct, frozen=True):
     load_refusal: str = ""
     """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
     quantization_declaration: QuantizationDeclaration | None = None
-    """What the configuration in its folder says of quantisation; None if there is none, or if it
+    """Quantisation according to the configuration in its folder; None if there is none, or if it
     was not looked for, as beside a remote file."""
     opaque: tuple[Skipped, ...] = ()
     """Objects whose weights only the code of their class knows: none of them is compared."""
     contents: Mapping[str, str] = {}
-    """Place of what stands beside the tensors -> its content fingerprint; "" if it has none.
+    """Key path of data other than tensors -> its content fingerprint; "" if it has none.
 
     Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
     an epoch, an `_extra_state`, `_metadata`, a record of code.
     """
     weights_only_refusal: str = ""
-    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
+    """What torch.load(weights_only=True) rejects in the pickle, without globals; "" if nothing."""
+    byte_storages: Mapping[str, StorageInfo] = {}
+    """Place -> a storage of bytes that a pickle refers to, whether a tensor of a state has it or
+    not: it may be that of an attribute, or stand alone."""
 
 
 class Preview(Struct, frozen=True, gc=False):
@@ -446,6 +453,12 @@ class ModuleTensor(Struct, frozen=True):
     """
     fingerprint: str = ""
     """Content fingerprint of the elements, "" if they have no real values or are too large."""
+    has_integer_values: bool = False
+    """Whether all elements are integers, booleans or infinities: masks, ids.
+
+    Such values are the same on every machine, which computed fractions are not. False for
+    parameters.
+    """
     preview: Preview | None = None
     """For the first 48 saved and 48 unsaved tensors with real values; never for parameters."""
     half_precision_fingerprints: Mapping[str, str] = {}

@@ -48,6 +48,7 @@ class Ran:
 
 _NOTICE_ENDS = (
     "(--no-config ignores it)\n",
+    "(--no-config refuses it)\n",
     "(--no-file-kwargs refuses them)\n",
     "--loader torch uses load_state_dict)\n",
 )

@@ -19,21 +19,33 @@ from ckptool.locations import mask_credentials, suggest_module_option
 
 COMMANDS: Final = {
     "audit": "Report state of a module that is not in its state_dict.",
+    "check": "Check that every old file still arrives at the head of the chain of migrations.",
     "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
+    "current": "Show the revision that a checkpoint is at, and how that is known.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
+    "downgrade": "Write a checkpoint at an earlier revision of the chain of migrations.",
     "explain": "Explain an error message: the probable cause, and what to run next.",
     "fix": "Register the state that audit finds, in the source of the module.",
     "gate": "Pass or fail a release by a policy, for CI.",
+    "history": "Show the revisions of a project's chain of migrations.",
     "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "lock": "Record a module's state contract in a lock file.",
     "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
+    "revision": "Draft a migration from what changed since the last revision.",
     "rule": "Explain a rule and how to fix its findings.",
     "run": "Run a training command, and report what its loads and saves did.",
+    "upgrade": "Write a checkpoint at a later revision of the chain of migrations.",
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
+_OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
+"""Commands of other tools that are options here: `ckptool help diff` is `ckptool diff --help`."""
+REVISION_COMMANDS: Final = frozenset(
+    {"check", "current", "downgrade", "history", "revision", "upgrade"}
+)
+"""Commands of a chain of migrations; their files are in the folder `revisions` of each layer."""
 COULD_NOT_CHECK: Final = 2
 _EXTRA_ARGUMENT: Final = re.compile(r"Got unexpected extra argument \((?P<word>.*)\)", re.DOTALL)
 """Message of click for an argument too many."""
@@ -76,7 +88,8 @@ class LazyGroup(click.Group):
     ) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        folder = "revisions." if cmd_name in REVISION_COMMANDS else ""
+        command: click.Command = import_module(f"ckptool.cli.{folder}{cmd_name}").command
         # In a raw docstring, click's marker "\b" (no rewrapping) is a backslash and a letter.
         command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
@@ -92,6 +105,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        from ckptool.cli.outputs.secrets import remember_secrets
+
+        remember_secrets(ctx, args)
         command_name = args[0]
         if command_name not in COMMANDS and not command_name.startswith("-"):
             matches = get_close_matches(command_name, COMMANDS, n=1)
@@ -99,9 +115,6 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
-        from ckptool.cli.outputs.secrets import remember_secrets
-
-        remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
         return name, command, command_args
@@ -110,6 +123,8 @@ class LazyGroup(click.Group):
         self, info_name: str | None, args: list[str], *positional: Any, **extra: Any
     ) -> click.Context:
         words = tuple(args)  # click empties the list
+        if args and args[0] in _OPTION_COMMANDS:
+            args = [*args[1:], _OPTION_COMMANDS[args[0]]]
         try:
             return super().make_context(info_name, args, *positional, **extra)
         except click.UsageError as error:
@@ -190,7 +205,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> Non
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=_print_version,
               help="Show the versions of ckptool, torch and Python, and exit.")  # fmt: skip
 @click.pass_context
 def main(ctx: click.Context) -> None:

@@ -4,12 +4,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    input_options,
-    module_options,
-    report_options,
-)
+from ckptool.cli.options.module import input_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.locations import Location
 from ckptool.policy import Policy

@@ -4,15 +4,15 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
+from ckptool.cli.options.module import (
     base_option,
     input_options,
     into_option,
     limit_options,
     module_options,
-    report_options,
 )
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_shard
 from ckptool.formats.limits import Limits

@@ -6,7 +6,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
+from ckptool.cli.options.module import limit_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.notices import take_old_spelling
 from ckptool.errors import UsageError

@@ -7,7 +7,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import report_options
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.errors import UsageError
 from ckptool.policy import Policy
@@ -15,34 +15,49 @@ from ckptool.rules.known_errors.log_text import MAX_CHARS
 
 
 @click.command("explain", cls=GroupedCommand)
-@click.argument("log", required=False, type=click.Path(path_type=Path), metavar="[FILE]")
+@click.argument("log", required=False, metavar="[FILE|TEXT]")
 @report_options
 def command(
     ctx: click.Context,
-    log: Path | None,
+    log: str | None,
     *,
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001
 ) -> None:
     r"""Explain an error message: the probable cause, and what to run next.
 
-    FILE is a traceback or a log; without it, or with `-`, standard input is read. No other file is
-    opened and nothing is loaded. Exits 2 if there is no known error in it.
+    FILE is a traceback or a log, and TEXT the message itself, of several words; without either, or
+    with `-`, standard input is read. No other file is opened and nothing is loaded. Exits 2 if
+    there is no known error in it.
 
     \b
     python train.py 2>&1 | ckptool explain
     ckptool explain train.log
+    ckptool explain "Missing key(s) in state_dict: ..."
     """
-    is_stdin = log is None or str(log) == "-"
-    if is_stdin and sys.stdin.isatty():
-        click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
-    report = api.explain(
-        _read_stdin() if is_stdin else _read_log(Path(str(log))), source=str(log or "-")
-    )
+    report = api.explain(*_read_argument(log))
     out.write_report(report)
     if report.exit_code == 2 and None not in dict(out.destinations).values():
         click.echo(f"ckptool: {report.verdict}", err=True)
     ctx.exit(report.exit_code)
+
+
+def _read_argument(log: str | None) -> tuple[str, str]:
+    """Return the text to explain, and what the report calls it."""
+    if log is None or log == "-":
+        if sys.stdin.isatty():
+            click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
+        return _read_stdin(), "-"
+    if len(log.split()) > 1 and not _is_file_name(log):
+        return log, "the given text"
+    return _read_log(Path(log)), log
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, or that has a null
+        return False
 
 
 def _read_stdin() -> str:

@@ -4,7 +4,8 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import input_options, module_options, report_options
+from ckptool.cli.options.module import input_options, module_options
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 

@@ -7,15 +7,9 @@ from msgspec.structs import replace
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    OUTPUT_PATH,
-    base_option,
-    input_options,
-    limit_options,
-    module_options,
-    report_options,
-)
+from ckptool.cli.options.module import base_option, input_options, limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location

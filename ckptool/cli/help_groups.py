@@ -8,7 +8,7 @@ _GROUPS: Final = {
     "Input": (
         "module kwargs_pairs kwargs_file no_file_kwargs loader base at into takes_all modules_only"
         " input_words inputs_from golden fixtures plans against old old_module explain textconv"
-        " key_filter depth sort key"
+        " key_filter depth sort key from_revision chain message fixture"
     ),
     "What is changed": (
         "injected drop renamed accept_renames from_ merge_adapter drop_extra plan reverse to dtype"

@@ -4,7 +4,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
+from ckptool.cli.options.module import limit_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import Limits

@@ -8,14 +8,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    OUTPUT_PATH,
-    input_options,
-    limit_options,
-    module_options,
-    target_options,
-)
+from ckptool.cli.options.module import input_options, limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.notices import announce_old_spelling
 from ckptool.cli.parsing import reject_duplicates

@@ -9,20 +9,14 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    OUTPUT_PATH,
-    input_options,
-    into_option,
-    limit_options,
-    module_options,
-    target_options,
-)
+from ckptool.cli.options.module import input_options, into_option, limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.outputs.output_targets import find_format
 from ckptool.cli.outputs.progress import report_interrupt
-from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.commands.sources.batch import is_batch
+from ckptool.cli.parsing import parse_injection, parse_rename, parse_shard_size, reject_duplicates
+from ckptool.commands.sources.batch import explain_missing_folder, is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
@@ -145,7 +139,7 @@ def command(  # noqa: PLR0913
             to=to,
             plan=plan,
             reverse=reverse,
-            inject=reject_duplicates("--inject", map(_parse_injection, injected)),
+            inject=reject_duplicates("--inject", map(parse_injection, injected)),
             drop=drop,
             accept_renames=accept_renames,
             from_=from_,
@@ -186,7 +180,7 @@ def _choose_function(
     if not is_batch(sources, target, is_folder_result=is_folder_result):
         return partial(api.migrate, sources[0], target)
     if target is None:
-        raise UsageError("several sources need a folder for the results: -o DIR")
+        raise UsageError(explain_missing_folder(sources))
     return partial(api.migrate_many, sources, target)
 
 
@@ -208,10 +202,3 @@ def _ask_renames(error: PlanError) -> dict[str, str]:
         if not click.confirm(make_printable(question), err=True):
             raise error
     return {old: new for group in groups for old, new in group.pairs.items()}
-
-
-def _parse_injection(text: str) -> tuple[str, str]:
-    key, equals, source = text.partition("=")
-    if not equals or not key or not source:
-        raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
-    return key, source

@@ -60,7 +60,7 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
     Raises:
         UsageError: the limit does not exist, or its value is not a number.
     """
-    limit_names = set(Limits.__struct_fields__) - {"deep", "contents"}
+    limit_names = set(Limits.__struct_fields__) - {"deep", "contents", "search_remote"}
     overrides: dict[str, int] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
@@ -171,6 +171,18 @@ def parse_rename(text: str) -> tuple[str, str]:
     if not equals or not old or not new:
         raise UsageError(f"--rename {text}: expected OLD=NEW, for example 'backbone.*=encoder.*'")
     return old, new
+
+
+def parse_injection(text: str) -> tuple[str, str]:
+    """Return key and source of "KEY=SOURCE".
+
+    Raises:
+        UsageError: one of them is missing.
+    """
+    key, equals, source = text.partition("=")
+    if not equals or not key or not source:
+        raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
+    return key, source
 
 
 def parse_shard_size(text: str | None) -> int | None:

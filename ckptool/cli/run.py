@@ -4,7 +4,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import report_options
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
@@ -35,7 +35,8 @@ def command(
     r"""Run a training or evaluation command, and report what its loads and saves did.
 
     The command runs unmodified. Its exit code stays; with --fail-on it is 1 where it was 0 and a
-    finding has that level.
+    finding has that level. With --resume-check it is 1 as well where the resumed run differs, or
+    could not be compared.
 
     \b
     ckptool run -- python train.py --resume old.pth

@@ -4,14 +4,9 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    base_option,
-    input_options,
-    limit_options,
-    module_options,
-    report_options,
-)
+from ckptool.cli.options.module import base_option, input_options, limit_options, module_options
+from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.notices import take_old_spelling
 from ckptool.formats.limits import Limits

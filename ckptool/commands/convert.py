@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ckptool.commands.sources.batch import choose_suffix, is_batch, list_sources, run_batch
+from ckptool.commands.sources.batch import (
+    choose_suffix,
+    explain_missing_folder,
+    is_batch,
+    list_sources,
+    run_batch,
+)
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import PathLike, require_local_path
 from ckptool.errors import UsageError
@@ -42,9 +48,9 @@ def convert(  # noqa: PLR0913
     progress: Callable[[int], None] = lambda _: None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> ConvertReport:
-    """Write checkpoints in another container, as files that run no code; with `dry_run` say how.
+    """Write checkpoints in another container, as files that run no code when loaded.
 
-    Nothing of a source is imported or called. A .pth holds what `torch.load(weights_only=True)`
+    Nothing of a source is imported or called. A .pth contains what `torch.load(weights_only=True)`
     reads; what that refuses is left out and named. All tensors are on the CPU. Before a result gets
     its name it is read again, compared with what was meant, and loaded with weights_only=True.
 
@@ -61,13 +67,13 @@ def convert(  # noqa: PLR0913
         merge_shards: write a sharded source as one file.
         force: replace an existing target.
         dry_run: write nothing.
-        provenance: record source, steps and digests in the result, or beside a .pth.
+        provenance: record source, steps and digests in the result, or next to a .pth.
         progress: called with the number of bytes written since the last call.
         limits: bounds on the memory and time that reading a file may take.
 
     Raises:
         ReadError: the source cannot be read.
-        PlanError: the state has to be named, or the container cannot hold it.
+        PlanError: the state has to be named, or the container cannot store it.
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
@@ -108,7 +114,7 @@ def convert(  # noqa: PLR0913
     if not is_batch(paths, target, is_folder_result=max_shard_size is not None):
         return build_convert_report([convert_one(parse_location(paths[0]), local_target)])
     if local_target is None:
-        raise UsageError("several sources need a folder for the results: -o DIR")
+        raise UsageError(explain_missing_folder(paths))
     suffix = "" if max_shard_size is not None else choose_suffix(to)
     sources = list_sources(paths, to)
     batch = run_batch(sources, local_target, suffix, convert_one, dry_run=dry_run, force=force)

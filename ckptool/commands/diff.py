@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.comparison.diff_files import ValueComparisonOptions, diff_files
 from ckptool.commands.comparison.previews import add_module_diff_previews
@@ -29,9 +30,10 @@ from ckptool.compare.states import find_part_at
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import parse_location
+from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
+from ckptool.reports.common import SkippedReport
 from ckptool.reports.diff import DiffModuleReport, build_module_diff_report
 from ckptool.reports.diff_files import DiffFilesReport, DiffShardReport
 from ckptool.rules import run_rules
@@ -79,8 +81,9 @@ def diff(  # noqa: PLR0913
 ) -> DiffModuleReport | DiffFilesReport | DiffShardReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
-    With two arguments, either may be a live module or a state_dict: tensors are compared by key and
-    value, of a module also those that its state_dict lacks.
+    With two arguments, either may be a live module or a state_dict. Their tensors are then compared
+    by key and value, including tensors of a module that are not in its state_dict. To find out
+    whether a file loads into a live module, use `diff(path, module=model)`.
 
     Args:
         path: the checkpoint; the old one of two.
@@ -90,7 +93,7 @@ def diff(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
@@ -123,36 +126,18 @@ def diff(  # noqa: PLR0913
     options = ValueComparisonOptions(
         values is not False, rtol, atol, jobs, dask, executor, shard, progress
     )
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
     if new is not None:
-        unused_options = {
-            "-m": module is not None,
-            "-k": bool(kwargs),
-            "--loader": loader is not None,
-            "--base": base is not None,
-            "--input": inputs is not None,
-            "--into": into is not None,
-        }
-        reject_unused_options(unused_options, _MODULE_ONLY)
-        return diff_files(
+        _reject_module_options(module_options, inputs)
+        report = diff_files(
             path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures, roles=roles,
         )  # fmt: skip
-    if is_live(path):
-        raise UsageError(
-            f"diff of {name_kind(path)} needs a second argument: a checkpoint, a module or a "
-            "state_dict; diff(path, module=...) says how a module loads a checkpoint"
-        )
-    reject_unused_options({"roles=": roles is not None}, "selects of two arguments: give both")
-    reject_invalid_path(path)
-    assert isinstance(path, PathLike)
-    if options.first_value_option():
-        raise UsageError(
-            f"{options.first_value_option()} compares values of two checkpoints: give both"
-        )
+        return _name_unchecked_load(report, path, new)
+    location = _parse_only_checkpoint(path)
+    _reject_two_file_options(options, roles)
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
-    location = parse_location(path)
-    module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
@@ -173,6 +158,58 @@ def diff(  # noqa: PLR0913
         module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
     )
     return add_module_diff_previews(diff_report, module_diff) if pictures else diff_report
+
+
+def _reject_module_options(module_options: ModuleOptions, inputs: object) -> None:
+    """Raise UsageError for an option that is for a module, where two checkpoints are compared."""
+    unused_options = {
+        "-m": module_options.module is not None,
+        "-k": bool(module_options.kwargs),
+        "--loader": module_options.loader is not None,
+        "--base": module_options.base is not None,
+        "--input": inputs is not None,
+        "--into": module_options.into is not None,
+    }
+    reject_unused_options(unused_options, _MODULE_ONLY)
+
+
+def _reject_two_file_options(options: ValueComparisonOptions, roles: Sequence[str] | None) -> None:
+    """Raise UsageError for an option on two checkpoints, where there is one."""
+    reject_unused_options({"roles=": roles is not None}, "selects of two arguments: give both")
+    if options.first_value_option():
+        raise UsageError(
+            f"{options.first_value_option()} compares values of two checkpoints: give both"
+        )
+
+
+def _parse_only_checkpoint(path: object) -> Location:
+    """Return the location of the checkpoint that a module is compared with.
+
+    Raises:
+        UsageError: it is a live module or a state_dict, or not a path.
+    """
+    if is_live(path):
+        raise UsageError(
+            f"diff of {name_kind(path)} needs a second argument: a checkpoint, a module or a "
+            "state_dict; diff(path, module=...) says how a module loads a checkpoint"
+        )
+    reject_invalid_path(path)
+    assert isinstance(path, PathLike)
+    return parse_location(path)
+
+
+def _name_unchecked_load(
+    report: DiffFilesReport | DiffShardReport, old: object, new: object
+) -> DiffFilesReport | DiffShardReport:
+    """Return the report; of a file and a live module, with the question that it does not answer."""
+    files = [side for side in (old, new) if not is_live(side)]
+    if len(files) != 1 or not any(hasattr(side, "named_modules") for side in (old, new)):
+        return report
+    skipped = SkippedReport(
+        what=f"whether {files[0]} loads into the module",
+        reason=f"the tensors were compared as they are; use diff({str(files[0])!r}, module=...)",
+    )
+    return replace(report, skipped=(*report.skipped, skipped))
 
 
 class _ModuleDiffResult(Struct, frozen=True):

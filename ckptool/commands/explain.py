@@ -5,7 +5,7 @@ from ckptool.rules.known_errors.explain import explain_clean_log
 from ckptool.rules.known_errors.log_text import clean_log
 
 
-def explain(text: str | BaseException, *, source: str = "") -> ExplainReport:
+def explain(text: str | BaseException, source: str = "") -> ExplainReport:
     """Explain the errors in a traceback or log: the probable cause, and what to do next.
 
     Nothing but the text is looked at. The report's `exit_code` is 2 if it has no known error.

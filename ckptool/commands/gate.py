@@ -92,14 +92,14 @@ def gate(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the files ("state_dict"); None takes the best match.
         inputs: arguments of forward, as for `verify`, for policies that require a verification.
         values: also apply the rules about values (CK4xx): this reads whole files.
         against: a lock, an older checkpoint, or an older module ("package.module:Name").
         fixtures: old checkpoints, or globs of them, that the module must load or migrate.
-        plans: migration plans for the fixtures, besides the derived ones.
+        plans: migration plans for the fixtures, in addition to the derived ones.
         golden: files of recorded outputs that the module must reproduce.
         baseline: file of known findings, which do not fail; None takes the configuration's.
         update_baseline: write all current findings into that file.
@@ -142,6 +142,7 @@ def gate(  # noqa: PLR0913
         values,
         get_worker(),
         modules_only,
+        named.folder_names,
     ).examine_all(named.locations, modules=not (named.locations or named.errors))
     errors |= named.errors
     if baseline_path is not None and update_baseline:
@@ -186,6 +187,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
 
 
 def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> GateInput:
+    chain = gated_checkpoint.chain
     return GateInput(
         path=gated_checkpoint.path,
         checkpoint=gated_checkpoint.checkpoint,
@@ -194,6 +196,7 @@ def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> Gate
         skipped=gated_checkpoint.skipped,
         rules=_reported_codes(gated_checkpoint, policy),
         evidence=gated_checkpoint.evidence,
+        revision=chain.standing.text if chain is not None and chain.standing is not None else "",
     )
 
 

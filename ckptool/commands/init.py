@@ -7,13 +7,13 @@ from typing import Final
 
 import msgspec
 
+from ckptool.commands.sources.checkpoint_files import iter_matching_checkpoints
 from ckptool.commands.sources.configured_text import format_models
 from ckptool.commands.sources.module_matcher import ModelMatch, ModuleMatcher
 from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig, Settings
 from ckptool.errors import ReadError, UnknownFormatError, UsageError
-from ckptool.formats import open_checkpoint
-from ckptool.formats.files.checkpoint_files import iter_matching_checkpoints
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.model import Checkpoint, Skipped
 from ckptool.modules.target.class_search import find_modules, is_project_path
 from ckptool.phrases import join_limited, pluralize
@@ -60,6 +60,10 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
 
         write_file(file, content.encode(), force=True)
     skipped += [Skipped(target, reason) for target, reason in matcher.errors.items()]
+    skipped += [
+        Skipped(target, f"not built: give its arguments in an entry, {_format_entry_line(names)}")
+        for target, names in matcher.needed_arguments.items()
+    ]
     return InitReport(
         command="init",
         findings=(),
@@ -76,6 +80,10 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
         if modules
         else (),
     )
+
+
+def _format_entry_line(names: tuple[str, ...]) -> str:
+    return f"kwargs = {{ {', '.join(f'{name} = ...' for name in names)} }}"
 
 
 def _choose_file(root: Path) -> Path:
@@ -112,7 +120,7 @@ def _iter_checkpoints(root: Path, skipped: list[Skipped]) -> Iterator[tuple[str,
         skipped.append(Skipped(f"{project_names[_MAX_CHECKPOINTS]} and what follows", reason))
     for name in project_names[:_MAX_CHECKPOINTS]:
         try:
-            yield name, open_checkpoint(root / name)
+            yield name, open_weights(root / name)
         except UnknownFormatError:
             continue
         except ReadError as error:

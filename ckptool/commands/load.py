@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ckptool.commands.migrate import refuse_errors
 from ckptool.commands.sources.file_arguments import FileArguments
@@ -18,11 +18,12 @@ from ckptool.commands.target import (
 )
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.states import find_loaded_state, list_model_states, require_state_or_part
-from ckptool.errors import LoadError, NoStateError, PlanError, UsageError
+from ckptool.errors import LoadError, NoStateError, PlanError, RevisionError, UsageError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import parse_location
+from ckptool.locations import Location, parse_location
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import Checkpoint, StateDict
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
@@ -34,13 +35,16 @@ from ckptool.reports.load import (
     build_refusal_report,
     format_short,
 )
-from ckptool.rules import run_rules
+from ckptool.rules import Finding, run_rules
 from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import nn
 
+    from ckptool.commands.revisions.chain_load import ChainLoad
     from ckptool.migration.load.accepted_answers import AcceptedAnswers
     from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
     from ckptool.migration.load.planned_load import PlannedLoad
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
     from ckptool.migration.plan.plan_file import Plan
 
 
-def load(
+def load(  # noqa: PLR0913
     module: "nn.Module",
     path: PathLike,
     *,
@@ -60,6 +64,7 @@ def load(
     dtype: "str | torch.dtype | None" = None,
     plan: "str | Path | Plan | None" = None,
     accept: Sequence[str] = (),
+    revisions: str | Path | Literal[False] | None = None,
     kwargs: Mapping[str, object] | None = None,
     fresh: "Callable[[], nn.Module] | None" = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -88,6 +93,10 @@ def load(
         accept: answers to open questions, as a LoadError names them: "drop KEY", "rename OLD=NEW",
             "inject KEY=SOURCE", "renames" for all that are unambiguous, or the code of a rule that
             refuses the load.
+        revisions: folder of a chain of migrations: a file of an older revision is upgraded in
+            memory. None takes the chain of the current folder's project, if it has one and its
+            head has the keys of the module; False takes none. Revisions that are Python functions
+            are run, as the module's own code is.
         kwargs: constructor arguments of the module, where a buffer that is not in the file is to
             be recreated.
         fresh: function that builds a module like this one, if `kwargs` do not determine it.
@@ -121,11 +130,13 @@ def load(
             source_guard=source_guard,
             anonymous_file=anonymous_file,
             limits=limits,
+            findings=_DiffFindings(checkpoint.path),
         )
         try:
-            planned = job.plan_load(plan)
-            return job.load_planned(planned, placement, assign=assign)
-        except PlanError as error:
+            with job.open_chain(revisions if plan is None else False) as chain_load:
+                planned = job.plan_load(chain_load.plan if plan is None else plan, chain_load.at)
+                return job.load_planned(planned, placement, chain_load.notes, assign=assign)
+        except (PlanError, RevisionError) as error:
             raise _build_error(checkpoint, job.module_name, error) from error
 
 
@@ -141,6 +152,20 @@ def require_module(module: object) -> None:
         raise UsageError(f"load() takes a live module, not {name_kind(module)}")
 
 
+class _DiffFindings:
+    """Findings of comparisons with one file; the last comparison is judged once."""
+
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        self._last: tuple[ModuleDiff, tuple[Finding, ...]] | None = None
+
+    def find(self, diff: ModuleDiff) -> tuple[Finding, ...]:
+        """Return the findings on `diff`, those of before if it is the same object."""
+        if self._last is None or self._last[0] is not diff:
+            self._last = diff, run_rules([diff], self._path)
+        return self._last[1]
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _LoadJob:
     """One load: the file and the module, and what was asked for."""
@@ -154,13 +179,32 @@ class _LoadJob:
     source_guard: SourceGuard
     anonymous_file: "AnonymousFile"
     limits: Limits
+    findings: "_DiffFindings"
 
     @property
     def module_name(self) -> str:
         return type(self.module).__qualname__
 
-    def plan_load(self, plan: "str | Path | Plan | None") -> "PlannedLoad":
+    def open_chain(
+        self, revisions: "str | Path | Literal[False] | None"
+    ) -> "AbstractContextManager[ChainLoad]":
+        """Return a context with the steps of the project's chain of migrations for the file.
+
+        Raises:
+            RevisionError: the file is newer than the code, or no way leads from it to the head.
+        """
+        from ckptool.commands.revisions.chain_load import open_chain_load
+
+        return open_chain_load(self.module, self.checkpoint, self.at, revisions, self.limits)
+
+    def plan_load(
+        self, plan: "str | Path | Plan | None", chain_at: str | None = None
+    ) -> "PlannedLoad":
         """Return what `load_state_dict` gets.
+
+        Args:
+            plan: a plan, or the path of a plan file; None derives it.
+            chain_at: place of the state that a chain's steps are for; None without a chain.
 
         Raises:
             PlanError: the file is not loaded.
@@ -177,7 +221,7 @@ class _LoadJob:
         request = MigrationRequest(
             source=location,
             target=None,
-            at=self.at,
+            at=self.at if chain_at is None else chain_at,
             plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             plan_name=str(plan) if is_file else "",
             choices=self.answers.choices,
@@ -189,6 +233,7 @@ class _LoadJob:
                 location,
                 self._policy,
                 {*self.answers.choices.inject, *self.answers.choices.drop},
+                self.findings.find,
             ),
         )
         planner = LoadPlanner(
@@ -207,7 +252,12 @@ class _LoadJob:
         return planned
 
     def load_planned(
-        self, planned: "PlannedLoad", placement: "Placement", *, assign: bool
+        self,
+        planned: "PlannedLoad",
+        placement: "Placement",
+        notes: tuple[str, ...],
+        *,
+        assign: bool,
     ) -> LoadReport:
         """Give the tensors to the module, and return the report.
 
@@ -221,35 +271,41 @@ class _LoadJob:
         from ckptool.migration.load.tensor_reader import TensorReader
 
         start_step(f"loading {self.checkpoint.path.name}")
-        reader = TensorReader(self.checkpoint, planned.draft.state.at, self.source_guard)
+        reader = TensorReader(self.checkpoint, planned.draft.state.at, None)
         try:
             state_dict = build_state_dict(planned.draft, reader)
             if assign:
                 place_tensors(state_dict, self.module, placement)
+            self._require_unchanged()
             keys = load_into_module(
-                self.module, state_dict, reader.pages, strict=self.strict, assign=assign
+                self.module, state_dict, reader.files, strict=self.strict, assign=assign
             )
         finally:
             reader.close()
-        if changed := self.source_guard.list_changed():
-            raise PlanError(f"{changed[0]} was changed while it was read: load it again")
+        self._require_unchanged()
         differs = bool(keys.missing_keys or keys.unexpected_keys)
-        findings = run_rules([planned.diff], self.checkpoint.path)
+        findings = self.findings.find(planned.diff)
         return build_load_report(
             planned,
             self.module_name,
             LoadedKeys(tuple(keys.missing_keys), tuple(keys.unexpected_keys)),
             judge(findings, self._policy, differs=differs),
-            describe_state_choice(planned, self.at),
+            (*notes, *describe_state_choice(planned, self.at)),
             tuple(map(format_question, planned.questions)),
         )
+
+    def _require_unchanged(self) -> None:
+        if changed := self.source_guard.list_changed():
+            raise PlanError(f"{changed[0]} was changed while it was read: load it again")
 
     @property
     def _policy(self) -> Policy:
         return Policy(ignore=self.answers.ignored_codes)
 
 
-def _build_error(checkpoint: Checkpoint, module_name: str, error: PlanError) -> LoadError:
+def _build_error(
+    checkpoint: Checkpoint, module_name: str, error: PlanError | RevisionError
+) -> LoadError:
     """Return the error whose text is the short form of the report that it has."""
     from ckptool.migration.load.accepted_answers import format_in_python, format_question
     from ckptool.migration.plan.open_decisions import UndecidedError

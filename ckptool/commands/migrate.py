@@ -1,6 +1,6 @@
 """Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 from fnmatch import fnmatchcase
@@ -101,7 +101,7 @@ def migrate(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get
@@ -146,50 +146,25 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    from ckptool.commands.sources.merge_adapter import MergeRequest
-    from ckptool.commands.sources.merge_adapter import merge_adapter as merge_into_base
-    from ckptool.migration.plan.plan_file import read_plan_file
+    from ckptool.commands.sources.merge_adapter import MergeRequest, merge_into_base
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.request import MigrationRequest
     from ckptool.migration.run import open_migration
 
-    is_same_file = (
-        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
-    )
-    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
-    location = parse_location(source)
+    _reject_equal_outputs(target, save_plan)
+    location, judging_policy = parse_location(source), policy or Policy()
     if merge_adapter is not None:
-        reject_unused_options(
-            {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
-            "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
-        )
+        _reject_module_of_merge(module, plan, target)
+        base, folder = parse_location(merge_adapter), require_local_path(target or "")
         return merge_into_base(
-            MergeRequest(
-                location,
-                parse_location(merge_adapter),
-                require_local_path(target or ""),
-                limits,
-                dry_run,
-                force,
-                provenance,
-            )
+            MergeRequest(location, base, folder, limits, dry_run, force, provenance)
         )
     module_target = find_target(
         location, ModuleOptions(module, kwargs, at, into, loader, fresh=fresh), config
     )
     if into is not None:
-        reject_unused_options(
-            {"--emit-hook": emit_hook is not None},
-            "is for a whole module, and --into selects a part",
-        )
-        reject_unused_options(
-            {"--into": module_target is None},
-            "selects a submodule: -m package.module:Name is required",
-        )
-        reject_unused_options(
-            {"--input": inputs is not None}, "runs the whole module, and --into selects a part"
-        )
-    worker = get_worker()
+        _reject_whole_module_options(module_target, emit_hook, inputs)
+    worker, old_options = get_worker(), _OldModuleOptions(old_module, from_, tolerance)
     load_module = partial(load_target_module, worker, module_target) if module_target else None
     request = MigrationRequest(
         source=location,
@@ -198,7 +173,7 @@ def migrate(  # noqa: PLR0913
         at=module_target.at if module_target else at,
         into=into or "",
         to=to,
-        plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+        plan=_read_plan(plan),
         plan_name=str(plan) if isinstance(plan, str | Path) else "",
         reverse=reverse,
         choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
@@ -214,24 +189,63 @@ def migrate(  # noqa: PLR0913
         record_provenance=provenance,
         limits=limits,
         progress=progress,
-        check_plan=partial(refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}),
+        check_plan=_make_plan_check(location, judging_policy, {*(inject or {}), *drop}),
         forward_check=_make_forward_check(
-            location,
-            module_target,
-            inputs,
-            device,
-            _OldModuleOptions(old_module, from_, tolerance),
-            limits,
-            worker,
+            location, module_target, inputs, device, old_options, limits, worker
         ),
     )
     with open_migration(request) as result:
         notes = result.notes
         if emit_hook is not None:
             notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
-        return _build_report(
-            replace_field(result, notes=notes), policy or Policy(), location, pictures=pictures
-        )
+        noted_result = replace_field(result, notes=notes)
+        return _build_report(noted_result, judging_policy, location, pictures=pictures)
+
+
+def _reject_equal_outputs(target: PathLike | None, save_plan: PathLike | None) -> None:
+    is_same_file = (
+        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
+    )
+    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
+
+
+def _reject_module_of_merge(module: object, plan: object, target: PathLike | None) -> None:
+    reject_unused_options(
+        {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
+        "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
+    )
+
+
+def _reject_whole_module_options(
+    module_target: ModuleTarget | None, emit_hook: PathLike | None, inputs: object
+) -> None:
+    """Raise UsageError for what a part of a module, which --into selects, does not have."""
+    conflicts = {
+        "--emit-hook": (emit_hook, "is for a whole module, and --into selects a part"),
+        "--input": (inputs, "runs the whole module, and --into selects a part"),
+    }
+    reject_unused_options(
+        {"--into": module_target is None}, "selects a submodule: -m package.module:Name is required"
+    )
+    for option, (value, reason) in conflicts.items():
+        reject_unused_options({option: value is not None}, reason)
+
+
+def _make_plan_check(
+    location: Location, policy: Policy, answered_keys: set[str]
+) -> "Callable[[PlanOutcome], None]":
+    """Return what refuses a plan whose result has errors that the options do not answer."""
+
+    def judge_diff(diff: ModuleDiff) -> tuple[Finding, ...]:
+        return run_rules([diff], location)
+
+    return partial(refuse_errors, location, policy, answered_keys, judge_diff)
+
+
+def _read_plan(plan: "str | Path | Plan | None") -> "Plan | None":
+    from ckptool.migration.plan.plan_file import read_plan_file
+
+    return read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan
 
 
 def _build_report(
@@ -333,7 +347,11 @@ def migrate_many(
 
 
 def refuse_errors(
-    source: Location, policy: Policy, asked_keys: set[str], outcome: "PlanOutcome"
+    source: Location,
+    policy: Policy,
+    asked_keys: set[str],
+    find_findings: Callable[[ModuleDiff], tuple[Finding, ...]],
+    outcome: "PlanOutcome",
 ) -> None:
     """Refuse a plan that covers up an error of the source, or whose result has one.
 
@@ -351,7 +369,9 @@ def refuse_errors(
             and op.source == "constructor"
             and not _names_key(asked_keys, op.key)
         }
-        source_errors = _find_errors(source, policy, outcome.source_diff) if assumed_keys else []
+        source_errors = (
+            _select_errors(find_findings(outcome.source_diff), policy) if assumed_keys else []
+        )
         for finding in source_errors:
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
@@ -362,15 +382,15 @@ def refuse_errors(
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
     if not outcome.result_diff.is_strict:
         return
-    for finding in _find_errors(source, policy, outcome.result_diff):
+    for finding in _select_errors(find_findings(outcome.result_diff), policy):
         if not _names_key(asked_keys, finding.key):
             way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 
 
-def _find_errors(source: Location, policy: Policy, module_diff: ModuleDiff) -> list[Finding]:
-    findings = judge(run_rules([module_diff], source), policy).findings
-    return [finding for finding in findings if finding.level is Level.ERROR]
+def _select_errors(findings: Iterable[Finding], policy: Policy) -> list[Finding]:
+    judged = judge(findings, policy).findings
+    return [finding for finding in judged if finding.level is Level.ERROR]
 
 
 def _format_refusal(source: Location, finding: Finding, way_out: str) -> str:

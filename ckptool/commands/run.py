@@ -37,7 +37,9 @@ def run(
         words: the command: ["python", "train.py"].
         policy: reported findings, and the level from which they fail.
         fails_on_findings: whether findings that fail make the exit code 1 where the command's is 0.
-        resume_check: whether it is also interrupted after its first checkpoint and resumed.
+        resume_check: whether it is also interrupted after its first checkpoint and resumed. What
+            this finds makes the exit code 1 without `fails_on_findings`, and so does a comparison
+            that could not be made.
         resume_args: what is added to the command to resume it, as in a shell, with
             `{checkpoint}` or `{folder}`; None adds nothing.
 
@@ -84,6 +86,7 @@ def judge_records(
     findings = [*_iter_findings(trace), *(run_rules([comparison]) if comparison else ())]
     verdict = judge(sort_findings(findings), policy)
     has_failed = fails_on_findings and verdict.exit_code is ExitCode.FAILED
+    has_failed = has_failed or (comparison is not None and _fails_check(comparison, policy))
     return build_run_report(
         trace,
         verdict,
@@ -92,6 +95,13 @@ def judge_records(
         resume=build_resume_report(comparison) if comparison else None,
         skipped=_list_skipped(trace, command_exit_code, comparison),
     )
+
+
+def _fails_check(comparison: ResumeComparison, policy: Policy) -> bool:
+    """Whether the resumed run differs, or nothing could be compared."""
+    if comparison.save is None:
+        return True
+    return judge(run_rules([comparison]), policy).exit_code is ExitCode.FAILED
 
 
 def _list_skipped(

@@ -25,16 +25,14 @@ from ckptool.commands.sources.file_arguments import (
 )
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
-from ckptool.errors import ModuleError, ReadError, UsageError
-from ckptool.formats import open_checkpoint, open_stream
-from ckptool.formats.components import merge_components
+from ckptool.errors import ModuleError, UsageError
+from ckptool.formats import open_stream
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
-    list_components,
-    note_unreached_weights,
     require_model_folder,
 )
 from ckptool.locations import Location, RemotePath, parse_location, suggest_module_option
@@ -237,7 +235,7 @@ class ModuleOptions(Struct, frozen=True):
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
     loader: str | None = None
-    """Name in LOADER_NAMES; None takes what the folder says."""
+    """Name in LOADER_NAMES; None selects it by the folder."""
     base: PathLike | None = None
     """Folder of the model that an adapter is for; None for the one that it names."""
     fresh: "Callable[[], nn.Module] | None" = None
@@ -425,29 +423,7 @@ def open_checkpoint_or_stdin(
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
     start_step(f"reading {parse_location(path).name}")
-    location = parse_location(path)
-    model_folder = None if loader == "torch" else find_model_folder(location, loader)
-    if model_folder is not None and model_folder.is_pipeline:
-        return _open_pipeline(model_folder, limits)
-    if model_folder is None or location != model_folder.path:
-        return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
-    checkpoint = open_checkpoint(location, limits, model_folder.weights_name)
-    return note_unreached_weights(checkpoint, model_folder)
-
-
-def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
-    """Describe the models of a pipeline as one checkpoint.
-
-    Raises:
-        ReadError: one of them cannot be read, or there is none.
-    """
-    components = {
-        name: open_checkpoint(folder.path, limits, folder.weights_name)
-        for name, folder in list_components(pipeline).items()
-    }
-    if not components:
-        raise ReadError(pipeline.path, f"{pipeline.config_name} names no folder with weights")
-    return merge_components(pipeline.path, components)
+    return open_weights(parse_location(path), limits, loader)
 
 
 def reject_invalid_path(path: object) -> None:

@@ -1,10 +1,13 @@
 """Context manager that reports unsaved state changed while a module, or another object, is used."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from ckptool.commands.target import name_kind
-from ckptool.errors import ModuleError, UsageError
+from ckptool.errors import CkptoolError, ModuleError, UsageError
 from ckptool.policy import Policy, judge
 from ckptool.reports.audit import AuditReport, build_object_report, build_watch_report
 from ckptool.rules import run_rules
@@ -25,13 +28,13 @@ def watch(
 ) -> "Watched | WatchedObject":
     """Watch a module: `with ckptool.watch(model) as watched: train(model)`.
 
-    An optimizer, a scheduler, a sampler, a loader, a GradScaler, an average of weights: anything
-    else with `state_dict` and `load_state_dict` is asked. A copy from when the block began loads
-    the state_dict() from when it ends; what changed and is not restored is in the report. The copy
-    shares the model's parameters.
+    `watched.report` has the state that changed inside the block and is not in the state_dict. A
+    snapshot is taken when the block begins and when it ends, so training steps are not slowed.
 
-    A snapshot is taken when the block begins and when it ends, so training steps are not slowed.
-    `watched.report` has the state that changed inside and is not in the state_dict.
+    Other objects with `state_dict` and `load_state_dict` can be watched as well: optimizers,
+    schedulers, samplers, data loaders, a GradScaler, averaged weights. A copy made when the block
+    begins loads the state_dict() of when it ends, and the report has what changed and was not
+    restored. The copy shares the model's parameters.
 
     Args:
         module: a live module, or an object with `state_dict` and `load_state_dict`.
@@ -61,18 +64,53 @@ class HasStateDict(Protocol):
         """Take over a state."""
 
 
-class Watched:
-    """Context manager that watches a module; `report` has the result."""
+class _WatchedBlock(ABC):
+    """Context manager that looks at state when the block begins and when it ends."""
 
-    def __init__(self, module: "nn.Module", policy: Policy) -> None:
-        self._module = module
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._old_snapshot: ModuleSnapshot | None = None
-        self._new_snapshot: ModuleSnapshot | None = None
         self._failure: ModuleError | None = None
 
+    @abstractmethod
+    def _begin(self) -> None:
+        """Record the state.
+
+        Raises:
+            ModuleError: it cannot be examined.
+        """
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Record the state again, or what changed.
+
+        Raises:
+            ModuleError: it cannot be examined.
+        """
+
+    @property
+    @abstractmethod
+    def report(self) -> AuditReport:
+        """What was found; CkptoolError if there is no result."""
+
+    def __str__(self) -> str:
+        """Return the report as text, or why there is none."""
+        try:
+            return str(self.report)
+        except CkptoolError as error:
+            return str(error)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002, FBT001
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return self.report._repr_html_()
+        except CkptoolError:
+            return None  # the text says why
+
     def __enter__(self) -> Self:
-        self._old_snapshot, self._new_snapshot, self._failure = self._take_snapshot(), None, None
+        self._failure = None
+        self._begin()
         return self
 
     def __exit__(
@@ -84,10 +122,30 @@ class Watched:
         if error is not None:
             return
         try:
-            self._new_snapshot = self._take_snapshot()
+            self._end()
         except ModuleError as failure:
             # Do not end a training of days with an error here: `report` raises it instead.
             self._failure = failure
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class Watched(_WatchedBlock):
+    """Context manager that watches a module; `report` has the result."""
+
+    def __init__(self, module: "nn.Module", policy: Policy) -> None:
+        super().__init__(policy)
+        self._module = module
+        self._old_snapshot: ModuleSnapshot | None = None
+        self._new_snapshot: ModuleSnapshot | None = None
+
+    def _begin(self) -> None:
+        self._old_snapshot, self._new_snapshot = self._take_snapshot(), None
+
+    def _end(self) -> None:
+        self._new_snapshot = self._take_snapshot()
 
     @property
     def report(self) -> AuditReport:
@@ -99,8 +157,7 @@ class Watched:
         """
         if self._old_snapshot is None:
             raise UsageError(_NOT_ENTERED)
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         from ckptool.modules import describe_module
         from ckptool.verification import usage_changes
 
@@ -129,39 +186,24 @@ class Watched:
             raise ModuleError(name, f"walking through it raised {error}") from error
 
 
-class WatchedObject:
+class WatchedObject(_WatchedBlock):
     """Context manager that watches an object with a state_dict; `report` has the result."""
 
     def __init__(self, owner: HasStateDict, policy: Policy) -> None:
+        super().__init__(policy)
         self._owner = owner
-        self._policy = policy
         self._before: ObjectState | None = None
         self._changes: ObjectChanges | None = None
-        self._failure: ModuleError | None = None
 
-    def __enter__(self) -> Self:
-        from ckptool.modules.user_code import UserCodeError
+    def _begin(self) -> None:
         from ckptool.verification.object_round_trip import record_object
 
-        self._changes, self._failure = None, None
-        try:
+        self._changes = None
+        with self._examine():
             self._before = record_object(self._owner)
-        except UserCodeError as error:
-            raise self._build_failure(error) from error
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            return
-        try:
-            self._changes = self._find_changes()
-        except ModuleError as failure:
-            self._failure = failure  # `report` raises it: no training is ended by it
+    def _end(self) -> None:
+        self._changes = self._find_changes()
 
     @property
     def report(self) -> AuditReport:
@@ -171,23 +213,26 @@ class WatchedObject:
             UsageError: the block was not entered yet.
             ModuleError: the object cannot be examined, or its state_dict() raises.
         """
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         changes = self._changes or self._find_changes()
         return build_object_report(changes, judge(run_rules([changes]), self._policy))
 
     def _find_changes(self) -> "ObjectChanges":
-        from ckptool.modules.user_code import UserCodeError
         from ckptool.verification.object_round_trip import find_lost_changes
         from ckptool.verification.usage_changes import SINCE_BLOCK_START
 
         if self._before is None:
             raise UsageError(_NOT_ENTERED)
-        try:
+        with self._examine():
             return find_lost_changes(self._owner, self._before, SINCE_BLOCK_START)
-        except UserCodeError as error:
-            raise self._build_failure(error) from error
 
-    def _build_failure(self, error: Exception) -> ModuleError:
-        name = type(self._owner).__qualname__
-        return ModuleError(name, f"reading its state raised {error}")
+    @contextmanager
+    def _examine(self) -> Iterator[None]:
+        """Raise what the object's own code raises as ModuleError."""
+        from ckptool.modules.user_code import UserCodeError
+
+        try:
+            yield
+        except UserCodeError as error:
+            name = type(self._owner).__qualname__
+            raise ModuleError(name, f"reading its state raised {error}") from error

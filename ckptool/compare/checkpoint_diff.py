@@ -1,6 +1,7 @@
 """StructuralDiff x ValueResults -> CheckpointDiff: the result of comparing two files."""
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TypeVar
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from ckptool.compare.changes import (
 from ckptool.compare.left_out_ties import find_retied_keys
 from ckptool.compare.quantization.quantized_form import QuantizedForm
 from ckptool.compare.remainder_diff import RemainderDiff, is_relocated
+from ckptool.compare.rename_search.rename_groups import RenameGroup, group_renames
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.compare.value_checks import ValueResults
 from ckptool.model import (
@@ -21,7 +23,7 @@ from ckptool.model import (
 from ckptool.values.difference.sums import Tolerances, ValueDifference
 
 
-class CheckpointDiff(Struct, frozen=True):
+class CheckpointDiff(Struct, frozen=True, dict=True):
     """Comparison of two checkpoints: tensors by key, values if they were read, plain data."""
 
     old: Checkpoint
@@ -36,7 +38,7 @@ class CheckpointDiff(Struct, frozen=True):
     proved_renames: frozenset[str]
     """Removed keys whose rename is confirmed by equal values."""
     possible_renames: Mapping[str, str]
-    """Removed key -> added key of the same values, where these are one number repeated (zeros)."""
+    """Removed key -> added key of the same values, where these prove nothing (zeros)."""
     differing_keys: tuple[str, ...] | None
     """Keys in both whose values differ; None if values were not read."""
     uncompared_keys: Mapping[str, str]
@@ -53,6 +55,13 @@ class CheckpointDiff(Struct, frozen=True):
     """Comparison of what stands beside the tensors: plain data, code, other states."""
     quantized_form: QuantizedForm | None = None
     """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @cached_property
+    def rename_groups(self) -> tuple[RenameGroup, ...]:
+        """The `renames`, those that replace the same segments together; proved ones apart."""
+        proved = {a: b for a, b in self.renames.items() if a in self.proved_renames}
+        unproved = {a: b for a, b in self.renames.items() if a not in self.proved_renames}
+        return (*group_renames(proved), *group_renames(unproved))
 
     @property
     def plain_changes(self) -> tuple[Change, ...]:

@@ -32,6 +32,8 @@ from ckptool.model import (
 )
 
 _LAZY_LAYOUT: Final = "lazy"
+_VALUE_CHARS: Final = 16
+"""Characters of a fingerprint that a contract has: 64 bits."""
 
 
 class ContractOrigin(StrEnum):
@@ -60,6 +62,8 @@ class ContractEntry(Struct, frozen=True, kw_only=True):
 
     None if that is not known, or if a blank value waits for data.
     """
+    value: str | None = None
+    """Start of the fingerprint of elements that the constructor computes on every machine."""
     tied: str | None = None
     """First key, in natural order, of the tied keys; None if not tied."""
     has_custom_load: bool = False
@@ -155,12 +159,25 @@ class ContractDiff(Struct, frozen=True):
         )
 
     @property
+    def changed_constants(self) -> tuple[str, ...]:
+        """Keys for which the constructor computes other elements than before."""
+        return tuple(
+            key
+            for key, entry in self.old.entries.items()
+            if entry.value
+            and (new_entry := self.new.entries.get(key)) is not None
+            and (new_entry.shape, new_entry.dtype) == (entry.shape, entry.dtype)
+            and new_entry.value not in {None, entry.value}
+        )
+
+    @property
     def compatibility(self) -> Compatibility:
         breaking_keys = (
             *self.removed_keys,
             *self.reshaped_keys,
             *self.removed_non_tensors,
             *self.added_non_tensors,
+            *(key for key in self.changed_constants if not self.new.entries[key].saved),
         )
         if breaking_keys or any(key not in self.migrations_for_added for key in self.added_keys):
             return Compatibility.BREAKING
@@ -363,7 +380,7 @@ def _compare_non_tensors(
             yield EntryDifference(key, "holds", old_text, new_text)
 
 
-_OPTIONAL_FIELDS: Final = ("kind", "saved", "owner", "version", "constancy", "tied")
+_OPTIONAL_FIELDS: Final = ("kind", "saved", "owner", "version", "constancy", "value", "tied")
 
 
 def _describe_one_sided(
@@ -403,6 +420,7 @@ def _build_module_entry(
         owner=module_tensor.owner,
         version=matching_class.version if matching_class else None,
         constancy=_recorded_constancy(module_tensor),
+        value=_recorded_value(module_tensor),
         tied=first_tied_keys.get(module_tensor.key),
         has_custom_load=_has_custom_load_on_path(module_tensor.key, module),
     )
@@ -431,6 +449,11 @@ def _recorded_constancy(module_tensor: ModuleTensor) -> Constancy | None:
     if module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_recomputable:
         return None
     return None if module_tensor.constancy is Constancy.UNKNOWN else module_tensor.constancy
+
+
+def _recorded_value(module_tensor: ModuleTensor) -> str | None:
+    is_recorded = module_tensor.is_recomputable and module_tensor.has_integer_values
+    return (module_tensor.fingerprint[:_VALUE_CHARS] or None) if is_recorded else None
 
 
 def _build_file_entry(

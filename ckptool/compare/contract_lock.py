@@ -34,6 +34,7 @@ class _LockEntry(Struct, frozen=True, forbid_unknown_fields=True):
     constancy: Constancy | None
     tied: str | None
     layout: str = "strided"
+    value: str | None = None
 
 
 class _LockFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,6 +177,7 @@ def _to_contract_entry(key: str, line: _LockEntry) -> ContractEntry:
         owner=line.owner,
         version=line.version,
         constancy=line.constancy,
+        value=line.value,
         tied=line.tied,
     )
 
@@ -190,6 +192,7 @@ def _format_entry(entry: ContractEntry) -> str:
         "owner": entry.owner,
         "version": entry.version,
         "constancy": entry.constancy,
+        **({} if entry.value is None else {"value": entry.value}),
         "tied": entry.tied,
     }
     return json.dumps(fields)

@@ -58,7 +58,7 @@ class CheckpointDigest(Struct, frozen=True):
         tensors = tuple(Skipped(f"digest of {t.key}", t.reason) for t in self.tensors if t.reason)
         damage = self.checkpoint.damage
         damaged = (Skipped("what follows the damage", damage),) if damage else ()
-        return (*tensors, *self.checkpoint.opaque, *damaged)
+        return (*tensors, *self.checkpoint.opaque, *damaged, *self.checkpoint.skipped)
 
 
 class SavedDigest(Struct, frozen=True):

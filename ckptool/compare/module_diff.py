@@ -260,6 +260,7 @@ class ModuleDiff(Struct, frozen=True):
 
 
 _AVERAGE_COUNTER: Final = "n_averaged"
+_BATCH_COUNTER: Final = "num_batches_tracked"
 
 
 def _is_shape_mismatch(change: Changed) -> bool:
@@ -305,8 +306,8 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         and change.key not in hook_handled_keys
         and change.key not in mistyped_keys
     )
-    better_state = (
-        best_match if score_match(best_match, module) > score_match(state, module) else None
+    is_beaten = best_match is not state and (
+        score_match(best_match, module) > score_match(state, module)
     )
     diff = ModuleDiff(
         checkpoint,
@@ -315,7 +316,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         changes,
         reparametrizations=reparametrizations,
         quantization=find_quantization_difference(checkpoint, state, module),
-        better_state=better_state,
+        better_state=best_match if is_beaten else None,
         mistyped_keys=mistyped_keys,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
@@ -403,14 +404,18 @@ def _keep_rewrite(diff: ModuleDiff, keys: Collection[str]) -> PrefixRewrite | No
 
 
 def _keep_keys(group: RenameGroup, changes: tuple[Change, ...], diff: ModuleDiff) -> RenameGroup:
-    """Return the group with the pairs whose keys the module's own loading code leaves as well."""
+    """Return the group with the pairs whose keys the module's own loading code leaves as well.
+
+    A counter that BatchNorm sets to 0, as the file has no version metadata, is left, too.
+    """
     absent = {change.key for change in changes if isinstance(change, Missing)}
     extra = {change.key for change in changes if isinstance(change, Unexpected)}
     file_keys, module_keys = diff.state.tensors, diff.module.saved_tensors
     pairs = {
         old: new
         for old, new in group.pairs.items()
-        if (old in extra or old in module_keys) and (new in absent or new in file_keys)
+        if (old in extra or old in module_keys)
+        and (new in absent or new in file_keys or new.endswith(_BATCH_COUNTER))
     }
     return group if len(pairs) == len(group.pairs) else msgspec.structs.replace(group, pairs=pairs)
 

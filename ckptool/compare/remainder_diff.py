@@ -13,11 +13,17 @@ from msgspec import Struct
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.states import get_state
 from ckptool.formats.contents.collector import CLASS_SUFFIX
+from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
+from ckptool.formats.sharded.reader import INDEX_PLACE
 from ckptool.model import Checkpoint, TensorInfo, join_key
 from ckptool.phrases import pluralize
 from ckptool.values import equality
 
+_INDEX_SIZES: Final = frozenset(
+    INDEX_PLACE.format(name=name) for name in ("total_size", "total_parameters")
+)
+"""Sums over the tensors, which are compared themselves."""
 ALL_STATES: Final = "*"
 """Place of the comparison of all states."""
 
@@ -106,11 +112,13 @@ def _select_contents(
     """Return the contents without those that the comparison of the tensors takes in: ties.
 
     Of files in two containers, also without what the container alone decides: the class of an
-    object, `_metadata` and the format in the metadata of safetensors.
+    object, `_metadata` and its copy in safetensors, the format in the metadata of safetensors, and
+    the sizes that an index adds up.
     """
     left_out = _find_declared_ties(checkpoint, place)
     if other_container:
-        left_out |= {"__metadata__.format", join_key(place, "_metadata")}
+        versions = {join_key(place, "_metadata"), f"__metadata__.{VERSIONS_KEY}"}
+        left_out |= {"__metadata__.format", *versions, *_INDEX_SIZES}
     return {
         part: fingerprint
         for part, fingerprint in checkpoint.contents.items()
@@ -183,9 +191,10 @@ def _iter_parts_beside(
 
 
 def _find_declared_ties(checkpoint: Checkpoint, place: str) -> set[str]:
-    """Return the places of the metadata of safetensors that name a tied key."""
+    """Return the places of the metadata of safetensors, and of an index, that name a tied key."""
     if checkpoint.container not in SINGLE_NAME_CONTAINERS:
         return set()
     at = "" if place == ALL_STATES else place
     ties = parse_declared_ties(checkpoint.metadata, get_state(checkpoint, at).tensors)
-    return {f"__metadata__.{name}" for name in (TIES_KEY, *ties)}
+    templates = ("__metadata__.{name}", INDEX_PLACE)
+    return {template.format(name=name) for name in (TIES_KEY, *ties) for template in templates}

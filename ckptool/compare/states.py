@@ -244,7 +244,10 @@ def list_placeholders(state: StateDict) -> tuple[str, ...]:
 
     Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
     """
-    if state.role not in {"state_dict", "module"}:
+    is_model = state.role in {"state_dict", "module"}
+    if not is_model or not any(tensor.shape == (0,) for tensor in state.tensors.values()):
+        return ()
+    if not any(tensor.shape == (0,) for tensor in state.tensors.values()):
         return ()
     weights = list_float_weights(state)
     keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
@@ -276,11 +279,14 @@ def list_valueless_keys(state: StateDict) -> dict[str, list[str]]:
 
 def _is_on_meta(tensor: TensorInfo) -> bool:
     """Whether it is on meta itself, or is made of tensors of which one is."""
-    return tensor.is_on_meta or any(_is_on_meta(part.tensor) for part in tensor.parts)
+    parts = tensor.parts
+    return tensor.is_on_meta or (parts != () and any(_is_on_meta(part.tensor) for part in parts))
 
 
 def is_rank_part(tensor: TensorInfo) -> bool:
     """Whether it is one rank's part: a ShardedTensor, or a DTensor with a smaller local tensor."""
+    if not tensor.wrapper:
+        return False
     is_partial = any(component.tensor.shape != tensor.shape for component in tensor.parts)
     return "ShardedTensor" in tensor.wrapper or (tensor.wrapper.endswith(".DTensor") and is_partial)
 

@@ -17,8 +17,9 @@ from ckptool.model import TensorInfo, tied_keys
 from ckptool.values import difference, equality
 from ckptool.values.batch_runner import BatchRunner
 from ckptool.values.difference import Tolerances, ValueDifference
-from ckptool.values.elements import is_uniform, unreadable_reason
+from ckptool.values.elements import unreadable_reason
 from ckptool.values.fingerprint_many import fingerprint_many
+from ckptool.values.telling_values import has_telling_values
 
 
 class SharedKey(Struct, frozen=True):
@@ -56,7 +57,7 @@ class ValueResults(Struct, frozen=True):
     renamed: Mapping[str, str] = {}
     """Removed key -> added key with the same values."""
     possible: Mapping[str, str] = {}
-    """Removed key -> added key of another name, where one number is repeated in both: no proof."""
+    """Removed key -> added key with the same values, too few or too simple for a proof."""
     refuted: tuple[str, ...] = ()
     """Removed keys whose values differ from those of the added key with a similar name."""
     diverged: tuple[tuple[str, str], ...] = ()
@@ -237,8 +238,8 @@ def _find_renames(
 ) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
     """Return (proved renames, possible renames, removed keys refuted by values).
 
-    Pairs with similar names are tried first, then those with equal fingerprints. Of the latter,
-    one number that is repeated, such as zeros, proves nothing by itself.
+    Pairs with similar names are tried first, then those with equal fingerprints. Zeros, counters
+    and masks prove nothing by themselves.
     """
     removed = [key for group in groups for key in group.removed]
     added = {key for group in groups for key in group.added}
@@ -250,47 +251,53 @@ def _find_renames(
         (structure.old_tensors[a], structure.new_tensors[b]) for a, b in renames_by_name.items()
     ]
     results = dict(zip(renames_by_name, equality.equal_many(pairs, runner=runner), strict=True))
-    proved_renames = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
-    used_keys = set(proved_renames.values())
+    equal_renames = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
+    used_keys = set(equal_renames.values())
     found_renames: dict[str, str] = {}
     for group in groups:
-        remaining = [key for key in group.removed if key not in proved_renames]
+        remaining = [key for key in group.removed if key not in equal_renames]
         free_keys = [key for key in group.added if key not in used_keys]
         if remaining and free_keys:
             found_renames |= _pair_by_content(structure, remaining, free_keys, runner)
-    possible_renames = _select_unproved(structure, proved_renames, found_renames)
-    proved_renames |= {a: b for a, b in found_renames.items() if a not in possible_renames}
+    equal_renames |= found_renames
+    possible_renames = _select_unproved(structure, equal_renames)
+    proved_renames = {a: b for a, b in equal_renames.items() if a not in possible_renames}
     refuted = tuple(a for a, is_equal in results.items() if is_equal is False)
     return proved_renames, possible_renames, refuted
 
 
-def _select_unproved(
-    structure: StructuralDiff,
-    renames_by_name: Mapping[str, str],
-    renames_by_value: Mapping[str, str],
-) -> dict[str, str]:
-    """Return the renames by value that repeat one number, unless something else speaks for them.
+def _select_unproved(structure: StructuralDiff, renames: Mapping[str, str]) -> dict[str, str]:
+    """Return the renames whose values tell nothing, unless another rename speaks for them.
 
-    `fc.bias` of zeros is `lin.bias` where the values of `fc.weight` are those of `lin.weight`; the
-    layers of a list were paired by their numbers.
+    `fc.bias` of zeros is `lin.bias` where the values of `fc.weight` are those of `lin.weight`, and
+    so is all else below `fc`; the layers of a list were paired by their numbers.
     """
-    pattern_counts = Counter(map(mask_numbers, renames_by_value))
+    pattern_counts = Counter(map(mask_numbers, renames))
     unproved = {
         old_key: new_key
-        for old_key, new_key in renames_by_value.items()
-        if pattern_counts[mask_numbers(old_key)] == 1 and is_uniform(structure.old_tensors[old_key])
+        for old_key, new_key in renames.items()
+        if pattern_counts[mask_numbers(old_key)] == 1
+        and not has_telling_values(structure.old_tensors[old_key])
     }
-    renamed_modules = {
-        _split_key(old_key)[0]: _split_key(new_key)[0]
-        for old_key, new_key in {**renames_by_name, **renames_by_value}.items()
-        if old_key not in unproved
-    }
+    proved = [pair for pair in renames.items() if pair[0] not in unproved]
+    renamed_modules = {_split_key(old)[0]: _split_key(new)[0] for old, new in proved}
+    moves = {_cut_common_end(old, new) for old, new in proved}
     return {
         old_key: new_key
         for old_key, new_key in unproved.items()
         if (renamed_modules.get(_split_key(old_key)[0]), _split_key(old_key)[1])
         != _split_key(new_key)
+        and _cut_common_end(old_key, new_key) not in moves
     }
+
+
+def _cut_common_end(old_key: str, new_key: str) -> tuple[str, str]:
+    """Return what two keys begin with that differs: "fc", "lin" for "fc.bias", "lin.bias"."""
+    old_names, new_names = old_key.split("."), new_key.split(".")
+    while old_names and new_names and old_names[-1] == new_names[-1]:
+        old_names.pop()
+        new_names.pop()
+    return ".".join(old_names), ".".join(new_names)
 
 
 def _split_key(key: str) -> tuple[str, str]:

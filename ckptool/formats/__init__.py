@@ -12,11 +12,18 @@ from msgspec.structs import replace
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
+from ckptool.formats.files.weight_names import (
+    describe_passed_over,
+    is_dangling,
+    is_index_name,
+    list_file_names,
+    list_weights,
+    name_whole_file,
+)
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
 from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
-from ckptool.formats.sharded.precedence import find_loaded_file, name_whole_file
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
     MAX_LISTED,
@@ -24,7 +31,7 @@ from ckptool.formats.sharded.sibling_files import (
 )
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location, RemotePath, parse_location
-from ckptool.model import Checkpoint, Container
+from ckptool.model import BYTE_DTYPES, Checkpoint, Container
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -37,12 +44,6 @@ _DCP_METADATA: Final = ".metadata"
 _DEEPSPEED_NAME: Final = re.compile(r"zero_to_fp32\.py|.+_(?:model|optim)_states\.pt")
 """Files that DeepSpeed writes: a script that gathers the weights, and states of each rank."""
 _DCP_SUFFIX: Final = ".distcp"
-_INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
-_WEIGHTS_PATTERN: Final = (
-    r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
-    r"\.(?:safetensors|bin)"
-)
-"""Weight file names that the Hugging Face libraries save in a folder."""
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
 _COPY_CHUNK_BYTES: Final = 1 << 20
@@ -68,7 +69,7 @@ def open_checkpoint(
     Raises:
         UnknownFormatError: no reader recognises it; the message names the format if known.
         CorruptCheckpointError: the container is damaged or ambiguous.
-        ReadError: it cannot be read, or a directory holds several checkpoints.
+        ReadError: it cannot be read, or a directory contains several checkpoints.
     """
     SOURCE_BUDGET.reset()
     path = parse_location(path)
@@ -84,7 +85,7 @@ def _open_container(path: Location, limits: Limits, weights_name: str) -> Checkp
     if is_directory(path):
         return _search_siblings(_open_directory(path, limits, weights_name), path, limits)
     if path.name == _DCP_METADATA:
-        return _open_dcp(path.parent, limits)
+        return _search_siblings(_open_dcp(path.parent, limits), path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)
@@ -100,8 +101,8 @@ def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     """Look for pickles in extra state, and in tensors of bytes."""
-    has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} or key.endswith("_extra_state")
+    has_bytes = bool(checkpoint.byte_storages) or any(
+        tensor.dtype in BYTE_DTYPES or tensor.parts or key.endswith("_extra_state")
         for state in checkpoint.states
         for key, tensor in state.tensors.items()
     )
@@ -141,30 +142,39 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     from ckptool.formats import unrecognized
 
     names = list_names(directory)
-    indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
-    if weights_name in names and not weights_name.endswith(".json"):
-        passed_over = next((n for n in indexes if name_whole_file(n) == weights_name), "")
-        return _open_whole_file(directory, weights_name, passed_over, names, limits)
-    if description := unrecognized.describe_unpacked_archive(directory.name, names):
+    if not weights_name and (
+        description := unrecognized.describe_unpacked_archive(directory.name, names)
+    ):
         raise UnknownFormatError(directory, description)
+    file_names = list_file_names(directory)
+    weights_name = weights_name or _choose_weights(directory, names, file_names)
+    if weights_name == _DCP_METADATA:
+        checkpoint = _note_sibling_files(_open_dcp(directory, limits), file_names, weights_name)
+    elif is_index_name(weights_name):
+        checkpoint = replace(_open_sharded(directory / weights_name, limits), path=directory)
+    else:
+        checkpoint = _open_whole_file(directory, weights_name, file_names, limits)
+    passed_over = describe_passed_over(directory, names, weights_name)
+    return replace(checkpoint, skipped=(*passed_over, *checkpoint.skipped))
+
+
+def _choose_weights(directory: Location, names: Sequence[str], file_names: Sequence[str]) -> str:
+    """Return the file or index that a folder without a configuration stands for.
+
+    Raises:
+        ReadError: there is none, or nothing decides between several.
+    """
+    choices = list_weights(file_names)
     if _DCP_METADATA in names:
-        indexes.append(_DCP_METADATA)
-    if weights_name in indexes:
-        indexes = [weights_name]
-    if len(indexes) > 1:
-        reason = f"contains {' and '.join(indexes)}: choose one of them"
-        raise ReadError(directory, reason)
-    if not indexes:
-        weight_files = [name for name in names if re.fullmatch(_WEIGHTS_PATTERN, name)]
-        files = weight_files or [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
-        if len(files) != 1:
-            raise ReadError(directory, _explain_missing_index(directory, names))
-        return _note_sibling_files(_open_file(directory / files[0], limits), names)
-    if indexes == [_DCP_METADATA]:
-        return _note_sibling_files(_open_dcp(directory, limits), names)
-    if whole_file := find_loaded_file(indexes[0], names):
-        return _open_whole_file(directory, whole_file, indexes[0], names, limits)
-    return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+        choices.append(_DCP_METADATA)
+    if len(choices) > 1:
+        raise ReadError(directory, f"contains {' and '.join(choices)}: choose one of them")
+    if choices:
+        return choices[0]
+    files = [name for name in file_names if re.fullmatch(CHECKPOINT_PATTERN, name)]
+    if len(files) != 1:
+        raise ReadError(directory, _explain_missing_index(directory, names))
+    return files[0]
 
 
 def _note_rank_files(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
@@ -178,12 +188,13 @@ def _note_rank_files(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 
 
 def _open_whole_file(
-    directory: Location, name: str, index_name: str, names: Sequence[str], limits: Limits
+    directory: Location, name: str, names: Sequence[str], limits: Limits
 ) -> Checkpoint:
-    """Describe the file that `from_pretrained` loads though there is an index; "" for none."""
-    checkpoint = _note_sibling_files(_open_file(directory / name, limits), names)
-    if name_whole_file(index_name) != name:
-        return checkpoint  # of another format: a copy for other loaders
+    """Describe a file of a folder, with the issue that an index of it is not loaded."""
+    checkpoint = _note_sibling_files(_open_file(directory / name, limits), names, name)
+    index_name = next((n for n in names if name_whole_file(n) == name), "")
+    if not index_name:
+        return checkpoint
     from ckptool.formats.sharded.reader import build_precedence_issue, list_shard_names
 
     if list_shard_names(directory / index_name, limits) == {name}:
@@ -192,10 +203,12 @@ def _open_whole_file(
     return replace(checkpoint, faults=(*checkpoint.faults, issue))
 
 
-def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+def _note_sibling_files(
+    checkpoint: Checkpoint, names: Sequence[str], loaded_name: str
+) -> Checkpoint:
     """Add a Skipped entry that lists the other checkpoint files in the same folder."""
     read_names = {checkpoint.path.name, *(file.name for file in checkpoint.files)}
-    siblings = list_unread_siblings(names, read_names, "weights")
+    siblings = list_unread_siblings(names, read_names, "weights", loaded_name)
     return replace(checkpoint, skipped=(*checkpoint.skipped, *siblings)) if siblings else checkpoint
 
 
@@ -226,6 +239,9 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if any(name.endswith(_DCP_SUFFIX) for name in names):
         return f"contains .distcp files but no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
+    if dangling := [name for name in files if is_dangling(directory / name)]:
+        listed = join_limited(dangling, MAX_LISTED, quote_text)
+        return f"has no weights but {listed}, a link to a file that does not exist"
     folders = (f"{name}/" for name in names if is_directory(directory / name))
     candidates = files or list(folders)
     if not candidates:
@@ -264,6 +280,10 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
         raise UnknownFormatError(source.path, description)
     if reader := _find_reader(_TRIAL_READERS, source):
         return reader.read(source, limits)
+    if source.path.suffix == ".py":
+        raise UnknownFormatError(
+            source.path, "is Python code: -m FILE.py:NAME gives a module in it"
+        )
     raise UnknownFormatError(source.path, unrecognized.describe_unknown_file(head))
 
 
@@ -285,28 +305,3 @@ def _copy_stream(stream: BinaryIO, spool: BinaryIO, limit: int) -> int:
         spool.write(chunk)
     spool.flush()
     return nbytes
-
-
-def find_checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoints in a local folder and below it, sorted.
-
-    A folder that is one checkpoint itself, by an index, `.metadata` or a framework's weight file,
-    is in the list in the place of its files.
-
-    Raises:
-        ReadError: a folder cannot be listed.
-    """
-    names = list_names(folder)
-    is_checkpoint = _DCP_METADATA in names or any(
-        re.fullmatch(_INDEX_PATTERN, name) or re.fullmatch(_WEIGHTS_PATTERN, name) for name in names
-    )
-    if is_checkpoint:
-        return [folder]
-    files: list[Path] = []
-    for name in sorted(names):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink() and not name.startswith("."):
-            files += find_checkpoint_files(path)
-        elif re.fullmatch(CHECKPOINT_PATTERN, name) and path.is_file():
-            files.append(path)
-    return files

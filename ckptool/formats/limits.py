@@ -36,8 +36,10 @@ class Limits(Struct, frozen=True):
     """Bytes of a checkpoint on standard input, which is copied to a temporary file."""
     deep: bool = False
     """Compare every checksum, at any size."""
+    search_remote: bool = False
+    """Search the tensors of bytes of remote files for pickles, each by a request."""
     contents: bool = False
-    """Fingerprint what stands beside the tensors: `Checkpoint.contents`."""
+    """Fingerprint the data other than tensors: `Checkpoint.contents`."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
-from ckptool.formats.files.source import is_directory, list_names, open_source
+from ckptool.formats.files.source import is_directory, open_source, path_exists
+from ckptool.formats.files.weight_names import is_index_name, list_file_names
+from ckptool.formats.limits import DEFAULT_LIMITS
+from ckptool.formats.sharded.reader import list_shard_names
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location, RemotePath
 from ckptool.modules.build import preserve_random_state
@@ -113,13 +116,23 @@ def count_weight_nbytes(folder: Location) -> int:
     """
     if not is_directory(folder):
         return 0
-    names = [name for name in list_names(folder) if name.endswith(_WEIGHT_SUFFIXES)]
+    names = _list_weight_files(folder)
     asked_names = names[:_MAX_ASKED] if isinstance(folder, RemotePath) else names
     nbytes = 0
     for name in asked_names:
         with open_source(folder / name) as source:
             nbytes += source.nbytes
     return nbytes * len(names) // max(1, len(asked_names))
+
+
+def _list_weight_files(folder: Location) -> list[str]:
+    """Return the names of a folder's files of weights, and of shards in folders below it."""
+    file_names = list_file_names(folder)
+    names = {name for name in file_names if name.endswith(_WEIGHT_SUFFIXES)}
+    for index_name in filter(is_index_name, file_names):
+        shards = list_shard_names(folder / index_name, DEFAULT_LIMITS)
+        names |= {name for name in shards if "/" in name and path_exists(folder / name)}
+    return sorted(names)
 
 
 def _count_elements(tensor: Any) -> int:

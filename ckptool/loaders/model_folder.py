@@ -1,7 +1,6 @@
 """Folder of a framework -> ModelFolder: its class and weights, from JSON; nothing is imported."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -9,7 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UsageError
-from ckptool.formats.files.source import is_directory, list_names, open_source
+from ckptool.formats.files.source import is_directory, open_source
+from ckptool.formats.files.weight_names import LOOKUP_ORDERS, choose_weights, list_file_names
 from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint, ContainerIssue, IssueKind
 from ckptool.phrases import cut_middle, join_limited, quote_code
@@ -21,32 +21,13 @@ MAX_CONFIG_NBYTES: Final = 4 << 20
 _MAX_DEPTH: Final = 64
 _MAX_VALUES: Final = 200_000
 
-_TRANSFORMERS_WEIGHTS: Final = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""In the order in which from_pretrained looks for them."""
-_DIFFUSERS_WEIGHTS: Final = (
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-)
-"""In the order of diffusers, which takes an index first; the last one is never looked for."""
-_PEFT_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
-_TIMM_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
-
-_WEIGHTS_NAMES: Final = {
-    "transformers": _TRANSFORMERS_WEIGHTS,
-    "diffusers": _DIFFUSERS_WEIGHTS[:3],
-    "peft": _PEFT_WEIGHTS,
-}
-"""Loader -> the only names of weights that its from_pretrained looks for."""
+_LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
+"""Those that look for files of certain names only."""
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
+MODEL_CONFIGS: Final = frozenset({"config.json", "adapter_config.json", PIPELINE_CONFIG})
+"""Names of the files by which a framework's folder is known."""
 
 
 class ModelFolder(Struct, frozen=True):
@@ -116,7 +97,7 @@ def find_model_folder(location: Location, loader: str | None = None) -> ModelFol
     folder = location if is_directory(location) else location.parent
     if folder != location and loader is None:
         return None
-    names = list_names(folder)
+    names = list_file_names(folder)
     for identify in (_identify_peft, _identify_diffusers, _identify_timm, _identify_transformers):
         model_folder = identify(folder, names)
         if model_folder is not None and loader in {None, model_folder.loader}:
@@ -177,26 +158,6 @@ def iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
             pending.append((name, item, depth + 1))
 
 
-def _choose_weights(names: Sequence[str], preferred_names: Sequence[str]) -> str:
-    """Return the first of the names that is there, else that of the one variant; "" without."""
-    for name in preferred_names:
-        if name in names:
-            return name
-    variants = [match for name in preferred_names for match in _find_variants(name, names)]
-    return variants[0][0] if len({variant for _, variant in variants}) == 1 else ""
-
-
-def _find_variants(name: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the files that are `name` of a variant: "model.fp16.safetensors"; and its name."""
-    stem, _, suffix = name.partition(".")
-    if suffix.endswith(".index.json"):
-        pattern = rf"{stem}\.{re.escape(suffix.removesuffix('.json'))}\.(?P<variant>\w+)\.json"
-    else:
-        pattern = rf"{stem}\.(?P<variant>\w+)\.{suffix}"
-    matches = (re.fullmatch(pattern, candidate) for candidate in names)
-    return [(match[0], match["variant"]) for match in matches if match]
-
-
 def note_unreached_weights(checkpoint: Checkpoint, model_folder: ModelFolder) -> Checkpoint:
     """Return the checkpoint of a folder with the issue that the framework does not load it."""
     reason = _explain_unreached(checkpoint, model_folder)
@@ -211,10 +172,10 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
 
     It looks for files of certain names, and takes what `torch.load` returns for the state_dict.
     """
-    expected_names = _WEIGHTS_NAMES.get(model_folder.loader)
-    if expected_names is None:
+    if model_folder.loader not in _LOADERS_BY_NAME:
         return ""
     if not model_folder.weights_name:
+        expected_names = LOOKUP_ORDERS[model_folder.loader]
         names = join_limited(expected_names, len(expected_names), quote_code)
         file_name = quote_code(cut_middle(checkpoint.path.name))
         return f"it finds no weights: it looks for {names}, and not for {file_name}"
@@ -237,13 +198,9 @@ def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:
         is_component = isinstance(value, list) and len(value) == 2 and name.isidentifier()
         if not is_component or name.startswith("_") or not is_directory(pipeline.path / name):
             continue
-        names = list_names(pipeline.path / name)
-        for loader, preferred in (
-            ("diffusers", _DIFFUSERS_WEIGHTS),
-            ("transformers", _TRANSFORMERS_WEIGHTS),
-        ):
-            weights_name = _choose_weights(names, preferred)
-            if weights_name:
+        file_names = list_file_names(pipeline.path / name)
+        for loader in ("diffusers", "transformers"):
+            if weights_name := choose_weights(file_names, loader):
                 folder = pipeline.path / name
                 components[name] = ModelFolder(
                     folder, loader, str(value[1]), "config.json", weights_name
@@ -262,7 +219,7 @@ def _identify_peft(folder: Location, names: Sequence[str]) -> ModelFolder | None
         "peft",
         class_name if isinstance(class_name, str) else "",
         "adapter_config.json",
-        _choose_weights(names, _PEFT_WEIGHTS),
+        choose_weights(names, "peft"),
     )
 
 
@@ -273,7 +230,7 @@ def _identify_diffusers(folder: Location, names: Sequence[str]) -> ModelFolder |
     class_name = read_config(folder / config_name).get("_class_name")
     if not isinstance(class_name, str):
         return None
-    weights_name = _choose_weights(names, _DIFFUSERS_WEIGHTS)
+    weights_name = choose_weights(names, "diffusers")
     return ModelFolder(folder, "diffusers", class_name, config_name, weights_name)
 
 
@@ -284,9 +241,7 @@ def _identify_timm(folder: Location, names: Sequence[str]) -> ModelFolder | None
     class_name = config.get("architecture")
     if not isinstance(class_name, str) or "pretrained_cfg" not in config:
         return None
-    return ModelFolder(
-        folder, "timm", class_name, "config.json", _choose_weights(names, _TIMM_WEIGHTS)
-    )
+    return ModelFolder(folder, "timm", class_name, "config.json", choose_weights(names, "timm"))
 
 
 def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolder | None:
@@ -302,5 +257,5 @@ def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolde
         "transformers",
         first if isinstance(first, str) else "",
         "config.json",
-        _choose_weights(names, _TRANSFORMERS_WEIGHTS),
+        choose_weights(names, "transformers"),
     )

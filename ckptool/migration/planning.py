@@ -1,13 +1,12 @@
 """MigrationRequest and draft -> Plan, or the questions that are open, and the plan file."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.states import find_best_state, get_state, list_model_states, split_part
-from ckptool.errors import PlanError, ReadError, UnconfirmedRenamesError, UsageError
+from ckptool.errors import PlanError, UnconfirmedRenamesError, UsageError
 from ckptool.formats.files.atomic import write_file
-from ckptool.formats.files.source import open_source
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -15,23 +14,20 @@ from ckptool.migration.plan.container_limits import (
     reject_absent_values,
     reject_packed_weights,
 )
-from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan, suggest_plan
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
-from ckptool.migration.write.provenance import PROVENANCE_KEY, RECORD_SUFFIX, is_applied
+from ckptool.migration.write.provenance import is_applied, read_provenance_text
 from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
-
-_MAX_RECORD_NBYTES: Final = 16 << 20
-"""Maximum size in bytes of the record file beside a .pth."""
 
 
 def choose_plan(
@@ -88,6 +84,16 @@ class PlannedResult:
     already_applied: bool
     """Whether the source already has this plan applied, by its provenance."""
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the state that is written differs from the source's, in keys, values or form."""
+        result, checkpoint = self.result, self.result.checkpoint
+        is_planned = result is not self.source or result.items.keys() != result.state.tensors.keys()
+        has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
+        has_more = bool(result.state.at or checkpoint.entries or len(checkpoint.states) > 1)
+        is_alone = result.is_extracted and has_more
+        return is_planned or result.state.role == "module" or has_arrays or is_alone
+
 
 def apply_suggested(
     request: MigrationRequest,
@@ -103,7 +109,8 @@ def apply_suggested(
         PlanError: a step cannot be applied.
     """
     plan = suggested.plan
-    already_applied = is_applied(plan, _read_provenance(draft))
+    is_chain_step = request.stamp is not None  # steps of several revisions may be the same
+    already_applied = not is_chain_step and is_applied(plan, read_provenance_text(draft.checkpoint))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
     diff = predict_load(target_module, result, to)
     return PlannedResult(plan, draft, result, diff, already_applied)
@@ -214,15 +221,3 @@ def _keeps_all_states(checkpoint: Checkpoint, request: MigrationRequest, to: str
         return False
     draft = create_draft(checkpoint, checkpoint.states[0])
     return keeps_saved_object(draft, to) and request.choices == PlanChoices()
-
-
-def _read_provenance(draft: Draft) -> str | None:
-    path = draft.checkpoint.path
-    record_path = path.with_name(path.name + RECORD_SUFFIX)
-    try:
-        if record := draft.checkpoint.metadata.get(PROVENANCE_KEY):
-            return record
-        with open_source(record_path) as source:
-            return source.read_head(_MAX_RECORD_NBYTES).decode()
-    except (ReadError, UnicodeDecodeError):
-        return None

@@ -18,7 +18,7 @@ from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.conversion import ConversionScope, TreeChange
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.plan.suggest import PlanChoices
-from ckptool.migration.write.provenance import MigrationDigests
+from ckptool.migration.write.provenance import MigrationDigests, RevisionStamp
 from ckptool.model import Checkpoint, Container, IssueKind, ModuleInfo, StateDict, TensorInfo
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class MigrationRequest:
     max_shard_size: int | None = None
     hard_links: bool = True
     record_provenance: bool = True
+    stamp: RevisionStamp | None = None
+    """Place of the result in a chain of migrations, which its record gets; None without a chain."""
+    recorded_plan: Plan | None = None
+    """Plan as the record has it; None for `plan`."""
     limits: Limits = DEFAULT_LIMITS
     progress: ProgressCallback = lambda _: None
     forward_check: ForwardCheck | None = None

@@ -23,6 +23,7 @@ from ckptool.modules.target.explanations import (
     explain_target_syntax,
     make_lookup_error,
     split_target,
+    suggest_definitions,
 )
 from ckptool.modules.target.expression import (
     MissingNameError,
@@ -123,7 +124,8 @@ def parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
     try:
         source = locate_source(source_text, spec.search_paths or (Path.cwd(),))
     except FileNotFoundError as error:
-        raise ModuleError(spec.target, f"there is no file {source_text}") from error
+        definitions = suggest_definitions(expression_text)
+        raise ModuleError(spec.target, f"there is no file {source_text}{definitions}") from error
     if source is None:
         raise ModuleError(spec.target, explain_target_syntax(spec.target))
     return source, expression
@@ -142,7 +144,9 @@ def resolve_target(spec: ModuleSpec) -> Any:
         with user_code():
             namespace = import_source(source)
     except UserCodeError as error:
-        raise ModuleError(spec.target, explain_import_error(source, error)) from error
+        raise ModuleError(
+            spec.target, explain_import_error(source, error, split_target(spec.target)[1])
+        ) from error
     if expression.is_call:
         return TargetCall(spec.target, expression, namespace)
     try:

@@ -29,6 +29,7 @@ from ckptool.modules.tensor_info import (
     describe_tensor,
     find_blank_fill,
     get_dtype_name,
+    has_integer_values,
     iter_nested_tensors,
     preview_values,
 )
@@ -268,6 +269,7 @@ class _ModuleDescriber:
         ) or self._outside_writes.find_write(found_tensor)
         assigned_at = self._find_assignment(found_tensor)
         is_statistic = _is_statistic(found_tensor, written_at)
+        fingerprint = compute_fingerprint(value)
         blank_fill = "" if found_tensor.kind is Kind.PARAMETER else find_blank_fill(value)
         return ModuleTensor(
             tensor=describe_tensor(key, value, found_tensor.kind, self._storages),
@@ -288,7 +290,10 @@ class _ModuleDescriber:
             blank_fill=blank_fill,
             is_computed_from_arguments=bool(blank_fill)
             and self._source_analysis.is_computed_from_arguments(cls, found_tensor.attribute),
-            fingerprint=compute_fingerprint(value),
+            fingerprint=fingerprint,
+            has_integer_values=bool(fingerprint)
+            and found_tensor.kind is not Kind.PARAMETER
+            and has_integer_values(value),
             preview=None
             if is_statistic
             else self._take_preview(found_tensor.kind, value, is_saved=is_saved),

@@ -20,6 +20,7 @@ from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.tensor_parts import (
     get_shape,
     get_wrapper_name,
+    has_all_elements,
     is_lazy,
     list_components,
     list_inner_tensors,
@@ -131,13 +132,26 @@ def compute_fingerprint(value: Any) -> str:
     return fingerprint_chunks(get_dtype_name(value), get_shape(value), [chunk])
 
 
+def has_integer_values(value: Any) -> bool:
+    """Whether all elements of a tensor or array with a fingerprint are integers or infinities."""
+    import torch
+
+    elements = torch.as_tensor(value).detach()
+    if elements.is_complex():
+        return False
+    if not elements.is_floating_point():
+        return True
+    exact_elements = elements.double()
+    return torch.equal(exact_elements, exact_elements.round())
+
+
 def preview_values(value: Any) -> Preview | None:
     """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
     import torch
 
     if isinstance(value, torch.Tensor):
         is_plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
-        if not is_plain or value.is_meta or get_wrapper_name(value) or is_lazy(value):
+        if not is_plain or get_wrapper_name(value) or not has_all_elements(value):
             return None
         value = value.detach()
     steps = preview_grid.preview_strides(value.shape)
@@ -297,7 +311,9 @@ def _flatten_tensor_to_bytes(tensor: "Tensor") -> "list[Tensor] | None":
     if components:
         pieces = [_flatten_to_bytes(component) for _, component in components]
         return [part for piece in pieces if piece for part in piece] if all(pieces) else None
-    if tensor.layout is not torch.strided or tensor.is_meta or get_wrapper_name(tensor):
+    if tensor.layout is not torch.strided or get_wrapper_name(tensor):
+        return None
+    if not has_all_elements(tensor):
         return None
     tensor = tensor.int_repr() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
     return [tensor.cpu().contiguous().flatten().view(torch.uint8)]

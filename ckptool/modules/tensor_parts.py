@@ -50,6 +50,29 @@ def find_memory_address(tensor: "Tensor") -> int | None:
         return None
 
 
+def has_all_elements(tensor: "Tensor") -> bool:
+    """Whether the elements of a dense tensor can be read; True for another one that is not on meta.
+
+    The storage of a parameter of FullyShardedDataParallel is freed between two uses: reading
+    elements that are beyond it ends the process.
+    """
+    import torch
+
+    if tensor.is_meta or is_lazy(tensor):
+        return False
+    if tensor.layout is not torch.strided or tensor.is_nested or list_inner_tensors(tensor):
+        return True
+    if not tensor.numel():
+        return True
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = int(tensor.storage_offset()) + sum((size - 1) * step for size, step in steps)
+    try:
+        storage = tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):
+        return True
+    return (last + 1) * tensor.element_size() <= storage.nbytes()
+
+
 def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
     """Return the tensors whose memory holds the values of `tensor`, in the order of its parts.
 

@@ -73,6 +73,26 @@ def get_qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def get_written_name(module: "nn.Module") -> str:
+    """Return "module.qualname" of the class that was written, not made by a function of torch.
+
+    fully_shard() and the parametrizations of torch give a module a class of their own, derived from
+    its class.
+    """
+    from torch import nn
+
+    classes = (cls for cls in type(module).__mro__ if issubclass(cls, nn.Module))
+    written = (cls for cls in classes if not _is_made_by_torch(cls))
+    return get_qualified_name(next(written, type(module)))
+
+
+def _is_made_by_torch(cls: type) -> bool:
+    """Whether it is in no module of torch by its name, though it says that it is."""
+    if not cls.__module__.startswith("torch."):
+        return False
+    return getattr(sys.modules.get(cls.__module__), cls.__name__, None) is not cls
+
+
 def list_attributes(module: "nn.Module") -> set[str]:
     """Return the names in the `__dict__` of `module` and its registered names."""
     kinds = (module._parameters, module._buffers, module._modules)  # noqa: SLF001

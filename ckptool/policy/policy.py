@@ -71,7 +71,12 @@ class Policy(Struct, frozen=True):
             resolve_rule_codes(code)
 
     def reports(self, code: str) -> bool:
-        """Whether findings of `code` are reported; the longer match wins, a tie is not reported."""
+        """Whether findings of `code` are reported; the longer match wins, a tie is not reported.
+
+        A gate always reports what only an exact name may allow.
+        """
+        if self.gate and RULES[code].is_accepted_by_name:
+            return True
         return self._reports(code) or any(other.reports(code) for other in self.stricter)
 
     def _reports(self, code: str) -> bool:
@@ -84,21 +89,22 @@ class Policy(Struct, frozen=True):
     def level(self, finding: Finding) -> Level:
         """Return the level of a finding under this policy.
 
-        In a gate, a global that `globals` names is a warning at most.
+        In a gate, a global that `globals` names is a warning at most, and no entry of `levels`
+        lowers another.
         """
         return max((self._level(finding), *(other.level(finding) for other in self.stricter)))
 
     def _level(self, finding: Finding) -> Level:
         code = finding.rule.code
-        allowed_names = self.require.globals or ()
-        if self.gate and finding.rule.is_accepted_by_name and finding.key in allowed_names:
-            return Level.WARNING
+        gate_level = finding.rule.gate if self.gate else None
+        if self.gate and finding.rule.is_accepted_by_name:
+            is_allowed = finding.key in (self.require.globals or ())
+            return Level.WARNING if is_allowed else max(finding.level, gate_level or finding.level)
         configured_code = max(
             (c for c in self.levels if code.startswith(c.upper())), key=len, default=None
         )
         if configured_code is not None:
             return self.levels[configured_code]
-        gate_level = finding.rule.gate if self.gate else None
         return max(finding.level, gate_level or finding.level)
 
     def fails(self, level: Level) -> bool:

@@ -37,6 +37,11 @@ from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport
 from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
+from ckptool.reports.revisions.check import ArrivalReport, ChainCheckReport
+from ckptool.reports.revisions.current import CurrentReport, StandingReport
+from ckptool.reports.revisions.history import HistoryReport, RevisionRowReport
+from ckptool.reports.revisions.revision import NewRevisionReport, RevisionReport
+from ckptool.reports.revisions.upgrade import TakenRevisionReport, UpgradeReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.run import ResumeReport, RunLoadReport, RunReport, RunSaveReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
@@ -62,19 +67,27 @@ AnyReport = (
     | RunReport
     | ExplainReport
     | FixReport
+    | RevisionReport
+    | UpgradeReport
+    | HistoryReport
+    | CurrentReport
+    | ChainCheckReport
 )
 
 __all__ = [
     "SCHEMA",
     "AdviceReport",
     "AnyReport",
+    "ArrivalReport",
     "AuditReport",
+    "ChainCheckReport",
     "ChangeReport",
     "CheckReport",
     "CheckpointDigestReport",
     "CheckpointReport",
     "ConversionReport",
     "ConvertReport",
+    "CurrentReport",
     "DeviceMismatchReport",
     "DiffFilesReport",
     "DiffModuleReport",
@@ -91,6 +104,7 @@ __all__ = [
     "FixReport",
     "GateReport",
     "GatedCheckpointReport",
+    "HistoryReport",
     "InitModelReport",
     "InitReport",
     "InspectReport",
@@ -101,6 +115,7 @@ __all__ = [
     "LockReport",
     "MigrateManyReport",
     "MigrateReport",
+    "NewRevisionReport",
     "PictureReport",
     "PolicyReport",
     "ProjectAuditReport",
@@ -110,6 +125,8 @@ __all__ = [
     "RefusedEditReport",
     "Report",
     "ResumeReport",
+    "RevisionReport",
+    "RevisionRowReport",
     "RuleReport",
     "RunLoadReport",
     "RunReport",
@@ -118,10 +135,13 @@ __all__ = [
     "SilencedReport",
     "SkippedReport",
     "SourceEditReport",
+    "StandingReport",
     "StateReport",
     "StepReport",
+    "TakenRevisionReport",
     "TensorDigestReport",
     "TensorReport",
     "UnsavedTensorReport",
+    "UpgradeReport",
     "VerifyReport",
 ]

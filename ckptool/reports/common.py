@@ -171,6 +171,14 @@ class Report(Struct, frozen=True, kw_only=True):
         """Whether findings must name their checkpoint even if all are about the same one."""
         return False
 
+    def __str__(self) -> str:
+        """Return the report as the command prints it; `repr()` has every field."""
+        return _render(self, "table").rstrip("\n")
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002, FBT001
+        """Have IPython show the report as text."""
+        printer.text(str(self))
+
     def _repr_html_(self) -> str:
         """Return the HTML report in a frame: a notebook shows it, and its styles stay in it."""
         page = _render(self, "html")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool.errors import CkptoolError
+from ckptool.model import Skipped
 from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode
-from ckptool.reports.common import Report, SkippedReport
+from ckptool.reports.common import Report, SkippedReport, build_skipped_reports
 from ckptool.reports.migrate import CheckReport, StepReport, build_step_report
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class ConversionReport(Struct, frozen=True, kw_only=True):
     source_digest: str
     """Digest of the state's content, independent of the container; "" if nothing was written."""
     result_digest: str
+    skipped: tuple[SkippedReport, ...] = ()
+    """What was not looked at or not checked, such as other files of a folder."""
 
 
 class ConvertReport(Report, frozen=True, kw_only=True):
@@ -94,6 +97,13 @@ def build_conversion_report(result: "MigrationResult") -> ConversionReport:
         notes=result.notes,
         source_digest=digests.source if digests else "",
         result_digest=digests.result if digests else "",
+        skipped=build_skipped_reports(
+            (
+                *result.checkpoint.skipped,
+                *(Skipped(c.name, c.reason) for c in result.checks if c.result == "skipped"),
+            ),
+            str(result.checkpoint.path),
+        ),
     )
 
 
@@ -104,12 +114,7 @@ def build_convert_report(
     return ConvertReport(
         command="convert",
         findings=(),
-        skipped=tuple(
-            SkippedReport(what=check.name, reason=check.reason, path=conversion.source)
-            for conversion in conversions
-            for check in conversion.checks
-            if check.result == "skipped"
-        ),
+        skipped=tuple(skipped for conversion in conversions for skipped in conversion.skipped),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else ExitCode.PASSED,
         verdict=_format_verdict(conversions, len(errors)),
         conversions=tuple(conversions),

@@ -58,6 +58,9 @@ class GatedCheckpointReport(Struct, frozen=True, kw_only=True):
     levels: tuple[LevelReport, ...] = ()
     """Levels of the verification that the policy requires."""
     promises: tuple[PromiseReport, ...] = ()
+    revision: str = ""
+    """Its place in the project's chain of migrations: "is at NAME, by its stamp"; "" without a
+    chain."""
 
     @property
     def is_unchecked(self) -> bool:
@@ -123,6 +126,8 @@ class GateInput(Struct, frozen=True):
     skipped: tuple[Skipped, ...]
     rules: tuple[str, ...]
     evidence: GateEvidence = GateEvidence()
+    revision: str = ""
+    """Its place in the project's chain of migrations, "" without a chain."""
 
 
 def build_gate_report(
@@ -214,6 +219,7 @@ def _build_gated_checkpoint_report(
         rules=gate_input.rules,
         levels=tuple(map(build_level_report, verification.levels)) if verification else (),
         promises=build_promise_reports(gate_input.evidence),
+        revision=gate_input.revision,
     )
 
 

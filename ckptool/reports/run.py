@@ -96,13 +96,14 @@ def build_run_report(
 ) -> RunReport:
     """Build the report of a traced command; `exit_code` is what `ckptool run` exits with."""
     unchecked = (Skipped(record.what, record.reason) for record in trace.unchecked)
+    resume_reason = resume.reason if resume is not None else ""
     return RunReport(
         command="run",
         findings=build_finding_reports(verdict),
         silenced=build_silenced_reports(verdict),
         skipped=build_skipped_reports((*unchecked, *skipped)),
         exit_code=exit_code,
-        verdict=_format_verdict(trace, verdict),
+        verdict=_format_verdict(trace, verdict, resume_reason),
         command_exit_code=command_exit_code,
         processes=len(trace.processes),
         loads=tuple(map(_build_load_report, trace.loads)),
@@ -123,12 +124,14 @@ def build_resume_report(comparison: ResumeComparison) -> ResumeReport:
     )
 
 
-def _format_verdict(trace: RunTrace, verdict: Verdict) -> str:
+def _format_verdict(trace: RunTrace, verdict: Verdict, resume_reason: str) -> str:
     load_count = sum(site.count for site in trace.loads)
     save_count = sum(site.count for site in trace.saves)
     counts = f"{pluralize(load_count, 'load')} and {pluralize(save_count, 'save')}"
-    if not load_count and not save_count:
+    if not load_count and not save_count and not resume_reason:
         return "nothing was loaded into a module, and nothing was saved"
+    if resume_reason:
+        return f"{counts}: the resumed run was not compared: {resume_reason}"
     if not verdict.findings:
         return f"{counts}: nothing was lost that was looked at"
     worst = verdict.findings[0]

@@ -55,6 +55,7 @@ _RANKS: Final = {
         (
             ("CK803",),
             ("CK206", "CK605"),
+            ("CK211",),
             ("CK103",),
             ("CK104", "CK102", "CK101", "CK108"),
             ("CK105", "CK112", "CK107"),
@@ -74,7 +75,7 @@ _RANKS: Final = {
     for code in codes
 }
 """Code -> rank among the findings of one cause; the lowest says what is wrong."""
-_MIDDLE_RANK: Final = 11
+_MIDDLE_RANK: Final = 12
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at."""
 
@@ -127,11 +128,13 @@ def _group_by_anchor(findings: Sequence[Finding]) -> list[list[int]]:
     owners: dict[_Anchor, int] = {}
     lost_subtrees = _collect_lost_subtrees(findings)
     pickled_modules = frozenset((f.path, f.key) for f in findings if f.rule.code == "CK302")
+    rename_anchors = _collect_rename_anchors(findings)
     for index, finding in enumerate(findings):
         for anchor in (
             *_iter_anchors(finding),
             *_iter_version_anchors(finding, lost_subtrees),
             *_iter_pickle_anchors(finding, pickled_modules),
+            *rename_anchors.get((finding.path, finding.key), ()),
         ):
             parents[find_root(index)] = find_root(owners.setdefault(anchor, index))
     groups: dict[int, list[int]] = {}
@@ -192,6 +195,18 @@ def _iter_version_anchors(
         if (finding.path, subtree) in lost_subtrees:
             yield "missing", finding.path, subtree
             return
+
+
+def _collect_rename_anchors(
+    findings: Sequence[Finding],
+) -> dict[tuple[str, str], tuple[_Anchor, ...]]:
+    """Return (path, key) -> the anchor of the rename that explains why the key is removed."""
+    return {
+        (finding.path, key): (("CK211", finding.path, replace_layer_numbers(finding.key)),)
+        for finding in findings
+        if finding.rule.code == "CK211"
+        for key in finding.explained_keys
+    }
 
 
 def _iter_pickle_anchors(

@@ -13,7 +13,7 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
 
 
 @check(
@@ -169,6 +169,7 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "an archive at all."
         ),
         fix="To write a file that torch.load opens: {command}",
+        general_command=CONVERT,
         example=(
             'with zipfile.ZipFile(path, "w") as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -199,6 +200,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "noise with it."
         ),
         fix="To write it without compression: {command}",
+        general_command=CONVERT,
         example=(
             'with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -247,7 +249,7 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         name="index-missing-shard",
         level=Level.ERROR,
         summary="the index refers to the shard {key}, which {fault}",
-        why="Loaders keep uninitialised weights, or fail halfway.",
+        why="Loaders leave the weights uninitialised, or raise.",
         fix="Download the missing shard, or rebuild the index.",
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
@@ -291,6 +293,7 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         ),
         fix="To write what the index lists, without it: {command}. If it belongs to the release, "
         "download the index again.",
+        general_command=CONVERT,
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
             'save_file({"b": torch.ones(1)}, "model-00002-of-00002.safetensors")'
@@ -310,7 +313,7 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK314",
         name="unread-part",
         level=Level.NOTE,
-        summary="{key} was not examined",
+        summary="not examined: {key}",
         detail="{reason}",
         why=(
             "Data that was not examined can contain a pickle, which runs code when it is loaded. "
@@ -373,6 +376,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         ),
         fix="If the loaded weights are the right ones, write them alone: {command}. If not, "
         "remove them from the folder.",
+        general_command=CONVERT,
         example=(
             'model.save_pretrained("release")  # model.safetensors\n'
             'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'

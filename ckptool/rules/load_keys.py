@@ -13,16 +13,17 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
-from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.phrases import join_limited, pluralize, quote_code, quote_python
 from ckptool.rules.fixes.commands import (
     DONOR_SOURCE,
+    format_file_rename_command,
     format_inject_command,
     format_migrate_command,
     format_rename_command,
 )
 from ckptool.rules.fixes.subtrees import SubtreeFinder, format_drop_code
 from ckptool.rules.quantization import find_quantized_keys
-from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.rules.registry import MIGRATE, Level, Rule, RuleHit, check, check_other_subject, hit
 
 WRAPPER_PREFIX: Final = "CK209"
 """Code of the one finding for all keys that differ by a wrapper's prefix."""
@@ -78,6 +79,7 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
             "Find the tensor under another name, train it, or take it from another checkpoint of "
             "the same model: {command}"
         ),
+        general_command=MIGRATE,
         example=(
             "state = nn.Linear(2, 2).state_dict()\n"
             'del state["bias"]\n'
@@ -112,6 +114,7 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Take it from a checkpoint that has it; converters that copy only parameters drop "
             "buffers. If the constructor's value is right: {command}"
         ),
+        general_command=MIGRATE,
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"
             'del state["running_mean"]\n'
@@ -153,6 +156,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
             "value after construction: a state_dict does not record that."
         ),
         fix="Migrate the file: {command}",
+        general_command=MIGRATE,
         example=(
             "old.mask = torch.tril(torch.ones(4, 4))\n"
             'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
@@ -199,6 +203,10 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
         why="Strict loading raises. With strict=False the value is ignored.",
         fix=(
             "Rename it if the module has it under another name; drop it if it is not needed: {code}"
+        ),
+        general_advice=(
+            "Rename it if the module has it under another name; drop it if it is not needed: "
+            'state_dict.pop("KEY")'
         ),
         example=(
             'state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
@@ -247,6 +255,7 @@ def _iter_unexpected_keys(diff: ModuleDiff) -> Iterator[tuple[str, tuple[str, st
         summary="`{key}` is in the file with the value that the module computes itself as {kind}",
         why="Strict loading raises on it, although dropping it changes nothing.",
         fix="Migrate the file: {command}",
+        general_command=MIGRATE,
         example=(
             'old.register_buffer("position_ids", torch.arange(4))\n'
             'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
@@ -303,6 +312,10 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             "silently."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Migrate the file: ckptool migrate FILE -o NEW -m MODULE; in code: state_dict = "
+            "{k.removeprefix(PREFIX): v for k, v in state_dict.items()}"
+        ),
         example=(
             "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
             "model.load_state_dict(state)"
@@ -319,7 +332,8 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     if placeholders and not matched_keys | reshaped_keys:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
-    steps = [f"`{segment}.` is taken out" for segment in removed]
+    names = " and ".join(f"`{segment}.`" for segment in removed)
+    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} taken out"] if removed else []
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:
@@ -397,6 +411,7 @@ def _format_rewrite_code(
             "the parameter stays randomly initialised."
         ),
         fix="If it is the same tensor, write a file with the new names: {command}",
+        general_command=MIGRATE,
         example=(
             "old.enc = nn.Linear(8, 8)\n"
             "new.encoder = nn.Linear(8, 8)\n"
@@ -429,17 +444,33 @@ def _describe_certainty(group: RenameGroup) -> str:
 @check_other_subject(
     CheckpointDiff,
     PROBABLE_RENAME,
-    summary="`{key}` is `{found}` in the new file",
-    detail="dtype, shape and all values are the same",
-    fix=(
-        "Keep the name, or rename it where the old file is loaded: "
-        "state_dict[{found:py}] = state_dict.pop({key:py})"
-    ),
+    summary="`{key}` {certainty} `{found}` in the new file",
+    detail="{how}",
+    fix="Keep the name, or rename it where the old file is loaded: {remedy}",
 )
-def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
-    for key, new_key in diff.renames.items():
-        if key in diff.proved_renames:
-            yield hit(key, found=new_key, proved=True)
+def find_renames_between_files(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for group in diff.rename_groups:
+        is_proved = diff.proved_renames.issuperset(group.pairs)
+        tensors = pluralize(len(group.pairs), "tensor")
+        equal = "dtype, shape and all values are the same"
+        yield hit(
+            group.old_pattern,
+            None,
+            group.keys,
+            found=group.new_pattern,
+            proved=is_proved,
+            certainty="is" if is_proved else "is probably",
+            how=f"{tensors}, {equal if is_proved else 'by shape and name'}",
+            remedy=_format_file_rename_fix(diff, group),
+        )
+
+
+def _format_file_rename_fix(diff: CheckpointDiff, group: RenameGroup) -> str:
+    """Return the code for one key, and the command that writes the old file again for several."""
+    if len(group.pairs) == 1:
+        ((old, new),) = group.pairs.items()
+        return f"state_dict[{quote_python(new)}] = state_dict.pop({quote_python(old)})"
+    return format_file_rename_command(diff, group)
 
 
 @check(
@@ -484,6 +515,10 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "factors that the forward pass needs, or nothing at all."
         ),
         fix="{remedy}",
+        general_advice=(
+            "state_dict.pop(KEY) if the module does not expect it. If it is missing: "
+            "state_dict[KEY] = module.state_dict()[KEY], if the initial value will do."
+        ),
         example=(
             "state = model.state_dict()\n"
             "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
@@ -528,6 +563,7 @@ _MIN_DROPPED_BUFFERS: Final = 2
             "Convert again from state_dict(); or copy the buffers from a file that has them: "
             "{command}"
         ),
+        general_command=MIGRATE,
         example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",
     ),
 )

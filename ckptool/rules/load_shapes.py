@@ -244,6 +244,10 @@ def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:
             "module's keys, with strict=False as well."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Save module.state_dict(), whose values are tensors; of an array or a list of "
+            "numbers: state_dict[KEY] = torch.as_tensor(state_dict[KEY])"
+        ),
         example=(
             'state = {"weight": torch.ones(2, 2), "bias": np.zeros(2)}\n'
             "nn.Linear(2, 2).load_state_dict(state)"

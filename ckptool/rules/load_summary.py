@@ -58,6 +58,7 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
             "dict with strict=False loads nothing, silently."
         ),
         fix="--at {better:sh}, and in code: load_state_dict({code})",
+        general_advice='--at BETTER, and in code: load_state_dict(checkpoint["BETTER"])',
         example=(
             'checkpoint = {"epoch": 3, "state_dict": model.state_dict()}\n'
             "model.load_state_dict(checkpoint, strict=False)"
@@ -205,7 +206,7 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK222",
         name="loading-code-loses-state",
         level=Level.ERROR,
-        summary="`{key}` keeps its initial value: the module's own loading code drops {what}",
+        summary="`{key}` keeps its initial value: the module's own loading code {what}",
         detail="load_state_dict(strict=True) does not raise",
         why=(
             "An override that calls super().load_state_dict(strict=False), or skips keys whose "
@@ -234,7 +235,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             module_tensor = diff.module.saved_tensors[step.key]
             is_rebuilt = module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable
             is_in_file = step.key in diff.state.tensors
-            what = "the file's tensor" if is_in_file else "that it is missing"
+            what = "ignores the file's tensor" if is_in_file else "does not report it missing"
             remedy = "" if is_in_file else f" To take it from another checkpoint: {command}"
             yield hit(step.key, Level.NOTE if is_rebuilt else None, what=what, remedy=remedy)
 
@@ -253,6 +254,10 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "a meta, sparse or quantised tensor cannot be copied into a dense parameter."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Load it with the version of the code that wrote it, and save it again from there; "
+            "convert tensors of another layout, as with to_dense()."
+        ),
         example=(
             "class Net(nn.Linear):\n"
             "    def _load_from_state_dict(self, state_dict, prefix, *args):\n"

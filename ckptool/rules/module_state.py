@@ -164,6 +164,10 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
             "{remedy}; a state_dict that was saved earlier does not have the weights, and a pickle "
             "of the whole module does."
         ),
+        general_advice=(
+            "self.NAME = nn.ModuleList(...) instead of self.NAME = ...; a state_dict that was "
+            "saved earlier does not have the weights, and a pickle of the whole module does."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -382,6 +386,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         general_advice=(
             'self.register_buffer("NAME", ..., persistent=False): a buffer moves with the module.'
         ),
+        general_summary='`KEY` is still on the CPU after .to("cuda")',
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"

@@ -39,6 +39,15 @@ _MAX_PREFIXES: Final = 4
             "initialised."
         ),
         fix="{remedy}: {command}; in code: {code}",
+        general_advice=(
+            "Load it into the submodule: "
+            "model.get_submodule(PATH).load_state_dict(state_dict); or write a file for the "
+            "whole module: ckptool migrate FILE -o NEW -m MODULE"
+        ),
+        general_summary=(
+            "the file is the state_dict of one submodule, and the other keys of the module are "
+            "not in it"
+        ),
         example=(
             "class Cascade(nn.Module):\n"
             "    def __init__(self):\n"
@@ -82,6 +91,13 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
             "of the file begins with the name of its part."
         ),
         fix="{remedy}: {command}; in code: {code}",
+        general_advice=(
+            "Take the part out: ckptool migrate FILE -o NEW -m MODULE --at PART; in code: "
+            "{k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}"
+        ),
+        general_summary=(
+            "the module is one part of the file, and the other keys belong to other modules"
+        ),
         example=(
             'whole = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(3, 3)})\n'
             "nn.Linear(2, 2).load_state_dict(whole.state_dict())"

@@ -15,7 +15,7 @@ from ckptool.model import (
 )
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
-from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
+from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False unless you trust its author.",
@@ -225,6 +225,10 @@ def _format_location(state: StateDict) -> str:
             "module, a script that ran as __main__."
         ),
         fix="{advice}{conversion}",
+        general_advice=(
+            "Run it where the class can be imported, in the version that saved the file; or "
+            "write a file that needs no class: ckptool convert FILE -o NEW"
+        ),
         example=(
             "class Net(nn.Module): ...  # in a script that ran as __main__\n"
             "\n"
@@ -288,6 +292,7 @@ def _advise_import(package: str) -> str:
             "when it is loaded, and a gate refuses it whatever globals it references."
         ),
         fix="torch.save it again with the default pickle_protocol, or: {command}",
+        general_command=CONVERT,
         example="torch.save(model.state_dict(), path, pickle_protocol=4)",
         gate=Level.ERROR,
     ),

@@ -27,7 +27,16 @@ from ckptool.rules.fixes.commands import (
     format_repeated_command,
 )
 from ckptool.rules.load_summary import MIN_COVERAGE
-from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.rules.registry import (
+    CONVERT,
+    MIGRATE,
+    Level,
+    Rule,
+    RuleHit,
+    check,
+    check_other_subject,
+    hit,
+)
 
 POLICY_ISSUE_CODES: Final = frozenset({"CK328", "CK857", "CK858", "CK859"})
 """Codes of the rules that concern the policy and no checkpoint."""
@@ -118,9 +127,10 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         detail="{keys}",
         why=("load_state_dict() is strict by default, so users who load the release get an error."),
         fix=(
-            "{command}; what it asks about is explained by the findings of these keys. If the file "
-            "does not have to load strictly: strict = false in [tool.ckptool.require]."
+            "Migrate it: {command}. What it asks is explained by the findings on these keys. If "
+            "the file does not have to load strictly: strict = false in [tool.ckptool.require]."
         ),
+        general_command=MIGRATE,
         example=(
             "class Net(nn.Module):  # today's code\n    def __init__(self):\n       "
             ' super().__init__()\n        self.register_buffer("mask", torch.ones(3))  # the'
@@ -154,6 +164,7 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
             "matches the module does not help them."
         ),
         fix="Save the right state_dict there, or judge the one that users load: {command}",
+        general_command="ckptool gate FILE --at KEY",
         example=(
             'torch.save({"state_dict": other.state_dict(), "extra": model.state_dict()}, "m.pth")'
         ),
@@ -223,6 +234,7 @@ def _advise_cast(checkpoint: Checkpoint, tensor: TensorInfo, allowed_dtypes: Seq
             'What takes the space: {command}. If all of it is needed: max-size = "{nbytes} B" in '
             "[tool.ckptool.require]."
         ),
+        general_command="ckptool inspect FILE --sort size",
         example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
     ),
 )
@@ -242,6 +254,7 @@ def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
         summary="the release is {container}, and the policy asks for safetensors",
         why="A pickle can run code when it is loaded; safetensors stores only tensors.",
         fix="{command}",
+        general_command=CONVERT,
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
 )
@@ -329,10 +342,7 @@ def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` is required and was not checked",
         detail="{reason}",
-        why=(
-            "A release that passes because nothing looked at it is not known to meet what the "
-            "policy asks for."
-        ),
+        why=("A release that passes because nothing was checked may not meet the policy."),
         fix=(
             "Name the module, here or in [[tool.ckptool.models]]: {command}. Or take the "
             "requirement out of the policy, for single files in [[tool.ckptool.paths]]."
@@ -445,8 +455,9 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         summary="the baseline lists {what} in {path}, which is no longer reported",
         why="A fixed finding that stays in the baseline would not be reported if it came back.",
         fix="{command}",
+        general_command="the same `ckptool gate` with --update-baseline",
         example=(
-            "# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
+            "# known.json lists CK301 of model.pth, which was saved again without the pickle\n"
             'ckptool.gate("model.pth", baseline="known.json")'
         ),
     ),

@@ -40,6 +40,10 @@ _MAX_LISTED: Final = 3
             "weights."
         ),
         fix="The file and the module must be quantised in the same way. {remedy}.",
+        general_advice=(
+            "The file and the module must be quantised in the same way: quantise the module "
+            "first, or load the unquantised file."
+        ),
         example=(
             "model = nn.Sequential(nn.Linear(2, 2))\n"
             "quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})\n"
@@ -215,6 +219,10 @@ def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "Code that loads one file strictly does not load the other."
         ),
         fix="To load the {which} file, {remedy}.",
+        general_advice=(
+            "Load the quantised file with the library that wrote it, for example "
+            "from_pretrained() of transformers, or take the unquantised file."
+        ),
         example=(
             'old = {"fc.weight": torch.ones(8, 8)}\n'
             "new = {\n"

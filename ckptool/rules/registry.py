@@ -57,6 +57,10 @@ class Rule(Struct, frozen=True):
     What comes from a file is quoted: `{key:py}` in Python code, `{key:sh}` in a command."""
     general_advice: str = ""
     """The remedy in general, if `fix` is a fact alone; "" shows `fix` itself."""
+    general_summary: str = ""
+    """The message in general, if its clauses are facts; "" shows `message` itself."""
+    general_command: str = ""
+    """What stands for {command} in the remedy in general; "" if `fix` has none."""
     detail: str = ""
     """Continuation of the summary after a colon; a format string over the same facts."""
     example: str = ""
@@ -75,16 +79,13 @@ class Rule(Struct, frozen=True):
     @property
     def general_fix(self) -> str:
         """The fix without facts, as a page on the rule shows it: `state_dict["KEY"]`."""
-        if self.general_advice:
-            return self.general_advice
-        if _FIELD_PATTERN.fullmatch(self.fix):
-            return "It depends on the facts: see the finding."
-        return _name_fields(self.fix.removesuffix("{conversion}"))
+        fix = self.fix.replace("{command}", self.general_command or "{command}")
+        return self.general_advice or _name_fields(fix)
 
     @property
     def general_message(self) -> str:
         """The message without facts: `KEY` is not in the file."""
-        return _name_fields(self.message)
+        return _name_fields(self.general_summary or self.message)
 
     @property
     def family(self) -> RuleFamily:
@@ -94,9 +95,10 @@ class Rule(Struct, frozen=True):
 def _name_fields(template: str) -> str:
     """Return a format string with the names of its fields in capitals, quoted in Python code.
 
-    A field right behind a word is a clause that only some findings have: it is left out.
+    A field right behind a word, a full stop or another field is a clause that only some findings
+    have: it is left out.
     """
-    text = re.sub(r"(?<=\w)\{\w+\}", "", template)
+    text = re.sub(r"(?<=[\w}.])\{\w+\}", "", template)
     text = re.sub(r"\{(\w+):py\}", lambda match: f'"{match[1].upper()}"', text)
     text = re.sub(r"\{(\w+)(?:[:!][^{}]*)?\}", lambda match: match[1].upper(), text)
     return text.replace("{{", "{").replace("}}", "}")
@@ -225,6 +227,10 @@ _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
 _FOLDER_PATTERN: Final = re.compile(r"(?<=\()[^()\s]*/(?=[^()\s/]+\.py:[0-9]+\))")
 """Folder of a "(file.py:line)" within a sentence."""
 _LINE_PATTERN: Final = re.compile(r"(?<=\.py):[0-9]+")
+
+MIGRATE: Final = "ckptool migrate FILE -o NEW -m MODULE"
+CONVERT: Final = "ckptool convert FILE -o NEW"
+"""Commands in remedies, where no finding says for which file."""
 
 CheckFunction = Callable[[Any], Iterator[RuleHit]]
 RULES: dict[str, Rule] = {}

@@ -86,7 +86,7 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
                 form=diff.old.entries[change.key].type_description,
                 renamed=_format_rename_clause(new_key, "by shape and name"),
                 found=new_key,
-                remedy=_describe_acceptance(diff),
+                remedy=describe_acceptance(diff),
             )
     for key in diff.removed_non_tensors:
         yield hit(
@@ -95,7 +95,7 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             form=f"({diff.old.non_tensors[key]})",
             renamed="",
             found="",
-            remedy=_describe_acceptance(diff),
+            remedy=describe_acceptance(diff),
         )
 
 
@@ -138,7 +138,7 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
                 **_build_name_facts(diff),
                 form=entry.type_description,
                 brought=_format_migration_clause(diff, key),
-                remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
+                remedy=_choose_remedy(diff, key) + describe_acceptance(diff),
             )
     for key in diff.added_non_tensors:
         form = f"({diff.new.non_tensors[key]})"
@@ -147,7 +147,7 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             **_build_name_facts(diff),
             form=form,
             brought="",
-            remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
+            remedy=_choose_remedy(diff, key) + describe_acceptance(diff),
         )
 
 
@@ -164,6 +164,11 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
             "word in the code (`persistent=False`), and easy to miss in review."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Keep the key as it was, or release a migration with the code: ckptool migrate "
+            "FILE -o NEW -m MODULE. If the change is meant, accept it in the lock: ckptool "
+            "lock -m MODULE -o LOCK"
+        ),
         example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
     ),
 )
@@ -180,7 +185,7 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
             brought=_format_migration_clause(diff, key) or _describe_lost_value(new_entry),
             saved=new_entry.saved,
             remedy=(_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX)
-            + _describe_acceptance(diff),
+            + describe_acceptance(diff),
         )
 
 
@@ -208,7 +213,7 @@ def find_shape_or_dtype_changes(diff: CheckpointDiff) -> Iterator[RuleHit]:
 
 @check_other_subject(ContractDiff, "CK804")
 def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit]:
-    yield from _iter_shape_or_dtype_hits(diff.changes, _describe_acceptance(diff))
+    yield from _iter_shape_or_dtype_hits(diff.changes, describe_acceptance(diff))
 
 
 @check(
@@ -227,6 +232,7 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
             "If the change is intended, record the outputs again: {command}. Otherwise find it "
             "with `ckptool verify --old`."
         ),
+        general_command="ckptool lock FILE -m MODULE --golden GOLDEN --force",
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
 )
@@ -260,6 +266,7 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
             "{command}; complete {plan}, and pass it with --plan, or list it in `plans` of the "
             "configuration."
         ),
+        general_command="ckptool migrate FILE -m MODULE --dry-run --save-plan PLAN",
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
@@ -303,7 +310,8 @@ def _format_rename_clause(new_key: str, proof: str) -> str:
 
 def _format_possible_rename(new_key: str) -> str:
     question = (
-        f"; was it renamed to `{new_key}`? Both hold one repeated value, which proves nothing"
+        f"; was it renamed to `{new_key}`? The values are equal, but too few or too simple to "
+        "prove it"
     )
     return question if new_key else ""
 
@@ -342,7 +350,7 @@ def _describe_lost_value(entry: ContractEntry) -> str:
     return f": its value is {entry.constancy}, so loading does not restore it"
 
 
-def _describe_acceptance(diff: ContractDiff) -> str:
+def describe_acceptance(diff: ContractDiff) -> str:
     """Return how to accept the change in the lock; "" if the old contract is not of one."""
     if not diff.old.name.endswith(".json"):
         return ""

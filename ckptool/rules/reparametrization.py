@@ -25,6 +25,11 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
             "strict=False the layer stays randomly initialised."
         ),
         fix="Bring both to the same form. {remedy}",
+        general_advice=(
+            "Bring both to the same form: ckptool migrate FILE -o NEW -m MODULE; or remove the "
+            "parametrization before saving, with "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, NAME)."
+        ),
         example=(
             "old = nn.utils.spectral_norm(nn.Linear(3, 3))\n"
             "new = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))\n"
@@ -109,6 +114,10 @@ def _describe_arithmetic(reparametrization: Reparametrization) -> str:
         ),
         fix="Split or concatenate it in the order used by the code that has the fused tensor. "
         "{remedy}",
+        general_advice=(
+            "Split or concatenate it in the order used by the code that has the fused tensor: "
+            "`split` or `concat` in a plan for ckptool migrate --plan."
+        ),
         example=(
             'state = {"attn.qkv.weight": torch.ones(12, 4)}\n'
             'expected = ["attn.q.weight", "attn.k.weight", "attn.v.weight"]  # each [4, 4]'

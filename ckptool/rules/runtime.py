@@ -101,6 +101,7 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
             "the state_dict, and the constructor does not recreate it."
         ),
         fix="To list the state that is not in the state_dict: {command}",
+        general_command="ckptool audit -m MODULE",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -168,6 +169,7 @@ def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
             "shared: they are trained to different values, and take twice the memory on a device."
         ),
         fix="Tie them again after loading: {code}",
+        general_advice="Tie them again after loading: model.head.weight = model.embedding.weight",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )

@@ -30,6 +30,10 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subj
             "key is missing, or tied values are loaded into a module that trains them separately."
         ),
         fix="Make the file and the module agree on what is tied. {remedy}",
+        general_advice=(
+            "Make the file and the module agree on what is tied: tie them in the module, or "
+            "load with strict=False if only a tied name is missing."
+        ),
         example=(
             "model.head.weight = model.emb.weight\n"
             'save_file({"emb.weight": model.emb.weight}, "model.safetensors")\n'

@@ -17,7 +17,7 @@ from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result
-from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
 
@@ -42,6 +42,7 @@ _LEGACY_CONTAINERS: Final = {
             "that age were often written by Python 2."
         ),
         fix="To write the same content as a zip: {command}",
+        general_command=CONVERT,
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
@@ -89,6 +90,9 @@ _MAX_LEVELS: Final = 3
             "the machine."
         ),
         fix="For a release: {remedy}",
+        general_advice=(
+            "For a release: ckptool convert FILE -o NEW.safetensors --at model --weights-only"
+        ),
         example=(
             'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
         ),
@@ -236,8 +240,8 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             " silently, and loading the file gives no weights."
         ),
         fix=(
-            "Save it again once its weights are on a device that holds them: a migration cannot"
-            " bring back what the file does not contain."
+            "Save it again when its weights are on a real device: a migration cannot restore data"
+            " that is not in the file."
         ),
         example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',
         gate=Level.ERROR,
@@ -395,13 +399,17 @@ LOST_OBJECT_STATE: Final = "CK336"
         summary=(
             "`{key}` of {name} changed{change} {since}, and load_state_dict() does not restore it"
         ),
-        detail="a resumed run continues with another value",
+        detail="a resumed run continues with a different value",
         why=(
             "Optimizers, schedulers, samplers and averages are saved by their own state_dict(). "
-            "What changes in them and is not in it is lost when training resumes: it continues, "
-            "but not as an uninterrupted run would."
+            "What is not in it is lost when training resumes: it continues, but not as an "
+            "uninterrupted run would."
         ),
         fix=("In {name}: {code}. If {name} is a module, register it as a buffer instead."),
+        general_advice=(
+            'In NAME: state["KEY"] = self.KEY in state_dict(), and self.KEY = state["KEY"] '
+            "in load_state_dict(). If NAME is a module, register it as a buffer instead."
+        ),
         example=(
             "class Sampler:\n"
             "    def __init__(self):\n"

@@ -1,4 +1,4 @@
-"""CheckpointStatistics, ModuleDiff -> hits: suspicious values (CK401-CK405, CK213)."""
+"""CheckpointStatistics, ModuleDiff, ContractDiff -> hits: suspicious values (CK4xx, CK213)."""
 
 import re
 from bisect import bisect_left
@@ -8,12 +8,14 @@ from itertools import dropwhile
 from math import inf
 from typing import Final
 
+from ckptool.compare.contract import ContractDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.renames import WRAPPERS
 from ckptool.model import Checkpoint, StateDict
 from ckptool.phrases import quote_shell
 from ckptool.rules.fixes.state_code import format_update_code, split_common_suffix
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.rules.release_contract import describe_acceptance
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.values.statistics import TensorStatistics
 
@@ -185,6 +187,12 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
         fix=(
             "Copy the buffers too, both when averaging and into this file: "
             "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), and {code}"
+        ),
+        general_advice=(
+            "Copy the buffers too, both when averaging and into this file: "
+            "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), and "
+            'checkpoint["ema"].update({k: v for k, v in checkpoint["model"].items() if '
+            '"running_" in k})'
         ),
         example=(
             "for p, q in zip(model.parameters(), ema.parameters()):\n"
@@ -418,3 +426,25 @@ def find_config_overrides(diff: ModuleDiff) -> Iterator[RuleHit]:
             and not _find_rounded_dtype(diff, key)
         ):
             yield hit(key, where=module_tensor.assigned_at, owner=module_tensor.owner)
+
+
+@check_other_subject(
+    ContractDiff,
+    "CK213",
+    summary="the constructor computes a different value for `{key}` {form} than in {old}",
+    detail="{effect}",
+    fix="{remedy}",
+)
+def find_changed_constants(diff: ContractDiff) -> Iterator[RuleHit]:
+    for key in diff.changed_constants:
+        entry = diff.new.entries[key]
+        yield hit(
+            key,
+            Level.ERROR,
+            form=entry.type_description,
+            old=diff.old.name,
+            effect="loading an old file brings back the old value"
+            if entry.saved
+            else "no file contains it, so old weights are run with the new value",
+            remedy=f"Restore the value of the training run.{describe_acceptance(diff)}",
+        )

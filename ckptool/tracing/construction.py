@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 _MAX_FRAMES = 200
 _TOOL_NAME = "ckptool"
@@ -29,7 +29,7 @@ def call_after_construction(module: object, callback: Callable[[Any], None]) -> 
     if constructor is None:
         return
     if sys.version_info >= (3, 12):
-        _watch_by_monitoring(constructor.f_code, module, callback)
+        _watch_by_monitoring(constructor, module, callback)
     else:
         _watch_by_tracing(constructor, module, callback)
 
@@ -75,27 +75,55 @@ def _watch_by_tracing(
     sys.settrace(ignore_call)
 
 
-def _watch_by_monitoring(code: CodeType, module: object, callback: Callable[[Any], None]) -> None:
+class _Watch(NamedTuple):
+    """A constructor that has not returned yet."""
+
+    frame: FrameType
+    module: object
+    callback: Callable[[Any], None]
+
+
+_watches: Final[dict[int, _Watch]] = {}
+"""Thread ID -> the outermost constructor that the thread is in."""
+
+
+def _watch_by_monitoring(
+    constructor: FrameType, module: object, callback: Callable[[Any], None]
+) -> None:
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
     tool = _find_tool(monitoring)
     if tool is None:
         return
-    thread = threading.get_ident()
-    events = monitoring.events.PY_RETURN
+    events = monitoring.events
 
-    def handle_return(returned: CodeType, offset: int, value: object) -> None:  # noqa: ARG001
-        if returned is not code or threading.get_ident() != thread:
-            return
-        frame = sys._getframe(1)  # noqa: SLF001
-        if frame.f_locals.get(code.co_varnames[0]) is not module:
-            return
-        monitoring.set_local_events(tool, code, 0)
-        _state.is_constructing = False
-        callback(module)
+    def handle_return(code: CodeType, offset: int, value: object) -> None:  # noqa: ARG001
+        watch = _end_watch(monitoring, tool, sys._getframe(1))  # noqa: SLF001
+        if watch is not None:
+            watch.callback(watch.module)
+
+    def handle_unwind(code: CodeType, offset: int, error: BaseException) -> None:  # noqa: ARG001
+        _end_watch(monitoring, tool, sys._getframe(1))  # noqa: SLF001
 
     _state.is_constructing = True
-    monitoring.register_callback(tool, events, handle_return)
-    monitoring.set_local_events(tool, code, events)
+    _watches[threading.get_ident()] = _Watch(constructor, module, callback)
+    monitoring.register_callback(tool, events.PY_RETURN, handle_return)
+    monitoring.register_callback(tool, events.PY_UNWIND, handle_unwind)
+    monitoring.set_local_events(tool, constructor.f_code, events.PY_RETURN)
+    monitoring.set_events(tool, events.PY_UNWIND)  # of a single function it cannot be asked for
+
+
+def _end_watch(monitoring: Any, tool: int, frame: FrameType) -> _Watch | None:
+    """Forget the watch of a constructor that returns or raises; None for any other function."""
+    watch = _watches.get(threading.get_ident())
+    if watch is None or watch.frame is not frame:
+        return None
+    del _watches[threading.get_ident()]
+    _state.is_constructing = False
+    if all(other.frame.f_code is not frame.f_code for other in list(_watches.values())):
+        monitoring.set_local_events(tool, frame.f_code, 0)
+    if not _watches:
+        monitoring.set_events(tool, 0)
+    return watch
 
 
 def _find_tool(monitoring: Any) -> int | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_written_name
 from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.origins import TensorOrigin, TensorOrigins
 from ckptool.tracing.records import MAX_KEYS, KeyMismatch, LoadRecord, UnsavedValue
@@ -107,7 +107,7 @@ def build_load_record(
     """Build the record of a load that has ended; lists of keys are cut, their counts are not."""
     ties = {name: group for group in list_ties(module) for name in group}
     return LoadRecord(
-        module=get_qualified_name(type(module)),
+        module=get_written_name(module),
         loader=loader,
         file=origin.file,
         at=origin.at,

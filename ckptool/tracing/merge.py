@@ -147,11 +147,11 @@ def _join_modules(modules: Sequence[SavedModule]) -> SavedModule:
 
 def _summarize_objects(saves: Sequence[SaveRecord]) -> ObjectSummary:
     saved = {(save.process, item.number): item for save in saves for item in save.saved_objects}
-    never: dict[tuple[str, str, str], TrainingObject] = {}
+    never: dict[tuple[str, str, str, str], TrainingObject] = {}
     for save in saves:
         for item in save.unsaved_objects:
             if (save.process, item.number) not in saved:
-                never.setdefault((item.kind, item.owner, item.where), item)
+                never.setdefault((item.kind, item.owner, item.where, item.name), item)
     return ObjectSummary(
         tuple(never.values()),
         frozenset(item.kind for item in saved.values()),

@@ -17,9 +17,9 @@ from ckptool.modules.live.snapshot import (
     list_unsaved_tensors,
     take_snapshot,
 )
-from ckptool.modules.tensor_info import get_dtype_name
-from ckptool.modules.tensor_parts import get_shape
-from ckptool.modules.walk import FoundTensor, get_qualified_name
+from ckptool.modules.tensor_info import content_digest, get_dtype_name
+from ckptool.modules.tensor_parts import get_shape, get_wrapper_name, has_all_elements
+from ckptool.modules.walk import FoundTensor, get_written_name
 from ckptool.tracing.quiet import torch_unobserved
 from ckptool.tracing.records import UnsavedValue
 
@@ -36,6 +36,8 @@ _LIBRARIES: Final = frozenset(
     }
 )
 """Packages whose modules keep Python values that they set themselves, and no state of a model."""
+_FLAT_SEGMENT: Final = "_fsdp_wrapped_module."
+"""What FullyShardedDataParallel puts into the names of what it wraps."""
 _SETTING_NAMES: Final = frozenset({"config", "hparams", "trainer", "generation_config"})
 """Attributes of frameworks' base classes that a script sets again in every run."""
 
@@ -49,16 +51,43 @@ class ModuleState(Struct, frozen=True):
 
 
 def iter_saved_tensors(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
-    """Yield (name, tensor) of what nn.Module.state_dict holds, with all names of a tied tensor."""
+    """Yield (name, tensor) of what nn.Module.state_dict holds, with all names of a tied tensor.
+
+    FullyShardedDataParallel joins parameters in a flat one. In the place of each is a tensor of its
+    name and shape on meta, since its elements are on several ranks.
+    """
     from torch import nn
 
-    for prefix, member in nn.Module.named_modules(module, remove_duplicate=False):
-        for name, parameter in member._parameters.items():  # noqa: SLF001
+    members = [
+        (f"{prefix}.".replace(_FLAT_SEGMENT, "").rstrip("."), member)
+        for prefix, member in nn.Module.named_modules(module, remove_duplicate=False)
+    ]
+    flat_parameters = [
+        (prefix, handle.flat_param)
+        for prefix, member in members
+        if (handle := getattr(member, "_handle", None)) is not None
+        and hasattr(getattr(handle, "flat_param", None), "_fqns")
+    ]
+    for prefix, flat_parameter in flat_parameters:
+        yield from _iter_flat_parts(prefix, flat_parameter)
+    for prefix, member in members:
+        for name, parameter in () if flat_parameters else member._parameters.items():  # noqa: SLF001
             if parameter is not None:
                 yield join_key(prefix, name), parameter
         for name, buffer in member._buffers.items():  # noqa: SLF001
             if buffer is not None and name not in member._non_persistent_buffers_set:  # noqa: SLF001
                 yield join_key(prefix, name), buffer
+
+
+def _iter_flat_parts(prefix: str, flat_parameter: Any) -> "Iterator[tuple[str, Tensor]]":
+    import torch
+
+    parts = zip(flat_parameter._fqns, flat_parameter._shapes, strict=False)  # noqa: SLF001
+    for name, shape in parts:
+        yield (
+            join_key(prefix, name),
+            torch.empty(shape, dtype=flat_parameter.dtype, device="meta"),
+        )
 
 
 class ModuleStates:
@@ -139,6 +168,15 @@ class ModuleStates:
         with torch_unobserved():
             return _take_state(module, list_unsaved_tensors(module))
 
+    def list_digests(self, module: "nn.Module") -> dict[str, str]:
+        """Return path -> digest of the tensors that no state_dict holds, of the user's classes."""
+        with torch_unobserved():
+            return {
+                found_tensor.path: content_digest(found_tensor.value)
+                for found_tensor in list_unsaved_tensors(module)
+                if not _is_of_library(get_written_name(found_tensor.owner))
+            }
+
     def describe_unsaved(self, module: "nn.Module") -> tuple[UnsavedValue, ...]:
         """Describe the tensors and arrays of `module` that no state_dict holds."""
         baseline = self._find_baseline(module)
@@ -157,7 +195,7 @@ class ModuleStates:
                 is_built_known=baseline is not None,
             )
             for found_tensor in tensors
-            if not _is_of_library(get_qualified_name(type(found_tensor.owner)))
+            if not _is_of_library(get_written_name(found_tensor.owner))
         )
 
     def find_changed(self, module: "nn.Module") -> tuple[list[tuple[UnsavedValue, Any]], bool]:
@@ -191,7 +229,7 @@ class ModuleStates:
             for found_tensor in tensors
             if found_tensor.path in changed_paths
             and found_tensor.path not in state.snapshot.extra_state_paths
-            and not _is_of_library(get_qualified_name(type(found_tensor.owner)))
+            and not _is_of_library(get_written_name(found_tensor.owner))
         ]
         changes += [
             (
@@ -309,8 +347,10 @@ def _list_distinct(value: Any) -> list[str]:
     count = 1
     for size in get_shape(value):
         count *= size
-    if not 0 < count <= _MAX_ELEMENTS or getattr(value, "is_meta", False):
+    if not 0 < count <= _MAX_ELEMENTS:
         return []
+    if hasattr(value, "detach") and (get_wrapper_name(value) or not has_all_elements(value)):
+        return []  # of a DTensor, the elements may take communication
     try:
         flat = value.detach() if hasattr(value, "detach") else value
         elements = set(flat.reshape(-1).tolist())
@@ -337,7 +377,7 @@ def _describe_tensor(
     return UnsavedValue(
         path=found_tensor.path,
         kind=str(found_tensor.kind),
-        owner=get_qualified_name(type(found_tensor.owner)),
+        owner=get_written_name(found_tensor.owner),
         text=text,
         old_text=old_text if old_text != text else "",
         assigned_at=location,

@@ -42,12 +42,14 @@ class ProcessTrace:
     def __init__(self, sink: RecordSink) -> None:
         from ckptool.tracing.module_states import ModuleStates
         from ckptool.tracing.origins import TensorOrigins
+        from ckptool.tracing.random_generators import RandomGenerators
         from ckptool.tracing.training_objects import TrainingObjects
 
         self.sink = sink
         self.states = ModuleStates()
         self.origins = TensorOrigins()
         self.objects = TrainingObjects()
+        self.generators = RandomGenerators()
         self.resume_states: ResumeStates | None = None
         self._local = threading.local()
         self._reported: set[str] = set()

@@ -1,12 +1,15 @@
 """Contexts in which the tracer looks at live objects without a trace in the user's run."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 _TRACER_PACKAGES = ("ckptool.tracing", "ckptool.modules")
 _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120
 
 
 @contextmanager
@@ -34,8 +37,11 @@ def locate_caller() -> str:
     return ""
 
 
+@cache
 def is_own_code(file: str) -> bool:
     """Whether a file is the user's: not Python's, ckptool's or of an installed package."""
     from ckptool.modules.assignment_locations import is_user_file
 
-    return is_user_file(file) and not any(folder in file for folder in _LIBRARY_FOLDERS)
+    if file.startswith(_STANDARD_LIBRARY) or any(folder in file for folder in _LIBRARY_FOLDERS):
+        return False  # the most, and without a look at the disk
+    return is_user_file(file)

@@ -105,11 +105,14 @@ class TrainingObject(Struct, frozen=True):
     number: int
     """Number within the process, in the order of construction."""
     kind: str
-    """"optimizer", "LR scheduler", "gradient scaler", "module", "module copy" or "object"."""
+    """"optimizer", "LR scheduler", "gradient scaler", "module", "module copy", "object", or
+    "random generator"."""
     owner: str
     """Qualified name of its class."""
     where: str = ""
     """"file:line" of its construction, "" if unknown."""
+    name: str = ""
+    """Name that the script gives a random generator, "" of another object."""
 
 
 class SaveRecord(TraceRecord, frozen=True, kw_only=True):

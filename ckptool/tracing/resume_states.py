@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.modules.tensor_info import content_digest
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_qualified_name, get_written_name
 from ckptool.tracing.origins import iter_places
 from ckptool.tracing.quiet import torch_unobserved
+from ckptool.tracing.random_generators import digest_generator, iter_held_generators
 from ckptool.tracing.records import SavedStateRecord
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ class ResumeStates:
                 step_count=self._step_count,
                 has_model=has_model,
                 saved=dict(_iter_leaves(content)),
-                live={**dict(_iter_live_values(trace)), **dict(_iter_random_states())},
+                live={
+                    **dict(_iter_live_values(trace)),
+                    **dict(_iter_random_states()),
+                    **dict(_iter_generator_states(trace)),
+                },
             )
 
 
@@ -75,8 +80,8 @@ def _iter_leaves(content: object) -> Iterator[tuple[str, str]]:
 def _iter_live_values(trace: "ProcessTrace") -> Iterator[tuple[str, str]]:
     for module in trace.states.list_modules():
         state = trace.states.take_state(module)
-        owner = get_qualified_name(type(module))
-        for path, digest in state.snapshot.digests.items():
+        owner = get_written_name(module)
+        for path, digest in trace.states.list_digests(module).items():
             yield f"`{path}` of {owner}", digest
         for path, value in state.snapshot.python_values.items():
             if trace.states.keeps_value(path, value):
@@ -106,3 +111,8 @@ def _iter_random_states() -> Iterator[tuple[str, str]]:
     if numpy is not None:
         state = numpy.random.get_state()
         yield "the random state of NumPy", f"{content_digest(state[1])} {state[2]}"
+
+
+def _iter_generator_states(trace: "ProcessTrace") -> Iterator[tuple[str, str]]:
+    for name, generator in iter_held_generators(trace.states.list_modules()):
+        yield f"the state of the random generator `{name}`", digest_generator(generator)

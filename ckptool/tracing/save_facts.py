@@ -1,11 +1,11 @@
 """A saved object -> SavedModules: the live modules in it, and what they hold besides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_written_name
 from ckptool.tracing.module_states import ModuleStates, iter_saved_tensors
 from ckptool.tracing.origins import identify_storage
 from ckptool.tracing.records import MAX_KEYS, SavedModule, UnsavedValue
@@ -37,40 +37,56 @@ def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]
         if any(isinstance(value, Tensor) for value in mapping.values())
     ]
     candidates = [
-        (module, dict(iter_saved_tensors(module)), not states.is_copy(module))
+        _Candidate(module, dict(iter_saved_tensors(module)), is_original=not states.is_copy(module))
         for module in _list_candidates(states)
     ]
     owners: list[StateOwner] = []
     for place, mapping in mappings:
+        values = {key: value for key, value in mapping.items() if isinstance(value, Tensor)}
+        storages = [identify_storage(value) for value in values.values()]
         ranked = [
-            ((*rank, is_original, -len(tensors)), index)
-            for index, (_, tensors, is_original) in enumerate(candidates)
-            if (rank := _rank_owner(mapping, tensors)) is not None
+            ((*rank, candidate.is_original, -len(candidate.tensors)), index)
+            for index, candidate in enumerate(candidates)
+            if (rank := _rank_owner(values, storages, candidate)) is not None
         ]
         if ranked:
-            module = candidates[max(ranked)[1]][0]
+            module = candidates[max(ranked)[1]].module
             owners.append(StateOwner(module, ".".join(place), mapping))
     return owners
 
 
+class _Candidate:
+    """A live module that a mapping may be of."""
+
+    def __init__(
+        self, module: "nn.Module", tensors: "dict[str, Tensor]", *, is_original: bool
+    ) -> None:
+        self.module = module
+        self.tensors = tensors
+        self.is_original = is_original
+        self.storages = {identify_storage(tensor) for tensor in tensors.values()} - {None}
+
+
 def _rank_owner(
-    mapping: Mapping[Any, Any], tensors: "Mapping[str, Tensor]"
+    values: "Mapping[Any, Tensor]", storages: Sequence[object], candidate: _Candidate
 ) -> tuple[int, int, bool] | None:
     """Return how well a mapping fits a module: tensors shared, names equal, a value equal.
 
     None if it does not: no tensor is the same, and names or shapes differ.
-    """
-    from torch import Tensor
 
-    own_storages = {identify_storage(tensor) for tensor in tensors.values()} - {None}
-    values = {key: value for key, value in mapping.items() if isinstance(value, Tensor)}
-    shared = sum(identify_storage(value) in own_storages for value in values.values())
+    Args:
+        values: the tensors of the mapping.
+        storages: the storage of each.
+        candidate: the module.
+    """
+    tensors = candidate.tensors
+    shared = sum(storage in candidate.storages for storage in storages)
     named = sum(
         key in tensors and value.shape == tensors[key].shape for key, value in values.items()
     )
     if not tensors or (not shared and named < max(len(tensors), len(values))):
         return None
-    return shared, named, has_equal_tensor(mapping, tensors)
+    return shared, named, has_equal_tensor(values, tensors)
 
 
 def describe_saved_modules(content: SavedContent, states: ModuleStates) -> tuple[SavedModule, ...]:
@@ -105,7 +121,7 @@ def _describe_saved_module(
     if len(left_out) == len(keys):  # all were renamed
         left_out = []
     return SavedModule(
-        module=get_qualified_name(type(owner.module)),
+        module=get_written_name(owner.module),
         at=owner.at,
         changed=changed[:MAX_KEYS],
         left_out_keys=tuple(left_out[:MAX_KEYS]),
@@ -141,7 +157,7 @@ def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> No
     for module in modules:
         if id(module) in part_ids:
             continue
-        tensors = [tensor for _, tensor in iter_saved_tensors(module)]
+        tensors = [*nn.Module.parameters(module), *nn.Module.buffers(module)]
         if any(id(tensor) in trained_ids for tensor in tensors) or (
             states.is_copy(module) and any(tensor._version for tensor in tensors)  # noqa: SLF001
         ):

@@ -4,19 +4,20 @@ import gc
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, Final
 
 from msgspec import Struct
 
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.walk import get_qualified_name, get_written_name
 from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.origins import identify_storage, iter_places
 from ckptool.tracing.quiet import is_own_code
 from ckptool.tracing.records import TrainingObject
+from ckptool.tracing.tensor_equality import have_equal_elements
 
-_SCAN_PAUSE: Final = 50
+_SCAN_PAUSE: Final = 200
 """A search for objects is repeated only after this multiple of the time that the last one took."""
 _MAX_DEPTH_VALUES: Final = 1000
 _SCALER_KEYS: Final = frozenset({"growth_factor", "backoff_factor"})
@@ -38,12 +39,15 @@ class SavedContent:
         self.values: list[tuple[str, object]] = []
         self.modules: list[tuple[tuple[str, ...], Any]] = []
         self.objects: set[int] = set()
+        self.tuples: list[tuple[Any, ...]] = []
         for place, value in iter_places(content):
             self.objects.add(id(value))
             if isinstance(value, Tensor):
                 self.tensors.append((place, value))
             elif isinstance(value, dict):
                 self.mappings.append((place, value))
+            elif isinstance(value, tuple):
+                self.tuples.append(value)
             elif isinstance(value, bool | int | float | str):
                 self.values.append((place[-1] if place else "", value))
             elif hasattr(value, "_parameters") and hasattr(value, "_modules"):
@@ -70,9 +74,7 @@ class SavedContent:
         return any(
             tensor.shape == value.shape
             and tensor.dtype == value.dtype
-            and not tensor.is_meta
-            and tensor.layout == value.layout
-            and bool(torch.equal(tensor.detach().cpu(), value.detach().cpu()))
+            and have_equal_elements(tensor, value)
             for _, tensor in self.tensors
         )
 
@@ -92,15 +94,16 @@ class TrainingObjects:
         self._entries: dict[int, _Entry] = {}
         self._numbers = count()
         self._next_scan = 0.0
+        self._own_classes = OwnClasses()
 
     def record_object(self, value: object, kind: str, where: str) -> None:
         """Remember an object whose construction begins."""
         entry = self._entries.get(id(value))
         if entry is not None and entry.reference() is value:
             return
-        description = TrainingObject(
-            next(self._numbers), kind, get_qualified_name(type(value)), where
-        )
+        is_module = kind in {"module", "module copy"}
+        owner = get_written_name(value) if is_module else get_qualified_name(type(value))  # type: ignore[arg-type]
+        description = TrainingObject(next(self._numbers), kind, owner, where)
         self._entries[id(value)] = _Entry(weakref.ref(value), description)
 
     def list_objects(self, kind: str) -> list[Any]:
@@ -132,7 +135,7 @@ class TrainingObjects:
         if time.monotonic() < self._next_scan:
             return
         start = time.monotonic()
-        for value in _iter_stateful_objects(gc.get_objects()):
+        for value in self._own_classes.list_instances():
             try:
                 self.record_object(value, "object", "")
             except TypeError:  # no weak references to it
@@ -141,27 +144,53 @@ class TrainingObjects:
         self._next_scan = end + _SCAN_PAUSE * (end - start)
 
 
-def _iter_stateful_objects(values: Iterable[object]) -> Iterable[object]:
-    answers: dict[type, bool] = {}
-    for value in values:
-        cls = type(value)
-        answer = answers.get(cls)
+class OwnClasses:
+    """The user's own classes that have state_dict and load_state_dict, and are no modules."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, bool] = {}
+        """Name of a Python module -> whether its file is the user's."""
+
+    def list_instances(self) -> list[object]:
+        """Return the live objects of these classes.
+
+        Few scripts have such a class. An object refers to its class, so that the collector finds
+        them without a look at every object in Python.
+        """
+        stateful = (cls for cls in _iter_subclasses(object) if _is_stateful(cls))
+        classes = {cls for cls in stateful if self._is_own(cls)}
+        if not classes:
+            return []
+        return [value for value in gc.get_referrers(*classes) if type(value) in classes]
+
+    def _is_own(self, cls: type) -> bool:
+        name = cls.__module__
+        answer = self._answers.get(name)
         if answer is None:
-            answer = answers[cls] = _is_own_stateful_class(cls)
-        if answer:
-            yield value
+            file = getattr(sys.modules.get(name), "__file__", None)
+            answer = self._answers[name] = isinstance(file, str) and is_own_code(file)
+        return answer
 
 
-def _is_own_stateful_class(cls: type) -> bool:
+def _iter_subclasses(cls: type) -> Iterator[type]:
+    """Yield all classes that are derived from `cls`, each once."""
+    visited = {cls}
+    pending = [cls]
+    while pending:
+        for subclass in type.__subclasses__(pending.pop()):
+            if subclass not in visited:
+                visited.add(subclass)
+                pending.append(subclass)
+                yield subclass
+
+
+def _is_stateful(cls: type) -> bool:
     from torch import nn, optim
 
-    names = {name for base in cls.__mro__ for name in vars(base)}
-    if not {"state_dict", "load_state_dict"} <= names or issubclass(cls, nn.Module | type):
-        return False
-    if issubclass(cls, optim.Optimizer | optim.lr_scheduler.LRScheduler):
-        return False
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return isinstance(file, str) and is_own_code(file)
+    for name in ("load_state_dict", "state_dict"):
+        if not any(name in base.__dict__ for base in cls.__mro__):
+            return False
+    return not issubclass(cls, nn.Module | type | optim.Optimizer | optim.lr_scheduler.LRScheduler)
 
 
 def _has_state(value: Any, kind: str) -> bool:
@@ -215,9 +244,7 @@ def has_equal_tensor(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> 
         value = mapping.get(name)
         if not isinstance(value, torch.Tensor) or tensor.numel() < 2:
             continue
-        if value.is_meta or tensor.is_meta or value.shape != tensor.shape:
-            return False
-        return bool(torch.equal(value.detach().cpu(), tensor.detach().cpu().to(value.dtype)))
+        return value.shape == tensor.shape and have_equal_elements(value, tensor)
     return False
 
 
@@ -288,7 +315,7 @@ def _is_equal(first: object, second: object) -> bool:
     if hasattr(first, "shape"):
         import torch
 
-        return isinstance(first, torch.Tensor) and torch.equal(first, second)  # type: ignore[arg-type]
+        return isinstance(first, torch.Tensor) and have_equal_elements(first, second)  # type: ignore[arg-type]
     try:
         return bool(first == second)
     except Exception:  # noqa: BLE001 (a user's __eq__)

@@ -25,6 +25,11 @@ from ckptool.tracing.save_facts import describe_saved_modules, record_trained_mo
 from ckptool.tracing.training_objects import SavedContent
 
 Function = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Keywords = Mapping[str, Any]
+TracedCall = Callable[[ProcessTrace, Function, Arguments, Keywords], Any]
+"""What runs a wrapped function while the process is traced: of the trace, the original, its call.
+"""
 WrapperEntry = tuple[Any, str, Callable[[Function], Function]]
 """Object, attribute, and what makes a wrapper of the original function."""
 
@@ -47,33 +52,48 @@ def list_wrappers(name: str) -> Iterator[WrapperEntry]:
             yield from _list_torch_wrappers(module)
         case "torch.distributed.checkpoint":
             for owner in (module, sys.modules[f"{name}.state_dict_saver"]):
-                yield owner, "save", _make_dcp_save
+                yield owner, "save", _wrap(_run_save)
             for owner in (module, sys.modules[f"{name}.state_dict_loader"]):
-                yield owner, "load", _make_dcp_load
+                yield owner, "load", _wrap(_run_dcp_load)
         case "safetensors.torch":
-            yield module, "load_file", _make_load
-            yield module, "load_model", _make_load_model
-            yield module, "save_file", _make_save
-            yield module, "save_model", _make_save
+            yield module, "load_file", _wrap(_run_load)
+            yield module, "load_model", _wrap(_run_load_model)
+            yield module, "save_file", _wrap(_run_save)
+            yield module, "save_model", _wrap(_run_save)
         case "transformers.modeling_utils":
             yield module.PreTrainedModel, "_finalize_model_loading", _make_finalize
         case _:
-            yield module, "_atomic_save", _make_atomic_save
+            yield module, "_atomic_save", _wrap(_run_save)
 
 
 def _list_torch_wrappers(torch: Any) -> Iterator[WrapperEntry]:
     module_class = torch.nn.Module
     yield module_class, "__init__", _make_module_init
     yield module_class, "__setstate__", _make_module_setstate
-    yield module_class, "load_state_dict", _make_load_state_dict
+    yield module_class, "load_state_dict", _wrap(_run_load_state_dict)
     for owner in (torch.serialization, torch):
-        yield owner, "load", _make_load
-        yield owner, "save", _make_save
+        yield owner, "load", _wrap(_run_load)
+        yield owner, "save", _wrap(_run_save)
     yield torch.optim.Optimizer, "__init__", _make_object_init("optimizer")
     schedulers = torch.optim.lr_scheduler
     for scheduler_name in ("LRScheduler", "ReduceLROnPlateau", "SequentialLR", "ChainedScheduler"):
         yield getattr(schedulers, scheduler_name), "__init__", _make_object_init("LR scheduler")
     yield torch.amp.GradScaler, "__init__", _make_object_init("gradient scaler")
+
+
+def _wrap(run: TracedCall) -> Callable[[Function], Function]:
+    """Return what makes a wrapper: the original itself is called where no trace is active."""
+
+    def make_wrapper(original: Function) -> Function:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            trace = get_active_trace()
+            if trace is None:
+                return original(*args, **kwargs)
+            return run(trace, original, args, kwargs)
+
+        return wrapper
+
+    return make_wrapper
 
 
 def _make_module_init(original: Function) -> Function:
@@ -117,6 +137,7 @@ def _make_object_init(kind: str) -> Callable[[Function], Function]:
 
 def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
     trace.objects.record_object(value, kind, locate_caller())
+    trace.generators.note_states(trace.states.list_modules())
 
 
 class _LoadStart(Struct, frozen=True):
@@ -130,27 +151,29 @@ class _LoadStart(Struct, frozen=True):
     key_count: int
 
 
-def _make_load_state_dict(original: Function) -> Function:
-    def load_state_dict(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(self, state_dict, *args, **kwargs)
-        start = trace.observe("a load", _begin_load, trace, self, state_dict)
-        is_strict = bool(kwargs.get("strict", args[0] if args else True))
-        try:
-            with trace.nest():
-                result = original(self, state_dict, *args, **kwargs)
-        except Exception as error:
-            text = str(error)[:_MAX_ERROR_CHARS] or type(error).__name__
-            trace.observe("a load", _end_load, trace, self, start, None, is_strict, text)
-            raise
-        trace.observe("a load", _end_load, trace, self, start, result, is_strict, "")
-        return result
+def _run_load_state_dict(
+    trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords
+) -> Any:
+    module, mapping = args[0], _find_argument(1, ("state_dict",), args, kwargs)
+    start = trace.observe("a load", _begin_load, trace, module, mapping)
+    is_strict = bool(_find_argument(2, ("strict",), args, {"strict": True, **kwargs}))
+    try:
+        with trace.nest():
+            result = original(*args, **kwargs)
+    except Exception as error:
+        text = _describe_error(error)
+        trace.observe("a load", _end_load, trace, module, start, None, is_strict, text)
+        raise
+    trace.observe("a load", _end_load, trace, module, start, result, is_strict, "")
+    return result
 
-    return load_state_dict
+
+def _describe_error(error: Exception) -> str:
+    return str(error)[:_MAX_ERROR_CHARS] or type(error).__name__
 
 
 def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
+    trace.generators.note_states(trace.states.list_modules())
     return _LoadStart(
         locate_caller(),
         find_mapping_origin(mapping, trace.origins),
@@ -193,20 +216,13 @@ def _end_load(
     trace.write_record(record)
 
 
-def _make_load(original: Function) -> Function:
+def _run_load(trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords) -> Any:
     """torch.load and safetensors.torch.load_file: the file is the first argument."""
-
-    def load(*args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(*args, **kwargs)
-        with trace.nest():
-            content = original(*args, **kwargs)
-        source = args[0] if args else kwargs.get("f", kwargs.get("filename"))
-        trace.observe("a file that was read", _record_read, trace, source, content)
-        return content
-
-    return load
+    with trace.nest():
+        content = original(*args, **kwargs)
+    source = _find_argument(0, ("f", "filename"), args, kwargs)
+    trace.observe("a file that was read", _record_read, trace, source, content)
+    return content
 
 
 def _record_read(trace: ProcessTrace, source: Any, content: Any) -> None:
@@ -225,30 +241,28 @@ def name_file(source: Any) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 (links stay)
 
 
-def _make_load_model(original: Function) -> Function:
-    def load_model(model: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(model, filename, *args, **kwargs)
-        start = trace.observe("a load", _begin_load, trace, model, {})
-        is_strict = bool(kwargs.get("strict", args[0] if args else True))
-        error = ""
-        missing: Any = ()
-        unexpected: Any = ()
-        try:
-            with trace.nest():
-                missing, unexpected = original(model, filename, *args, **kwargs)
-        except Exception as raised:
-            error = str(raised)[:_MAX_ERROR_CHARS] or type(raised).__name__
-            raise
-        finally:
-            trace.observe(
-                *("a load", _end_file_load, trace, model, start, name_file(filename)),
-                *((tuple(missing), tuple(unexpected), ()), is_strict, error, "load_model()"),
-            )
-        return missing, unexpected
-
-    return load_model
+def _run_load_model(
+    trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords
+) -> Any:
+    model = _find_argument(0, ("model",), args, kwargs)
+    file = name_file(_find_argument(1, ("filename",), args, kwargs))
+    start = trace.observe("a load", _begin_load, trace, model, {})
+    is_strict = bool(_find_argument(2, ("strict",), args, {"strict": True, **kwargs}))
+    error = ""
+    missing: Any = ()
+    unexpected: Any = ()
+    try:
+        with trace.nest():
+            missing, unexpected = original(*args, **kwargs)
+    except Exception as raised:
+        error = _describe_error(raised)
+        raise
+    finally:
+        trace.observe(
+            *("a load", _end_file_load, trace, model, start, file),
+            *((tuple(missing), tuple(unexpected), ()), is_strict, error, "load_model()"),
+        )
+    return missing, unexpected
 
 
 def _end_file_load(
@@ -296,71 +310,33 @@ def _record_pretrained(trace: ProcessTrace, model: Any, load_config: Any, info: 
     _end_file_load(trace, model, start, file, keys, False, "", "from_pretrained()")  # noqa: FBT003
 
 
-def _make_atomic_save(original: Function) -> Function:
-    """Lightning saves into memory first: the path is that of the outer function."""
-
-    def atomic_save(checkpoint: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(checkpoint, filepath, *args, **kwargs)
-        return _save_observed(trace, original, (checkpoint, filepath, *args), kwargs)
-
-    return atomic_save
-
-
-def _make_save(original: Function) -> Function:
-    """torch.save, save_file, save_model: the object and the file are the first two arguments."""
-
-    def save(*args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(*args, **kwargs)
-        return _save_observed(trace, original, args, kwargs)
-
-    return save
-
-
-def _make_dcp_save(original: Function) -> Function:
-    def save(*args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(*args, **kwargs)
-        return _save_observed(trace, original, args, kwargs)
-
-    return save
-
-
-def _make_dcp_load(original: Function) -> Function:
-    def load(*args: Any, **kwargs: Any) -> Any:
-        trace = get_active_trace()
-        if trace is None:
-            return original(*args, **kwargs)
-        with trace.nest():
-            result = original(*args, **kwargs)
-        state_dict = args[0] if args else kwargs.get("state_dict")
-        trace.observe("a file that was read", _record_read, trace, kwargs.get("checkpoint_id"),
-                      state_dict)  # fmt: skip
-        return result
-
-    return load
+def _run_dcp_load(
+    trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords
+) -> Any:
+    with trace.nest():
+        result = original(*args, **kwargs)
+    state_dict = _find_argument(0, ("state_dict",), args, kwargs)
+    file = kwargs.get("checkpoint_id")
+    trace.observe("a file that was read", _record_read, trace, file, state_dict)
+    return result
 
 
 _OBJECT_NAMES: Final = ("obj", "tensors", "model", "state_dict", "checkpoint")
 _FILE_NAMES: Final = ("f", "filename", "checkpoint_id", "filepath")
 
 
-def _find_argument(
-    position: int, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
+def _find_argument(position: int, names: tuple[str, ...], args: Arguments, kwargs: Keywords) -> Any:
     if len(args) > position:
         return args[position]
     return next((kwargs[name] for name in names if name in kwargs), None)
 
 
-def _save_observed(
-    trace: ProcessTrace, original: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """Record what is saved before it is, and write the record when the save has ended."""
+def _run_save(trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords) -> Any:
+    """Record what is saved before it is, and write the record when the save has ended.
+
+    The object and the file are the first two arguments, of torch.save, save_file, save_model and
+    dcp.save as of Lightning's `_atomic_save`, which saves into memory first.
+    """
     content = _find_argument(0, _OBJECT_NAMES, args, kwargs)
     target = _find_argument(1, _FILE_NAMES, args, kwargs)
     record = trace.observe(
@@ -371,7 +347,7 @@ def _save_observed(
         with trace.nest():
             return original(*args, **kwargs)
     except Exception as raised:
-        error = str(raised)[:_MAX_ERROR_CHARS] or type(raised).__name__
+        error = _describe_error(raised)
         raise
     finally:
         if record is not None:
@@ -395,13 +371,15 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
     content = SavedContent(value)
     record_trained_modules(trace.states, trace.objects)
     saved_objects, unsaved_objects = trace.objects.split_by_content(content)
+    modules = trace.states.list_modules()
+    saved_generators, unsaved_generators = trace.generators.split_by_content(content, modules)
     return SaveRecord(
         file=name_file(target),
         saver=saver,
         where=locate_caller(),
         modules=describe_saved_modules(content, trace.states),
-        saved_objects=saved_objects,
-        unsaved_objects=unsaved_objects,
+        saved_objects=(*saved_objects, *saved_generators),
+        unsaved_objects=(*unsaved_objects, *unsaved_generators),
         tensor_count=len(content.tensors),
     )
 

@@ -8,9 +8,9 @@ from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
 from ckptool.values.progress import start_step
 from ckptool.values.statistics import (
     TensorStatistics,
-    compute_statistics_many,
     statistics_unavailable_reason,
 )
+from ckptool.values.statistics_many import compute_statistics_many
 
 
 class CheckpointStatistics(Struct, frozen=True):

@@ -8,7 +8,8 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
-from ckptool.formats.files.source import SourceCache
+from ckptool.formats.files.source import ByteSource, SourceCache
+from ckptool.locations import Location
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.values.strides import (
     REGION,
@@ -42,6 +43,10 @@ def iter_elements(tensor: TensorInfo) -> Iterator[bytes]:
 
 def unreadable_reason(tensor: TensorInfo) -> str:
     """Return why the elements cannot be read without torch; "" if they can."""
+    storage, bits = tensor.storage, DTYPE_BITS.get(tensor.dtype, 1)
+    is_in_file = storage is not None and storage.span is not None and not tensor.parts
+    if is_in_file and bits % 8 == 0 and tensor.is_contiguous:
+        return ""
     if has_component_tensors(tensor):
         return next(
             (reason for part in tensor.parts if (reason := unreadable_reason(part.tensor))), ""
@@ -64,6 +69,14 @@ class OpenFiles:
 
     def __exit__(self, *_: object) -> None:
         self._sources.close()
+
+    def get_source(self, path: Location) -> ByteSource:
+        """Return the open file at `path`.
+
+        Raises:
+            ReadError: it cannot be opened.
+        """
+        return self._sources.get_source(path)
 
     def read_span(self, span: Span) -> bytes:
         return self._sources.get_source(span.path).read(span.offset, span.nbytes)
@@ -144,26 +157,6 @@ def iter_elements_from(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
         yield from _to_little_endian(tensor, pieces)
     else:
         yield from _to_little_endian(tensor, _iter_view_elements(tensor, files))
-
-
-def is_uniform(tensor: TensorInfo) -> bool:
-    """Return whether all elements have the same bytes; False if they cannot be read.
-
-    Reading ends at the first that differs.
-
-    Raises:
-        ReadError: the file became unreadable or changed since it was described.
-    """
-    if tensor.numel == 0 or has_component_tensors(tensor) or unreadable_reason(tensor):
-        return not tensor.numel
-    element_nbytes = tensor.nbytes // tensor.numel
-    first_element = b""
-    with OpenFiles() as files:
-        for chunk in iter_elements_from(tensor, files):
-            first_element = first_element or bytes(chunk[:element_nbytes])
-            if bytes(chunk) != first_element * (len(chunk) // max(element_nbytes, 1)):
-                return False
-    return bool(first_element)
 
 
 def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[bytes]:

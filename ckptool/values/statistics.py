@@ -1,7 +1,7 @@
 """TensorInfo -> TensorStatistics: one streamed pass over the values, in bounded memory."""
 
-import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Final
 
@@ -10,22 +10,20 @@ from msgspec import Struct
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.values.elements import iter_elements, unreadable_reason
 from ckptool.values.fingerprint import fingerprint_chunks
-from ckptool.values.progress import get_byte_counter
 from ckptool.values.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_JOBS: Final = min(8, os.cpu_count() or 1)
 _COMPONENT_DTYPE: Final = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _WIDER_DTYPE: Final = {"bool": "uint8", "uint16": "int32", "uint32": "int64"}
 """Dtype that torch cannot compute with -> dtype of the same values (8-bit floats: float32)."""
-_HALF_DTYPES: Final = ("bfloat16", "float16")
+HALF_DTYPES: Final = ("bfloat16", "float16")
 _MAX_DISTINCT: Final = 2
 _HEAD_ELEMENTS: Final = 1024
 
 
-class TensorStatistics(Struct, frozen=True):
+class TensorStatistics(Struct, frozen=True, gc=False):
     """Statistics of the values of one tensor; non-finite values are only counted."""
 
     numel: int
@@ -81,7 +79,7 @@ def statistics_unavailable_reason(tensor: TensorInfo) -> str:
     """Return why statistics of a tensor cannot be computed; "" if they can."""
     if tensor.parts and tensor.layout != "chunked":
         return f"it is laid out as {tensor.layout}"
-    if not _is_computable_dtype(tensor.dtype):
+    if not is_computable_dtype(tensor.dtype):
         return f"{tensor.dtype} is not a dtype that supports arithmetic"
     return unreadable_reason(tensor)
 
@@ -100,31 +98,6 @@ def compute_statistics(tensor: TensorInfo) -> TensorStatistics | None:
     return accumulator.build_statistics()
 
 
-def compute_statistics_many(
-    tensors: Iterable[TensorInfo], jobs: int = _JOBS
-) -> list[TensorStatistics | None]:
-    """Return `compute_statistics` of each tensor, in order, using `jobs` threads."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import torch
-
-    # One torch thread per worker thread: more would oversubscribe the cores.
-    previous_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            tensor_list = list(tensors)
-            results = []
-            count_bytes = get_byte_counter()
-            for tensor, result in zip(
-                tensor_list, pool.map(compute_statistics, tensor_list), strict=True
-            ):
-                count_bytes(tensor.nbytes)
-                results.append(result)
-            return results
-    finally:
-        torch.set_num_threads(previous_threads)
-
-
 def measure_cast(tensor: TensorInfo, dtype: str) -> CastEffect | None:
     """Return the effect of casting a tensor to `dtype`, as load_state_dict does.
 
@@ -136,7 +109,7 @@ def measure_cast(tensor: TensorInfo, dtype: str) -> CastEffect | None:
     """
     import torch
 
-    if statistics_unavailable_reason(tensor) or not _is_computable_dtype(dtype):
+    if statistics_unavailable_reason(tensor) or not is_computable_dtype(dtype):
         return None
     target: torch.dtype = getattr(torch, dtype)
     numel = changed_count = overflowed_count = 0
@@ -173,7 +146,9 @@ def half_precision_fingerprints(tensor: TensorInfo, dtypes: Iterable[str]) -> di
     return fingerprints
 
 
-def _is_computable_dtype(dtype: str) -> bool:
+@cache
+def is_computable_dtype(dtype: str) -> bool:
+    """Whether torch computes with numbers of the dtype."""
     import torch
 
     is_numeric = dtype == "bool" or dtype.startswith(("float", "bfloat", "int", "uint", "complex"))
@@ -189,17 +164,27 @@ def _iter_numbers(tensor: TensorInfo) -> "Iterator[Tensor]":
     """Yield the values as 1-d tensors, in C order, in a dtype that torch can compute with."""
     import torch
 
-    name = _COMPONENT_DTYPE.get(tensor.dtype, tensor.dtype)
-    dtype: torch.dtype = getattr(torch, name)
-    wider_dtype = "float32" if name.startswith("float8") else _WIDER_DTYPE.get(name, name)
+    itemsize = getattr(torch, _COMPONENT_DTYPE.get(tensor.dtype, tensor.dtype)).itemsize
     remainder = b""
     for piece in iter_elements(tensor):
         data = bytearray(remainder + piece if remainder else piece)
-        whole_nbytes = len(data) // dtype.itemsize * dtype.itemsize
+        whole_nbytes = len(data) // itemsize * itemsize
         remainder = bytes(data[whole_nbytes:])
         if whole_nbytes:
-            flat = torch.frombuffer(data, dtype=torch.uint8)[:whole_nbytes].view(dtype)
-            yield flat.to(getattr(torch, wider_dtype))
+            yield view_numbers(memoryview(data)[:whole_nbytes], tensor.dtype)
+
+
+def view_numbers(data: bytearray | memoryview, dtype: str) -> "Tensor":
+    """Return elements as a 1-d tensor, in a dtype that torch can compute with.
+
+    A complex number is two elements of its component's dtype.
+    """
+    import torch
+
+    name = _COMPONENT_DTYPE.get(dtype, dtype)
+    wider_dtype = "float32" if name.startswith("float8") else _WIDER_DTYPE.get(name, name)
+    flat = torch.frombuffer(data, dtype=torch.uint8).view(getattr(torch, name))
+    return flat.to(getattr(torch, wider_dtype))
 
 
 class _StatisticsAccumulator:
@@ -211,7 +196,7 @@ class _StatisticsAccumulator:
         plain: torch.dtype = getattr(torch, _COMPONENT_DTYPE.get(dtype, dtype))
         self._smallest_normal = torch.finfo(plain).tiny if plain.is_floating_point else 0.0
         self._exact_half_dtypes = (
-            set(_HALF_DTYPES) if dtype in {"float32", "float64"} else set[str]()
+            set(HALF_DTYPES) if dtype in {"float32", "float64"} else set[str]()
         )
         self._distinct_values: set[float] | None = set()
         self._numel = self._nan_count = self._infinite_count = self._denormal_count = (

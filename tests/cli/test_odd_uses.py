@@ -115,24 +115,34 @@ CLOSED_USES = [
 ]
 
 
-def run_in_shell(folder, words, streams):
-    command = [sys.executable, "-m", "ckptool", *words]
-    return subprocess.run(
-        ["sh", "-c", f'"$@" {streams}', "sh", *command],
+FAILING_STREAMS = (">&-", "<&- >&-", ">/dev/full")
+QUIET_STREAMS = ("2>&-", "<&-", "<&- 2>&-")
+
+
+def start_in_shell(folder, words, streams):
+    folder.mkdir()
+    save(folder / "net.pth", {"w": torch.zeros(2)})
+    return subprocess.Popen(
+        ["sh", "-c", f'"$@" {streams}', "sh", sys.executable, "-m", "ckptool", *words],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-        capture_output=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("words", CLOSED_USES)
 def test_closed_streams(tmp_path, words):
-    save(tmp_path / "net.pth", {"w": torch.zeros(2)})
-    for streams in (">&-", "<&- >&-", ">/dev/full"):
-        ran = run_in_shell(tmp_path, words, streams)
-        (line,) = ran.stderr.splitlines()
-        assert (ran.returncode, line[:9]) == (2, "ckptool: "), (streams, ran)
-    for streams in ("2>&-", "<&-", "<&- 2>&-"):
-        ran = run_in_shell(tmp_path, words, streams)
-        assert (ran.returncode, ran.stderr) == (0, ""), (streams, ran)
-        assert ran.stdout or words[0] == "lock"
+    """All at once: a process mostly waits for others."""
+    started = {
+        streams: start_in_shell(tmp_path / str(number), words, streams)
+        for number, streams in enumerate((*FAILING_STREAMS, *QUIET_STREAMS))
+    }
+    ran = {streams: (*shell.communicate(), shell.returncode) for streams, shell in started.items()}
+    for streams in FAILING_STREAMS:
+        _, err, code = ran[streams]
+        (line,) = err.splitlines()
+        assert (code, line[:9]) == (2, "ckptool: "), (streams, ran)
+    for streams in QUIET_STREAMS:
+        out, err, code = ran[streams]
+        assert (code, err) == (0, ""), (streams, ran)
+        assert out or words[0] == "lock"

@@ -13,22 +13,29 @@ import torch
 from files import save
 
 import ckptool
-from ckptool.cli import COMMANDS, main
-from ckptool.cli.options import OUTPUT_PATH
+from ckptool.cli import COMMANDS, REVISION_COMMANDS, main
+from ckptool.cli.options.param_types import OUTPUT_PATH
 
 CONTEXT = click.Context(main)
+LINEAR = ("torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 LEAST = {
     "audit": ("-m", "torch.nn:ReLU"),
+    "check": ("--chain", "{chain}", "-m", *LINEAR),
     "convert": ("{input}", "--no-provenance"),
+    "current": ("{input}", "--chain", "{chain}"),
     "diff": ("{input}", "{other}", "--no-values"),
     "digest": ("{input}",),
+    "downgrade": ("{input}", "--chain", "{chain}", "--to", "base"),
     "explain": ("{input}",),
     "fix": ("-m", "torch.nn:ReLU"),
     "gate": ("{input}", "--no-values"),
+    "history": ("--chain", "{chain}"),
     "inspect": ("{input}",),
     "lock": ("{input}",),
     "merge": ("{input}",),
     "migrate": ("{input}", "--no-provenance"),
+    "revision": ("-m", "x", "--dry-run", "--chain", "{chain}", "--module", *LINEAR),
+    "upgrade": ("{input}", "--chain", "{chain}"),
     "verify": ("{input}", "-m", "torch.nn:Linear"),
 }
 """Words with which a command reads `{input}`; audit reads the file of constructor arguments."""
@@ -78,7 +85,7 @@ def test_an_input_is_never_replaced(name, option, kind, force, run_command, tmp_
     folder = tmp_path / "real"
     folder.mkdir()
     path = save(folder / "a.pth", torch.nn.Linear(2, 3).state_dict())
-    words = [w.format(input=path, other=path) for w in LEAST[name]]
+    words = [w.format(input=path, other=path, chain=path) for w in LEAST[name]]
     if name in {"audit", "fix"}:
         path.write_text("{}")
         words += ["--kwargs", str(path)]
@@ -102,7 +109,10 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
     if name == "explain":
         path.write_text("RuntimeError: PytorchStreamReader failed reading zip archive\n")
     source = tmp_path / "part.json" if name == "merge" else path
-    words = [w.format(input=source, other=path) for w in LEAST[name]]
+    chain = tmp_path / "chain"
+    if name in REVISION_COMMANDS - {"revision"}:
+        run_command("revision", "-m", "x", "--chain", chain, "--module", *LINEAR)
+    words = [w.format(input=source, other=path, chain=chain) for w in LEAST[name]]
     if name == "verify":
         words += ["--device", "cpu", "-k", "in_features=2", "-k", "out_features=3"]
         words += ["--input", "float32[1,2]"]
@@ -113,18 +123,20 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
         words += ["--update-baseline"]
     if name == "migrate" and option != "-o":
         words += ["-o", str(tmp_path / "new.pth")]
-    suffix = ".pth" if name in {"convert", "migrate"} else ".json"
+    writes_files = {"convert", "migrate", "upgrade", "downgrade"}
+    suffix = ".pth" if name in writes_files else ".json"
     target = tmp_path / f"notes{suffix}"
     target.write_text("precious\n")
     ran = run_command(name, *words, option, target)
     assert ran.code == 2, ran
     assert target.read_text() == "precious\n"
-    if option == "--baseline":  # a file that is no baseline is never replaced
+    # A file that is no baseline is never replaced, nor one in the place of a draft.
+    if option == "--baseline" or (name, option) == ("revision", "--save-plan"):
         return
     forced = run_command(name, *words, option, target, "--force")
     assert forced.code in {0, 1}, forced
     assert target.read_bytes() != b"precious\n"
-    if name not in {"convert", "migrate"} and option == "-o":
+    if name not in writes_files and option == "-o":
         again = run_command(name, *words, option, target)
         assert again.code == forced.code, again
 
@@ -242,3 +254,80 @@ def test_a_source_whose_times_were_put_back_is_found(tmp_path, monkeypatch) -> N
     after = path.stat()
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     assert not (tmp_path / "new.safetensors").exists()
+
+
+NET = """
+import torch
+from layers import Layer
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = Layer(2, 3)
+"""
+SOURCE_WRITES = [
+    ("fix", "-m", "a_net:Net", "-o"),
+    ("fix", "-m", "a_net.py:Net", "-o"),
+    ("fix", "-o"),  # the module of the configuration
+    ("fix", "--format", "json", "-o"),
+    ("diff", "a.pth", "-o"),
+    ("audit", "-m", "a_net:Net", "-o"),
+    ("verify", "a.pth", "-m", "a_net:Net", "--format", "html", "-o"),
+    ("lock", "a.pth", "-m", "a_net:Net", "-o"),
+    ("lock", "a.pth", "-m", "a_net:Net", "--input", "float32[1,2]", "--golden"),
+    ("migrate", "a.pth", "-m", "a_net:Net", "--emit-hook"),
+    ("migrate", "a.pth", "-m", "a_net:Net", "-o", "n.pth", "--save-plan"),
+    ("gate", "a.pth", "-m", "a_net:Net", "--update-baseline", "--baseline"),
+    ("run", "-o"),
+    ("init", "-o"),
+    ("explain", "log.txt", "-o"),
+]
+
+
+@pytest.mark.parametrize("kind", ["itself", "symlink", "dotted"])
+@pytest.mark.parametrize("words", SOURCE_WRITES, ids=" ".join)
+def test_source_is_never_replaced(words, kind, run_command, tmp_path) -> None:
+    """`fix -m net:Net -o net.py --force` wrote its report over the module."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (folder / "a_net.py").write_text(NET)
+    (folder / "layers.py").write_text("from torch.nn import Linear as Layer\n")
+    (folder / "log.txt").write_text("RuntimeError: x\n")
+    (folder / "ckptool.toml").write_text('[[models]]\npath = "a.pth"\nmodule = "a_net:Net"\n')
+    save(folder / "a.pth", {"layer.weight": torch.ones(3, 2), "layer.bias": torch.ones(3)})
+    end = ("--", "true") if words[0] == "run" else ()
+    targets = ["a_net.py"] if words[-1] == "--emit-hook" else ["a_net.py", "layers.py"]
+    for target in targets:
+        content = (folder / target).read_bytes()
+        name = make_name(kind, folder / target)
+        ran = run_command(*words, name, "--force", *end, cwd=folder)
+        name.unlink() if kind == "symlink" else None
+        assert (folder / target).read_bytes() == content, ran.err
+        assert ran.code == 2, ran
+        assert len(ran.err.splitlines()) == 1
+        assert "would be overwritten" in ran.err
+
+
+def test_a_link_of_another_suffix_is_the_module_as_well(run_command, tmp_path) -> None:
+    (tmp_path / "a_net.py").write_text("import torch\nclass Net(torch.nn.Module): pass\n")
+    (tmp_path / "report.json").hardlink_to(tmp_path / "a_net.py")
+    ran = run_command("audit", "-m", "a_net:Net", "-o", "report.json", "--force", cwd=tmp_path)
+    assert (ran.code, "is an input of this command" in ran.err) == (2, True), ran
+    assert "class Net" in (tmp_path / "a_net.py").read_text()
+
+
+def test_a_checkpoint_far_below_the_folder_is_an_input(run_command, tmp_path) -> None:
+    """Only the files directly in a folder were inputs."""
+    (tmp_path / "release" / "v1").mkdir(parents=True)
+    path = save(tmp_path / "release" / "v1" / "a.pth", {"w": torch.ones(2)})
+    content = path.read_bytes()
+    ran = run_command("gate", tmp_path / "release", "-o", path, "--force", "--format", "json")
+    assert (ran.code, path.read_bytes() == content) == (2, True), ran
+
+
+@pytest.mark.parametrize("name", ["a.pth", "runs/b.pth"])
+def test_init_does_not_replace_what_it_looks_at(name, run_command, tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    path = save(tmp_path / name, {"w": torch.ones(2)})
+    content = path.read_bytes()
+    ran = run_command("init", "--dry-run", "-o", path, "--force", cwd=tmp_path)
+    assert (ran.code, path.read_bytes() == content) == (2, True), ran

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
-from ckptool.cli import COMMANDS, main
+from ckptool.cli import COMMANDS, REVISION_COMMANDS, main
 from ckptool.cli.outputs.secrets import find_secrets, mask_secrets
 
 CONTEXT = click.Context(main)
@@ -27,19 +27,25 @@ URL = "https://user:hunter2secret@127.0.0.1:1/model.pth?X-Signature=SIGNATURE123
 SECRETS = ("hunter2", "SIGNATURE123")
 BASE = {
     "audit": ("-m", "torch.nn:ReLU"),
+    "check": ("-m", "torch.nn:ReLU"),
     "convert": ("{}", "--dry-run"),
+    "current": ("{}",),
     "diff": ("{}", "--no-values"),
     "digest": ("{}",),
+    "downgrade": ("{}", "--dry-run", "--to", "base"),
     "explain": ("{}",),
     "fix": ("-m", "torch.nn:ReLU"),
     "gate": ("{}", "--no-values"),
+    "history": (),
     "init": ("--dry-run",),
     "inspect": ("{}",),
     "lock": ("{}",),
     "merge": (),
     "migrate": ("{}", "--dry-run"),
+    "revision": ("-m", "first", "--module", "torch.nn:ReLU", "--dry-run"),
     "rule": (),
     "run": (),
+    "upgrade": ("{}", "--dry-run"),
     "verify": ("{}", "-m", "torch.nn:ReLU", "--device", "cpu"),
 }
 WORDS = [
@@ -67,6 +73,13 @@ def test_a_password_is_never_repeated(name, option, template, run_command, tmp_p
             continue
         ran = run_command(*words, *more, cwd=tmp_path)
         assert not any(secret in ran.out + ran.err for secret in SECRETS), ran
+
+
+def test_a_password_in_the_place_of_a_command_is_never_repeated(run_command) -> None:
+    """`ckptool URL`, without a command: "no such command" repeated all of it."""
+    ran = run_command(URL)
+    assert (ran.code, "no such command" in ran.err) == (2, True)
+    assert not any(secret in ran.out + ran.err for secret in SECRETS), ran
 
 
 def test_a_password_of_the_configuration_is_never_repeated(run_command, tmp_path) -> None:
@@ -120,7 +133,9 @@ def test_no_name_is_a_traceback(name, option, run_command, tmp_path) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, without its capabilities"
 )
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"rule", "audit", "fix", "run"}))
+@pytest.mark.parametrize(
+    "name", sorted(COMMANDS.keys() - {"rule", "audit", "fix", "run"} - REVISION_COMMANDS)
+)
 def test_a_folder_that_may_not_be_searched_is_a_line(name, tmp_path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()

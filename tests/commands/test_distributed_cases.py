@@ -134,12 +134,37 @@ def test_a_stale_single_file_beside_an_index_and_a_configuration_fails_the_gate(
     assert "CK317" in {f.code for f in report.findings}
 
 
-def test_the_fix_of_a_list_of_tensors_is_not_one_of_a_dict(tmp_path):
-    torch.save([torch.ones(2), torch.ones(3), torch.ones(5)], tmp_path / "list.pth")
-    report = ckptool.diff(tmp_path / "list.pth", module=nn.Linear(3, 4))
-    (fix,) = {f.fix for f in report.findings if f.code == "CK204"}
-    assert "pop(" not in fix
-    assert "zip(NAMES, tensors)" in fix
+LISTS = {
+    "other tensors": [torch.ones(2), torch.ones(3), torch.ones(5)],
+    "one more": [torch.ones(4, 3), torch.ones(4), torch.ones(5)],
+    "many more": [torch.ones(n) for n in range(1, 40)],
+    "a tuple": (torch.ones(4, 3), torch.ones(7)),
+}
+
+
+@pytest.mark.parametrize("tensors", LISTS.values(), ids=LISTS.keys())
+def test_the_fix_of_a_list_of_tensors_runs(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "list.pth")
+    module = nn.Linear(3, 4)
+    report = ckptool.diff(tmp_path / "list.pth", module=module)
+    findings = [f for f in report.findings if f.code == "CK204"]
+    assert findings
+    for finding in findings:
+        scope = {"state_dict": torch.load(tmp_path / "list.pth"), "module": module}
+        exec(finding.fix.partition(": ")[2], scope)
+        assert isinstance(scope["state_dict"], dict)
+        assert finding.key not in scope["state_dict"]
+
+
+def test_a_list_of_the_values_of_a_state_dict_is_asked_for_in_order(tmp_path):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    torch.save([*module.state_dict().values()], tmp_path / "list.pth")
+    report = ckptool.diff(tmp_path / "list.pth", module=module)
+    assert "CK204" not in {f.code for f in report.findings}
+    name = "state_dict().values() in order"
+    ckptool.migrate(tmp_path / "list.pth", tmp_path / "new.pth", module=module, renames={"*": name})
+    written = torch.load(tmp_path / "new.pth")
+    assert all(torch.equal(written[key], value) for key, value in module.state_dict().items())
 
 
 def test_nothing_is_guessed_among_equal_tensors(tmp_path):

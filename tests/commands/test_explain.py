@@ -4,6 +4,7 @@ import json
 
 import pytest
 from rules.known_errors.error_texts import QUOTED
+from torch import nn
 
 import ckptool
 from ckptool.rules.known_errors import log_text
@@ -42,6 +43,47 @@ def test_nothing_known_is_one_line_and_exit_2(run_command, tmp_path):
     assert ran.code == 2
     assert len(ran.out.splitlines()) == 1
     assert ran.out.startswith("no known error in 2 lines")
+
+
+def _raise_in_torch(state):
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    with pytest.raises(RuntimeError) as caught:
+        module.load_state_dict(state(module.state_dict()))
+    return str(caught.value)
+
+
+PREFIXED = _raise_in_torch(lambda state: {f"module.{k}": t for k, t in state.items()})
+RESIZED = _raise_in_torch(lambda state: {**state, "0.bias": state["0.bias"][:2]})
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (PREFIXED, "DataParallel"),
+        (PREFIXED.partition("\n")[2], "DataParallel"),
+        (PREFIXED.splitlines()[1].strip(), "in state_dict"),
+        (PREFIXED.splitlines()[2].strip(), "`module.0.weight`"),
+        (RESIZED.splitlines()[1].strip(), "0.bias"),
+    ],
+)
+def test_the_message_itself_is_an_argument_also_a_part_of_it(run_command, text, cause):
+    ran = run_command("explain", text)
+    assert ran.code == 0
+    assert cause in ran.out
+    errors = ckptool.explain(text).errors
+    assert len({error.line for error in errors}) == 1
+
+
+def test_a_message_of_many_keys_is_one_error():
+    keys = [f"layers.{n}.weight" for n in range(3000)]
+    quoted = ", ".join(f'"{key}"' for key in keys)
+    prefixed = ", ".join(f'"module.{key}"' for key in keys)
+    text = (
+        "RuntimeError: Error(s) in loading state_dict for Net:\n"
+        f"\tMissing key(s) in state_dict: {quoted}. \n"
+        f"\tUnexpected key(s) in state_dict: {prefixed}. "
+    )
+    assert {error.line for error in ckptool.explain(text).errors} == {1}
 
 
 def test_no_file_and_a_folder(run_command, tmp_path):

@@ -200,8 +200,8 @@ def test_a_misspelled_argument_of_the_constructor():
 
 
 def test_a_file_that_does_not_exist_in_the_place_of_a_module():
-    words = error_message(lambda: ckptool.audit("attention.py:Net"))
-    assert words == "attention.py:Net: there is no file attention.py"
+    words = error_message(lambda: ckptool.audit("attention.py:Missing"))
+    assert words == "attention.py:Missing: there is no file attention.py"
 
 
 def test_a_rule_by_its_name():

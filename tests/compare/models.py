@@ -58,6 +58,14 @@ class Unsaved(First):
         self.register_buffer("mask", mask, persistent=False)
 
 
+class Retabled(WithTable):
+    """Its table starts at 1."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__(size)
+        self.table += 1
+
+
 class RandomUnsaved(First):
     """As Unsaved, with a value that no constructor makes again."""
 

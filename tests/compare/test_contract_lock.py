@@ -59,7 +59,9 @@ def test_what_a_module_promises():
         owner="compare.models.First",
         version=1,
         constancy=Constancy.CONSTANT,
+        value=terms["mask"].value,
     )
+    assert len(terms["mask"].value) == 16
     assert (terms["scale"].saved, terms["scale"].kind) == (False, Kind.ATTRIBUTE)
     assert (terms["norm.running_mean"].version, terms["norm.running_mean"].constancy) == (
         2,
@@ -101,6 +103,7 @@ terms = st.builds(
     owner=st.none() | texts,
     version=st.none() | st.integers(0, 9),
     constancy=st.sampled_from([None, *Constancy]),
+    value=st.none() | st.text("0123456789abcdef", min_size=16, max_size=16),
     tied=st.none() | texts,
 )
 

@@ -3,6 +3,8 @@
 The truth is torch's: the keys that `load_state_dict` misses once the names are right.
 """
 
+import shlex
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -100,3 +102,27 @@ def test_a_renamed_tie_is_no_removed_key(tmp_path, model, names, declared, swapp
     assert rename("head.weight") == tied
     assert renames == expected
     assert {*report.added_keys, *report.removed_keys} == {*expected, *expected.values()}
+
+
+def test_a_rename_of_two_files_is_one_problem_with_a_command_that_cures_it(
+    tmp_path, model, run_command
+):
+    torch.save({f"module.{k}": t for k, t in model.state_dict().items()}, tmp_path / "a.pth")
+    torch.save(model.state_dict(), tmp_path / "b.pth")
+    report = api.diff(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert len({finding.cause for finding in report.findings}) == 1
+    finding = next(f for f in report.findings if f.code == "CK211")
+    assert (finding.key, finding.facts["found"]) == ("module.*", "*")
+    words = shlex.split(finding.fix.rpartition(": ")[2])
+    target = tmp_path / "c.pth"
+    words[words.index("-o") + 1] = str(target)
+    assert run_command(*words[1:]).code == 0
+    cured = ckptool.diff(target, tmp_path / "b.pth")
+    assert (cured.removed_keys, cured.added_keys, cured.changed_keys) == ((), (), ())
+
+
+def test_shards_of_a_file_are_the_same_state_with_nothing_left_to_compare(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    api.convert(tmp_path / "a.pth", tmp_path / "shards", max_shard_size=200)
+    report = ckptool.diff(tmp_path / "a.pth", tmp_path / "shards")
+    assert (report.verdict, report.skipped) == ("same state, different format", ())

@@ -25,6 +25,15 @@ PAGES = [
 ]
 ENGINEERS = {ROOT / "docs/architecture.md", ROOT / "docs/api.md"}
 """Pages on the code, with its docstrings."""
+METADATA = [
+    ROOT / name
+    for name in (
+        *("pyproject.toml", "mkdocs.yml", "CITATION.cff", "action.yml"),
+        *(".pre-commit-hooks.yaml", ".gitlab-ci.yml"),
+    )
+    if (ROOT / name).exists()
+]
+"""Descriptions that package indexes, catalogues and hook runners show."""
 VOCABULARY = "## Words"
 COMMANDS = {"command", "main"}
 """Functions whose docstring is printed: the help of a command."""
@@ -75,6 +84,13 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_the_tool_says(path: Path):
     assert [f"{line}: {text}" for line, text in sentences(path) if AVOIDED.search(text)] == []
+
+
+@pytest.mark.parametrize("path", METADATA, ids=lambda path: path.name)
+def test_what_catalogues_show(path: Path):
+    """The description on PyPI said what a file "really holds"."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if AVOIDED.search(line) or FILES_HOLD.search(line)] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

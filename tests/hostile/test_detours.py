@@ -5,6 +5,7 @@ library would load in place of the shards is asked of a plain reading of the fil
 to what the gate says of the file's own name.
 """
 
+import gzip
 import json
 import os
 import sys
@@ -232,3 +233,56 @@ def test_words_of_a_name_are_no_payload(folder, run_gate):
     place = release(folder, write_sharded)
     (place / "notes.pkl").write_bytes(pickled(mapping(a=text("mailbox.Maildir"))))
     assert run_gate(place)[0] == 0
+
+
+OTHER_NAMES_BESIDE = [
+    "weights", "model.joblib", "weights.dat", "state.p", "m.pt.bak", "m.ptl", "m.zip", "x.distcp",
+    "pytorch_model.bin.1", ".pt", "notes.txt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("beside", OTHER_NAMES_BESIDE)
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_payload_under_a_name_that_no_checkpoint_has(folder, run_gate, ask_torch, write, beside):
+    """Files beside a checkpoint were chosen by their suffix: a pickle was not read under others."""
+    place = release(folder, write)
+    (place / beside).write_bytes(pickled(mapping(a=text("mailbox.Maildir"))))
+    assert run_gate(place)[0] == 0
+    (place / beside).write_bytes(PAYLOAD)
+    assert ask_torch(place / beside, "everything")["ran"]
+    code, output = run_gate(place)
+    assert (code, beside in output) == (1, True), output
+
+
+@pytest.mark.parametrize("beside", ["evil.pkl", "evil.tar", "evil.joblib", "weights"])
+def test_a_payload_in_a_folder_of_several_checkpoints(folder, run_gate, ask_torch, beside):
+    """A folder of several files was judged as those with a checkpoint's suffix, and no other."""
+    place = release(folder, lambda place: place)
+    for name_ in ("a.pth", "b.pth"):
+        torch.save({"w": torch.ones(4)}, place / name_)
+    (place / beside).write_bytes(pickled(mapping(a=text("words"))))
+    assert run_gate(place)[0] == 0
+    (place / beside).write_bytes(PAYLOAD)
+    assert ask_torch(place / beside, "everything")["ran"]
+    code, output = run_gate(place)
+    assert (code, beside in output) == (1, True), output
+    assert run_gate(place / "a.pth")[0] == 0, "what was named is judged alone"
+
+
+def test_what_would_have_to_be_unpacked_beside_a_checkpoint_is_listed(folder, run_gate):
+    place = release(folder, write_single)
+    (place / "vocabulary.txt").write_text("(\ncat\ndog\n")
+    os.mkfifo(place / "pipe")
+    assert "in the same folder" not in run_gate(place)[1]
+    (place / "m.pkl.gz").write_bytes(gzip.compress(PAYLOAD))
+    code, output = run_gate(place)
+    assert (code, "'m.pkl.gz', in the same folder" in output) == (0, True), output
+
+
+def test_the_metadata_file_stands_for_its_folder(folder, run_gate):
+    """`gate dcp/.metadata` was judged without what stands beside it."""
+    place = release(folder, write_distributed)
+    assert run_gate(place / ".metadata")[0] == 0
+    (place / "evil.bin").write_bytes(PAYLOAD)
+    code, output = run_gate(place / ".metadata")
+    assert (code, "evil.bin" in output) == (1, True), output

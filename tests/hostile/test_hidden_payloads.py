@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,3 +250,76 @@ def test_the_metadata_of_a_distributed_checkpoint(
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     assert ask_torch(path, "dcp")["ran"]
     assert run_gate(path)[0] in {1, 2}
+
+
+def attach(held: torch.Tensor) -> torch.Tensor:
+    weight = nn.Parameter(torch.ones(2))
+    weight.note = held
+    return weight
+
+
+def put_in_metadata(held: torch.Tensor) -> dict:
+    state = OrderedDict(w=torch.ones(2))
+    state._metadata = OrderedDict({"": {"version": 1, "note": held}})
+    return state
+
+
+def spread(held: torch.Tensor) -> torch.Tensor:
+    wide = torch.zeros(2 * held.numel(), dtype=held.dtype)
+    wide[::2] = held
+    return wide[::2]
+
+
+WAYS_TO_HOLD = {
+    "a transposed tensor": (
+        lambda held: {"x": held.reshape(8, -1).t().contiguous().t()},
+        lambda content: content["x"],
+    ),
+    "every second element": (lambda held: {"x": spread(held)}, lambda content: content["x"]),
+    "an expanded tensor": (lambda held: {"x": held.expand(3, -1)}, lambda content: content["x"][0]),
+    "bool": (lambda held: {"x": held.view(torch.bool)}, lambda content: content["x"]),
+    "a quantised tensor": (
+        lambda held: {"x": torch._make_per_tensor_quantized_tensor(held, 1.0, 0)},
+        lambda content: content["x"].int_repr(),
+    ),
+    "values of a sparse tensor": (
+        lambda held: {"x": held.to_sparse()},
+        lambda content: content["x"].to_dense(),
+    ),
+    "an attribute of a parameter": (
+        lambda held: {"w": attach(held)},
+        lambda content: content["w"].note,
+    ),
+    "_metadata": (put_in_metadata, lambda content: content._metadata[""]["note"]),
+    "a bare storage": (
+        lambda held: {"w": torch.ones(2), "x": held.storage()},
+        lambda content: torch.tensor(content["x"].untyped(), dtype=torch.uint8),
+    ),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("way", WAYS_TO_HOLD)
+def test_bytes_that_are_no_adjacent_tensor_of_a_state(folder, run_gate, way, zipped):
+    """Bytes were searched only where a tensor of uint8 in a state_dict has adjacent elements."""
+    put, get = WAYS_TO_HOLD[way]
+    nbytes = -(-len(pickled(PAYLOAD)) // 8) * 8
+    data = pickled(PAYLOAD).ljust(nbytes, b"\1")
+    for content, expected in ((data, 1), (bytes(range(nbytes)), 0)):
+        held = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        torch.save(put(held), "x.pth", _use_new_zipfile_serialization=zipped)
+        loaded = get(torch.load("x.pth", weights_only=False))
+        assert loaded.contiguous().view(torch.uint8).numpy().tobytes()[: len(data)] == content
+        code, output = run_gate("x.pth")
+        assert code == expected, output
+
+
+def test_a_nested_tensor_before_1_6_is_refused_as_torch_refuses_it(folder, run_gate, ask_torch):
+    """Sizes are read after it is built, so that torch fails, and the gate passed it."""
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+    torch.save({"x": nested}, "x.pth", **LEGACY)
+    assert not ask_torch(folder / "x.pth", "everything")["loads"]
+    assert run_gate("x.pth")[0] == 1
+    torch.save({"x": nested}, "x.pth")
+    assert ask_torch(folder / "x.pth", "everything")["loads"]
+    assert run_gate("x.pth")[0] == 0

@@ -209,3 +209,22 @@ def test_a_folder_bit_is_seen_by_every_command(project):
         )
         assert done.returncode == 2, done.stdout
         assert "is marked as a folder" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        'ignore = ["CK301"]', 'ignore = ["CK3"]', 'select = ["CK1"]', '[levels]\nCK301 = "note"',
+        '[levels]\nCK3 = "warning"', '[[paths]]\npath = "*"\nignore = ["CK"]',
+    ],
+)  # fmt: skip
+def test_a_rule_that_is_left_out_allows_no_name(folder, run_gate, policy):
+    """A Popen passed where the policy left out notes on containers, `ignore = ["CK3"]`."""
+    torch.save({"w": torch.ones(2), "run": subprocess.Popen}, folder / "x.pth")
+    (folder / "ckptool.toml").write_text(policy)
+    code, output = run_gate("x.pth")
+    assert (code, "subprocess.Popen" in output) == (1, True), output
+    allowed = '[require]\nglobals = ["subprocess.Popen"]\n'
+    is_table = policy.startswith("[")
+    (folder / "ckptool.toml").write_text(allowed + policy if is_table else f"{policy}\n{allowed}")
+    assert run_gate("x.pth")[0] == 0

@@ -54,13 +54,13 @@ def failure(target, kwargs=None, search=()):
             "torch.nn:Linear + 1",
             "'Linear + 1' is not one of Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))",
         ),
-        ("./src/model.py:Net", "there is no file ./src/model.py"),
+        ("./src/model.py:Missing", "there is no file ./src/model.py"),
         (
-            "no_such_package.net:Net",
+            "no_such_package.net:Missing",
             f"no module 'no_such_package' was found: {WAY_OUT}",
         ),
         (
-            "samples.attentoin:Net",
+            "samples.attentoin:Missing",
             f"no module 'samples.attentoin' was found: {WAY_OUT}",
         ),
         (
@@ -90,8 +90,8 @@ def test_reasons(target, reason):
 
 
 def test_an_unknown_attribute_lists_the_classes():
-    reason = failure("samples.attention:Net")
-    assert reason.startswith("samples.attention has no 'Net'; it has CausalAttention")
+    reason = failure("samples.attention:Missing")
+    assert reason.startswith("samples.attention has no 'Missing'; it has CausalAttention")
 
 
 def test_an_import_that_fails_inside(tmp_path):
@@ -122,7 +122,7 @@ def test_importing_raises(tmp_path, source, reason):
 def test_importing_a_script_that_ends_the_process(tmp_path):
     file = tmp_path / "ending_script.py"
     file.write_text("x = 1\nraise SystemExit('bye')\n")
-    assert failure("ending_script:Net", search=(tmp_path,)) == (
+    assert failure("ending_script:Missing", search=(tmp_path,)) == (
         f"importing ending_script ended the process (SystemExit: bye (at {file}:2)): move code "
         'that runs on import, such as argument parsing, below `if __name__ == "__main__":`'
     )

@@ -1,6 +1,8 @@
 """Migrate, verify and the command line on remote places; what is only written here."""
 
+import mailbox
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import fsspec
 import pytest
 import torch
 from remote.servers import serving
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ckptool
 from ckptool.config import ModelEntry, ProjectConfig, Settings
@@ -165,3 +167,21 @@ def test_steps():
 def test_masks():
     said = "cannot ask https://me:pw@h/x?X-Amz-Signature=abc&y=1, try http://h/?a=b"
     assert mask_credentials(said) == "cannot ask https://***@h/x?*** try http://h/?***"
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_gate_searches_tensors_of_bytes_on_the_web(name, tmp_path: Path, run_command: Callable):
+    """A pickle in a tensor of bytes passed the gate where the file was remote, without a word."""
+    payload = pickle.dumps(mailbox.Maildir)
+    with serving(tmp_path) as site:
+        for content, expected in ((payload, 1), (bytes(range(64)), 0)):
+            state = {
+                "w": torch.ones(2),
+                "x": torch.frombuffer(bytearray(content), dtype=torch.uint8),
+            }
+            (torch.save if name == "x.pth" else save_file)(state, tmp_path / name)
+            ran = run_command("gate", "--no-values", f"{site.url}/{name}")
+            assert ran.code == expected, ran
+            (tmp_path / name).unlink()
+        torch.save(state, tmp_path / name)
+        assert "pickles in 1 tensor of bytes" in run_command("inspect", f"{site.url}/{name}").out

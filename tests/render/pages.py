@@ -23,6 +23,7 @@ KINDS = (
     "audit",
     "verify",
     "migrate",
+    "injected",
     "gate",
     "large",
     "odd",
@@ -54,7 +55,7 @@ def html(said: AnyReport) -> str:
     return render("html", said, RenderOptions())
 
 
-def report(kind: str, folder: Path) -> AnyReport:  # noqa: PLR0911
+def report(kind: str, folder: Path) -> AnyReport:  # noqa: C901, PLR0911
     match kind:
         case "inspect":
             return api.inspect([SAMPLES / "training.pth", SAMPLES / "whole.pth"], pictures=True)
@@ -81,6 +82,16 @@ def report(kind: str, folder: Path) -> AnyReport:  # noqa: PLR0911
                 folder / "migrated.safetensors",
                 module=WITH,
                 kwargs=ARGUMENTS,
+                force=True,
+                pictures=True,
+            )
+        case "injected":
+            return api.migrate(
+                SAMPLES / "model.pth",
+                folder / "injected.pth",
+                module=WITH,
+                kwargs=ARGUMENTS,
+                inject={"mask": "constructor"},
                 force=True,
                 pictures=True,
             )

@@ -12,11 +12,13 @@ import html5lib
 import pytest
 import torch
 from msgspec.structs import replace
+from paths import ROOT
 from render.pages import (
     ARGUMENTS,
     KINDS,
     ODD,
     SAMPLES,
+    WITH,
     WITHOUT,
     html,
     large,
@@ -31,6 +33,7 @@ from ckptool import api
 from ckptool.phrases import make_printable
 from ckptool.render import FORMATS, RenderOptions, render
 from ckptool.render.html.squarify import Box, squarify
+from samples.attention import CausalAttentionWithBuffer
 
 BOUND = 300_000
 SPACE = "{http://www.w3.org/1999/xhtml}"
@@ -233,6 +236,39 @@ def test_squarify_covers_the_box(sizes):
 def test_equal_sizes_are_nearly_square():
     placed = squarify([1] * 100, Box(0, 0, 300, 200))
     assert all(0.4 < one.width / one.height < 2.5 for one in placed)
+
+
+INJECTED = (
+    ("constructor", ("-o", "new.pth")),
+    ("constructor", ("-o", "new.safetensors")),
+    ("constructor", ("--dry-run",)),
+    ("file:donor.pth#mask", ("-o", "new.pth")),
+    ("zeros", ("-o", "new.pth")),
+)
+
+
+@pytest.mark.parametrize(("source", "output"), INJECTED)
+def test_an_injected_value_is_drawn_as_it_was_written(source, output, run_command, tmp_path):
+    """The values are computed, in no file of the source, and read while the report is made."""
+    mask = torch.triu(torch.full((6, 6), 3.0), 1)
+    torch.save({"mask": mask}, tmp_path / "donor.pth")
+    words = [w for name, value in ARGUMENTS.items() for w in ("-k", f"{name}={value}")]
+    words += ["-m", WITH, "--inject", f"mask={source}", *output]
+    words += ["--format", "html", "-o", "page.html"]
+    ran = run_command(
+        "migrate", str(SAMPLES / "model.pth"), *words, cwd=tmp_path, PYTHONPATH=str(ROOT)
+    )
+    assert ran.code == 0, ran.err
+    built = CausalAttentionWithBuffer(**ARGUMENTS).mask
+    expected = {"constructor": built, "zeros": torch.zeros(6, 6)}.get(source, mask)
+    tree = parsed((tmp_path / "page.html").read_text(encoding="utf-8"))
+    (cells, *_) = (t for t in tree.iter(f"{SPACE}table") if t.get("class") == "cells")
+    rows = [texts(row, "td") for row in cells.iter(f"{SPACE}tr")][1:]
+    drawn = [[float(cell) for cell in row] for row in rows]
+    assert drawn == expected.tolist()
+    assert any("mask" in text for text in texts(tree, "h3") + texts(tree, "h2"))
+    if output == ("-o", "new.pth"):
+        assert torch.equal(torch.load(tmp_path / "new.pth")["mask"], expected)
 
 
 def test_html_is_a_format_of_the_command(run_command, tmp_path):

@@ -106,15 +106,33 @@ def test_a_folder_can_be_surveyed():
     assert {folder.name: count for folder, count in files.items() if count > 20} == {}
 
 
+MAX_BODY_LINES = 60
+
+
+def test_a_function_fits_on_a_screen():
+    """Lines of its body, without signature and docstring: those of the API name every argument."""
+    lengths = {}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                if body:
+                    lengths[f"{path}:{node.name}"] = body[-1].end_lineno - body[0].lineno + 1
+    assert {name: n for name, n in lengths.items() if n > MAX_BODY_LINES} == {}
+
+
 def test_files_are_named_like_their_command():
     """A command has a file of its name wherever commands have files."""
-    from ckptool.cli import COMMANDS
+    from ckptool.cli import COMMANDS, REVISION_COMMANDS
 
     for command in COMMANDS:
-        assert (PACKAGE / "cli" / f"{command}.py").exists()
-        assert (PACKAGE / "commands" / f"{command}.py").exists()
-        # `merge` gives the report of `diff OLD NEW`, and `rule` is printed as it is.
-        report = {"merge": "diff_files"}.get(command, command)
+        path = f"revisions/{command}" if command in REVISION_COMMANDS else command
+        assert (PACKAGE / "cli" / f"{path}.py").exists()
+        assert (PACKAGE / "commands" / f"{path}.py").exists()
+        # `merge` gives the report of `diff OLD NEW`, and `rule` is printed as it is; `downgrade` is
+        # an `upgrade` the other way.
+        other_reports = {"merge": "diff_files", "revisions/downgrade": "revisions/upgrade"}
+        report = other_reports.get(path, path)
         assert (PACKAGE / "reports" / f"{report}.py").exists()
         assert (PACKAGE / "render" / "views" / f"{report}.py").exists() or command == "rule"
 
@@ -125,7 +143,7 @@ def test_every_report_has_a_view():
     from ckptool.reports.any_report import AnyReport
 
     for report in get_args(AnyReport):
-        name = report.__module__.rpartition(".")[2]
+        name = report.__module__.removeprefix("ckptool.reports.").replace(".", "/")
         view = TREES[f"render/views/{name}.py"]
         assert "build_blocks" in {n.name for n in view.body if isinstance(n, ast.FunctionDef)}
 

@@ -75,6 +75,16 @@ def unsaved_then_and_now(_tmp):
     return held("RandomUnsaved", "Unsaved")
 
 
+@fires("CK213")
+def constant_changed(_tmp):
+    return held("Retabled", "WithTable")
+
+
+@near("CK213")
+def constant_kept(_tmp):
+    return held("WithTable", "WithTable")
+
+
 @fires("CK804")
 def shape_changed(_tmp):
     return held("Wider")

@@ -38,7 +38,7 @@ def check_script(folder, *changes, options=RESUME):
 
 def test_what_differs_is_named_and_the_attribute_that_is_not_saved(folder):
     run = check_script(folder)
-    assert run.code == 0
+    assert run.code == 1  # a check that cannot fail is none
     assert sorted(run.files) == ["train.py"]  # it ran in copies of the folder
     (difference,) = run.findings("CK334")
     assert "`mean` of __main__.Net" in difference["fix"]
@@ -78,7 +78,7 @@ def test_a_script_that_restores_all_is_the_same(folder):
         ('first = checkpoint["epoch"] + 1', f'first = checkpoint["epoch"] + 1\n{RESTORED}'),
     )
     assert run.report["resume"]["differing"] == []
-    assert run.codes == []
+    assert (run.code, run.codes) == (0, [])
 
 
 def test_nondeterminism_is_told_from_loss(folder):
@@ -93,9 +93,48 @@ def test_nondeterminism_is_told_from_loss(folder):
 
 def test_a_run_with_one_checkpoint_is_not_checked(folder):
     run = check_script(folder, ("default=3", "default=1"))
+    assert run.code == 1
+    assert "the resumed run was not compared" in run.report["verdict"]
     (skipped,) = run.report["skipped"]
     assert skipped["what"] == "the resumed run"
     assert "nothing is saved after the first checkpoint (epoch0.pt)" in skipped["reason"]
+
+
+def test_what_is_ignored_does_not_fail_the_check(folder):
+    run = check_script(folder, options=(*RESUME, "--ignore", "CK334"))
+    assert (run.code, run.findings("CK334")) == (0, [])
+
+
+def test_random_generators_that_are_not_restored_are_named(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy2(SCRIPTS / "generators.py", folder / "train.py")
+    options = ("--resume-check", "--resume-args", "{checkpoint}")
+    words = (sys.executable, "train.py")
+    run = run_traced(words, folder, *options)
+    assert run.code == 1
+    names = {
+        finding["key"].removeprefix("the state of the random generator ")
+        for finding in run.findings("CK335")
+    }
+    assert names == {"`augment.rng`", "`net.noise`", "`order`"}
+    run = run_traced(words, folder, *options, SAVES_GENERATORS="1")
+    assert (run.code, run.codes, run.report["resume"]["differing"]) == (0, [], [])
+
+
+def test_several_ranks_are_interrupted_and_resumed(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (sys.executable, *launch, SCRIPTS / "ddp_resume.py")
+    run = run_traced(words, folder, "--resume-check", "--resume-args", "{checkpoint}")
+    assert run.code == 1
+    resume = run.report["resume"]
+    assert (resume["checkpoint"], resume["file"]) == ("epoch0.pt", "epoch1.pt")
+    (state,) = run.findings("CK335")
+    assert state["key"].startswith("`module.mean` of ")
+    (difference,) = run.findings("CK334")
+    assert "`module.mean`" in difference["fix"]
 
 
 def test_resume_arguments_that_the_script_refuses(folder):

@@ -12,10 +12,10 @@ from ckptool.values import elements
 from ckptool.values.statistics import (
     CastEffect,
     compute_statistics,
-    compute_statistics_many,
     measure_cast,
     statistics_unavailable_reason,
 )
+from ckptool.values.statistics_many import compute_statistics_many
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 

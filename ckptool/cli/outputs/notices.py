@@ -37,6 +37,13 @@ def announce_model_folder(evidence: str) -> None:
     )
 
 
+def announce_python_revision(file: Path) -> None:
+    """Say that the code of a revision is about to be run, each file once."""
+    folder = Path.cwd()
+    shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
+    _echo_once(f"{shown_file} is run: it is code of the project (--no-config refuses it)")
+
+
 def announce_namespace(target: str, name: str) -> None:
     """Say that a dict is passed as an argparse.Namespace, each text once."""
     reason = "its constructor reads its attributes"

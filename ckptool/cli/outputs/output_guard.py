@@ -21,6 +21,7 @@ from ckptool.errors import UsageError
 _MAX_LISTED_FILES: Final = 10_000
 """Files of a folder or of a pattern that are looked at."""
 _HEAD_BYTES: Final = 4096
+_SOURCE_SUFFIX: Final = ".py"
 _TAIL_BYTES: Final = 200
 _REPORT_HEADS: Final = (
     re.compile(rb'\{\s*"command": "\w+"'),
@@ -45,6 +46,8 @@ class OutputOption(Struct, frozen=True):
 
     option: str
     path: Path
+    is_source: bool = False
+    """Whether Python source is written to it: anything else never replaces a `.py` file."""
 
 
 def check_outputs(
@@ -53,7 +56,7 @@ def check_outputs(
     """Raise UsageError if an output is an input or another output, by any name, or holds one.
 
     Links and hard links are followed; with a folder, an index or a pattern, all files that belong
-    to it are inputs; so are the configuration and the files that it names.
+    to it are inputs; so are the source files of modules, the configuration and what it names.
     """
     output_list = list(outputs)
     if not output_list:
@@ -66,6 +69,11 @@ def check_outputs(
         file_id = _read_file_id(output.path)
         if file_id is None:
             continue
+        if not output.is_source and output.path.resolve().suffix == _SOURCE_SUFFIX:
+            raise UsageError(
+                f"{output.option} {output.path}: is Python source and would be overwritten: choose "
+                "another file"
+            )
         if file_id in input_ids and (file_id in named_ids or not is_own_report(output.path)):
             raise UsageError(
                 f"{output.option} {output.path}: is an input of this command and would be "
@@ -143,7 +151,7 @@ def _iter_input_files(values: Iterable[object], config: ProjectConfig) -> Iterat
         yield config.file, True
     for entry in config.settings.models:
         names = (entry.against or "", *entry.fixtures, *entry.plans, *entry.golden, *entry.inputs)
-        for name in names:
+        for name in (entry.module, *names):
             yield from _iter_named_files(name, config.directory)
 
 
@@ -157,16 +165,37 @@ def _iter_named_files(text: str, folder: Path) -> Iterator[InputFile]:
             matches = islice(iglob(pattern, recursive=True), _MAX_LISTED_FILES)  # noqa: PTH207
             yield from ((Path(match), False) for match in matches)
         yield from _iter_files_of(folder / word)
+        source = _find_module_file(word.partition(":")[0], folder)
+        if source is not None:
+            yield source, True
+
+
+def _find_module_file(text: str, folder: Path) -> Path | None:
+    """Return the source file of a module that `text` names: "package.module", "net.py"."""
+    if text.endswith(_SOURCE_SUFFIX):
+        return folder / text
+    if not all(part.isidentifier() for part in text.split(".")):
+        return None
+    from ckptool.formats.pickle.module_source import find_module_source
+
+    source = find_module_source(text, (folder, Path()))
+    return source if isinstance(source, Path) else None
 
 
 def _iter_files_of(path: Path) -> Iterator[InputFile]:
-    """Yield `path` and the files that belong to it: those of a folder, and those of an index."""
+    """Yield `path` and the files that belong to it: those below a folder, and beside an index."""
     yield path, True
     try:
-        is_folder = path.is_dir()
-        if is_folder or ".index." in path.name or path.name == ".metadata":
-            with os.scandir(path if is_folder else path.parent) as entries:
+        if path.is_dir():
+            yield from islice(_iter_files_below(path), _MAX_LISTED_FILES)
+        elif ".index." in path.name or path.name == ".metadata":
+            with os.scandir(path.parent) as entries:
                 names = islice(entries, _MAX_LISTED_FILES)
                 yield from ((Path(entry.path), False) for entry in names)
     except (OSError, ValueError):
         return
+
+
+def _iter_files_below(folder: Path) -> Iterator[InputFile]:
+    for place, _, names in os.walk(folder):
+        yield from ((Path(place, name), False) for name in names)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.commands.fixing.hook_files import name_module
 from ckptool.commands.fixing.proofs import FixTarget, TargetProofs
 from ckptool.errors import PlanError
-from ckptool.formats import open_checkpoint
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.migration.codemod.attribute_fault import (
     EditPlan,
     FaultKind,
@@ -178,7 +178,7 @@ def _build_test(target: FixTarget, hook_path: Path) -> dict[Path, bytes]:
     )
     if not target.run.state:  # a state_dict without tensors is no checkpoint
         return {}
-    states = open_checkpoint(target.saved_before).states
+    states = open_weights(target.saved_before).states
     numel = sum(tensor.numel for state in states for tensor in state.tensors.values())
     if not check.can_build or numel > MAX_EXAMPLE_NUMEL or not states:
         return {}

@@ -20,8 +20,8 @@ from ckptool.compare.loader_diff import build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig
 from ckptool.errors import CkptoolError, ModuleError
-from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.migration.codemod.attribute_fault import AttributeFault, EditPlan, FaultKind
 from ckptool.migration.codemod.source_overlay import build_overlay, move_into_overlay
 from ckptool.model import ModuleInfo
@@ -205,7 +205,7 @@ def _judge_checkpoint(
 ) -> tuple[str, str]:
     """Say whether the edited module loads an old checkpoint, or whether it can be migrated."""
     try:
-        checkpoint = open_checkpoint(path, DEFAULT_LIMITS)
+        checkpoint = open_weights(path, DEFAULT_LIMITS)
         module_diff = build_loaded_diff(
             checkpoint,
             replace(module_info, own_load_error=""),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.gating.chain_standing import ChainEvidence, find_chain_evidence
 from ckptool.commands.gating.expectations import (
     GateExpectations,
     check_expectations,
@@ -31,6 +32,7 @@ from ckptool.compare.states import find_loaded_state, require_state_or_part
 from ckptool.config import ProjectConfig
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
+from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
@@ -69,6 +71,8 @@ class GatedCheckpoint(Struct, frozen=True):
     evidence: GateEvidence = GateEvidence()
     statistics: CheckpointStatistics | None = None
     """None if values were not read."""
+    chain: ChainEvidence | None = None
+    """Place in the project's chain of migrations; None without a chain."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -91,6 +95,7 @@ def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
         gated_checkpoint.verification,
         *gated_checkpoint.evidence.subjects,
         gated_checkpoint.statistics,
+        *(gated_checkpoint.chain.subjects if gated_checkpoint.chain else ()),
     )
     return tuple(subject for subject in candidates if subject is not None)
 
@@ -123,6 +128,8 @@ class CheckpointExaminer(Struct, frozen=True):
     worker: ModuleWorker
     modules_only: bool = False
     """Judge modules without checkpoints, also those that are held to nothing."""
+    folder_names: Mapping[Location, frozenset[str]] = {}
+    """See `NamedCheckpoints.folder_names`."""
 
     def examine_all(
         self, paths: Sequence[Location], *, modules: bool
@@ -132,11 +139,8 @@ class CheckpointExaminer(Struct, frozen=True):
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                gated_checkpoints.append(
-                    self.examine_checkpoint(
-                        path, find_target(path, self.module_options, self.config)
-                    )
-                )
+                module_target = find_target(path, self.module_options, self.config)
+                gated_checkpoints.append(self.examine_checkpoint(path, module_target))
             except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
         if modules:
@@ -155,8 +159,8 @@ class CheckpointExaminer(Struct, frozen=True):
         start_early(self.worker, module_target, path)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
-        limits = replace(self.limits, contents=expectations.against is not None)
-        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
+        limits = replace(self.limits, contents=expectations.against is not None, search_remote=True)
+        checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
             if self.module_options.at is not None:
@@ -171,6 +175,7 @@ class CheckpointExaminer(Struct, frozen=True):
                 required_levels=required_levels,
                 evidence=evidence,
                 statistics=statistics,
+                chain=find_chain_evidence(self.config, None, path, checkpoint, None),
             )
         file_arguments = module_target.read_file_arguments(checkpoint)
         facts = self.worker.ask(DescribeModule(module_target, file_arguments, self.inputs))
@@ -199,7 +204,19 @@ class CheckpointExaminer(Struct, frozen=True):
             required_levels,
             evidence,
             statistics,
+            find_chain_evidence(self.config, module_target, path, checkpoint, module_info),
         )
+
+    def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:
+        """Describe a checkpoint; the first of a folder with what else is in the folder.
+
+        Raises:
+            ReadError: it cannot be read.
+        """
+        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
+        if path not in self.folder_names:
+            return checkpoint
+        return add_sibling_uses(checkpoint, path.parent, limits, self.folder_names[path])
 
     def _examine_modules(
         self, gated_checkpoints: list[GatedCheckpoint], errors: dict[str, str]
@@ -238,4 +255,7 @@ class CheckpointExaminer(Struct, frozen=True):
         evidence = check_expectations(
             expectations, None, module_info, module_target, self.limits, self.worker
         )
-        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
+        chain = find_chain_evidence(self.config, module_target, None, None, module_info)
+        return GatedCheckpoint(
+            module_info.target, None, module_info, evidence=evidence, chain=chain
+        )

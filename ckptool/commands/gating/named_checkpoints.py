@@ -1,7 +1,7 @@
 """Paths, and entries of the configuration -> checkpoints, and the entries without one."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import glob
@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
 
-from ckptool.commands.target import PathLike
-from ckptool.config import ModelEntry, PathEntry, ProjectConfig
-from ckptool.errors import ReadError
-from ckptool.formats.files.checkpoint_files import (
+from ckptool.commands.sources.checkpoint_files import (
     is_pattern,
     iter_matching_checkpoints,
     list_checkpoints,
 )
+from ckptool.commands.target import PathLike
+from ckptool.config import ModelEntry, PathEntry, ProjectConfig
+from ckptool.errors import ReadError
+from ckptool.formats.files.source import is_directory
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.locations import Location, RemotePath, is_remote, list_glob_names, parse_location
 from ckptool.rules.policy_requirements import UnmatchedEntry
@@ -29,6 +30,8 @@ class NamedCheckpoints(Struct, frozen=True):
     locations: tuple[Location, ...]
     errors: dict[str, str] = {}
     """Path, pattern or folder -> why it names no checkpoint."""
+    folder_names: Mapping[Location, frozenset[str]] = {}
+    """First checkpoint of each folder that was given and has several -> the names of all."""
 
 
 def expand_paths(paths: Iterable[PathLike]) -> NamedCheckpoints:
@@ -38,13 +41,26 @@ def expand_paths(paths: Iterable[PathLike]) -> NamedCheckpoints:
     """
     locations: dict[Location, None] = {}
     errors: dict[str, str] = {}
+    folder_names: dict[Location, frozenset[str]] = {}
     for path in paths:
         location = parse_location(path)
         try:
-            locations |= dict.fromkeys(_expand_path(location))
+            checkpoints = _expand_path(location)
         except ReadError as error:
             errors[str(location)] = str(error)
-    return NamedCheckpoints(tuple(locations), errors)
+            continue
+        locations |= dict.fromkeys(checkpoints)
+        if location not in checkpoints and is_directory(location):
+            folder_names |= _group_by_folder(checkpoints)
+    return NamedCheckpoints(tuple(locations), errors, folder_names)
+
+
+def _group_by_folder(checkpoints: Iterable[Location]) -> dict[Location, frozenset[str]]:
+    """Return the first checkpoint of each folder -> the names of all that are in it."""
+    by_folder: dict[Location, list[Location]] = {}
+    for checkpoint in checkpoints:
+        by_folder.setdefault(checkpoint.parent, []).append(checkpoint)
+    return {files[0]: frozenset(file.name for file in files) for files in by_folder.values()}
 
 
 def _expand_path(location: Location) -> list[Location]:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from ckptool.commands.sources.checkpoint_files import find_checkpoint_files
 from ckptool.commands.sources.pipeline_files import (
     copy_settings,
     find_pipeline,
@@ -15,7 +16,6 @@ from ckptool.commands.sources.pipeline_files import (
 )
 from ckptool.commands.target import PathLike
 from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
-from ckptool.formats import find_checkpoint_files
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location
 
@@ -60,6 +60,14 @@ def is_batch(paths: Sequence[PathLike], target: PathLike | None, *, is_folder_re
         return True
     is_present = target is not None and Path(str(target)).is_dir()
     return is_present and not is_folder_result
+
+
+def explain_missing_folder(paths: Sequence[PathLike]) -> str:
+    """Return why several sources need a destination; a last one that does not exist may be it."""
+    last = parse_location(paths[-1])
+    is_target = len(paths) > 1 and isinstance(last, Path) and not last.exists()
+    hint = f"; {last} does not exist: if it is the result, write -o {last}" if is_target else ""
+    return f"several sources need a folder for the results: -o DIR{hint}"
 
 
 def list_sources(paths: Sequence[PathLike], to: str | None = None) -> list[BatchSource]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ckptool.commands.sources.checkpoint_files import iter_matching_checkpoints
 from ckptool.commands.sources.file_arguments import (
     FileArguments,
     has_places,
@@ -11,8 +12,7 @@ from ckptool.commands.sources.file_arguments import (
 from ckptool.commands.target import ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.errors import UsageError
-from ckptool.formats import open_checkpoint
-from ckptool.formats.files.checkpoint_files import iter_matching_checkpoints
+from ckptool.loaders.folder_weights import open_weights
 
 
 def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
@@ -38,7 +38,7 @@ def build_entry_target(entry: ModelEntry, config: ProjectConfig) -> ModuleTarget
     kwargs = parse_configured_kwargs(entry.kwargs)
     file_arguments = FileArguments()
     if has_places(kwargs):
-        file_arguments = read_file_arguments(open_checkpoint(_find_first(entry, config)), kwargs)
+        file_arguments = read_file_arguments(open_weights(_find_first(entry, config)), kwargs)
     return ModuleTarget(
         entry.module,
         kwargs,

@@ -48,7 +48,7 @@ class MergeRequest(Struct, frozen=True):
     """Record adapter, base and digests in the result."""
 
 
-def merge_adapter(request: MergeRequest) -> MigrateReport:
+def merge_into_base(request: MergeRequest) -> MigrateReport:
     """Write the folder of the base with the adapter merged into it.
 
     Raises:

@@ -93,11 +93,17 @@ class ModuleMatcher:
         self._described: dict[str, ModuleInfo | None] = {}
         self._errors: dict[str, str] = {}
         self._built: set[str] = set()
+        self._needed: dict[str, tuple[str, ...]] = {}
 
     @property
     def errors(self) -> dict[str, str]:
         """Module -> why it could not be built, for those that never were."""
         return {name: text for name, text in self._errors.items() if name not in self._built}
+
+    @property
+    def needed_arguments(self) -> dict[str, tuple[str, ...]]:
+        """Module -> required arguments that no checkpoint contains, for those never built."""
+        return {name: names for name, names in self._needed.items() if name not in self._built}
 
     def match_checkpoint(self, name: str, checkpoint: Checkpoint) -> ModelMatch:
         """Return the module that fits best, with the arguments that it was built with."""
@@ -105,13 +111,16 @@ class ModuleMatcher:
         folder = self._root / name
         mappings = _list_mappings(checkpoint, folder if folder.is_dir() else folder.parent)
         for module in self._modules:
-            for arguments in _list_arguments(module, mappings):
+            choices = [*_list_arguments(module, mappings)]
+            if not choices:
+                self._needed[module.target] = module.required
+            for arguments in choices:
                 diff = self._compare(module, arguments.kwargs, checkpoint, folder)
                 if diff is not None:
                     candidates.append(_Candidate(module.target, arguments, diff))
         best = max(candidates, key=lambda candidate: candidate.score, default=None)
         if best is None or best.score < _MIN_SHARE:
-            return ModelMatch(name, outcome=_explain_no_match(folder))
+            return ModelMatch(name, outcome=self._explain_no_match(folder))
         equals = {c.target: None for c in candidates if c.score == best.score}
         equals.pop(best.target)
         also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
@@ -163,6 +172,18 @@ class ModuleMatcher:
                 self._built.add(module.target)
         return self._described.get(key)
 
+    def _explain_no_match(self, path: Path) -> str:
+        """Return why no module is named: a framework's folder needs none."""
+        try:
+            folder = find_model_folder(path)
+        except ReadError:
+            folder = None
+        if folder is not None:
+            return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
+        if self.needed_arguments:
+            return "no module that needs no arguments fits its keys and shapes"
+        return "no module of the project fits its keys and shapes"
+
 
 def _list_mappings(checkpoint: Checkpoint, folder: Path) -> dict[str, Mapping[str, Any]]:
     """Return the mappings that may be arguments: place of the file -> fields.
@@ -209,17 +230,6 @@ def _names_config(module: FoundModule, place: str) -> bool:
         return False
     name = module.required[0]
     return name == place.rpartition(".")[2] or name in _CONFIG_NAMES
-
-
-def _explain_no_match(path: Path) -> str:
-    """Return why no module is named: a framework's folder needs none."""
-    try:
-        folder = find_model_folder(path)
-    except ReadError:
-        folder = None
-    if folder is None:
-        return "no module of the project fits its keys and shapes"
-    return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
 
 
 def to_toml_value(value: object) -> Any:

@@ -9,7 +9,7 @@ from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.formats.sharded.precedence import find_variant
+from ckptool.formats.files.weight_names import find_variant
 from ckptool.model import (
     Checkpoint,
     Constancy,

@@ -153,6 +153,12 @@ def find_plain_groups(removed: Tensors, added: Tensors) -> tuple[RenameGroup, ..
     return tuple(g for g in groups if g.is_unambiguous and not g.transposed_keys)
 
 
+def group_renames(renames: Mapping[str, str]) -> tuple[RenameGroup, ...]:
+    """Return known renames as groups, one for each replacement of segments in the keys."""
+    links = (RenameLink(a, b, {a: b}, LinkKind.SUBTREE) for a, b in renames.items())
+    return tuple(_build_group(joined) for joined in _join_links(links))
+
+
 def join_pairs(groups: Iterable[RenameGroup]) -> dict[str, str]:
     """Return old key -> new key of all groups."""
     return {old: new for group in groups for old, new in group.pairs.items()}
@@ -426,7 +432,8 @@ def find_list_group(
 ) -> RenameGroup | None:
     """Return the group of a list without names that is `parameters()` in order; None if it is none.
 
-    An average of weights (EMA) is saved so: the list has all parameters, or those that are trained.
+    An average of weights (EMA) is saved so: the list has all parameters, those that are trained, or
+    all values of the state_dict.
     """
     keys = [*state.tensors]
     if not keys or sorted(keys, key=natural_sort_key) != [str(n) for n in range(len(keys))]:
@@ -437,7 +444,11 @@ def find_list_group(
     tied = {key for group in tied_keys(t.tensor for t in parameters) for key in group[1:]}
     parameters = [t for t in parameters if t.key not in tied]
     trained = [t for t in parameters if t.tensor.requires_grad]
-    for label, candidates in (("parameters()", parameters), ("the trained parameters()", trained)):
+    for label, candidates in (
+        ("parameters()", parameters),
+        ("the trained parameters()", trained),
+        ("state_dict().values()", [*saved_tensors.values()]),
+    ):
         shapes = [t.tensor.shape for t in candidates]
         if shapes == [state.tensors[str(n)].shape for n in range(len(keys))]:
             name = state.at.rpartition(".")[2]

@@ -5,6 +5,8 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,9 @@ from ckptool.locations import Location, RemotePath, resolve_in, suggest_module_o
 
 _COLLAPSED_URL: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
+_MAX_NAMES: Final = 10_000
+"""Names of a folder in which a similar one is looked for."""
+_MIN_SIMILARITY: Final = 0.7
 _COPY_CHUNK_BYTES: Final = 8 << 20
 
 
@@ -233,8 +238,29 @@ def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):
             return "no such file: patterns are expanded by the shell, and this one matched nothing"
-        return ": ".join(filter(None, ("no such file", suggest_module_option(str(path)))))
+        hint = suggest_module_option(str(path))
+        return f"no such file: {hint}" if hint else f"no such file{_suggest_path(path)}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _suggest_path(path: Path) -> str:
+    """Return "; did you mean ...?" for the first part of a path that does not exist.
+
+    Return "" if no name in that folder is similar.
+    """
+    missing = next((p for p in (*reversed(path.parents), path) if not os.path.lexists(p)), None)
+    if missing is None:
+        return ""
+    try:
+        with os.scandir(missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_NAMES)]
+    except OSError:
+        return ""
+    close = get_close_matches(missing.name, names, n=1, cutoff=_MIN_SIMILARITY)
+    if not close:
+        return ""
+    similar_path = missing.parent / close[0] / path.relative_to(missing)
+    return f"; did you mean {similar_path}?" if os.path.lexists(similar_path) else ""
 
 
 def _describe_file_type(mode: int) -> str:

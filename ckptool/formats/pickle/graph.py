@@ -140,17 +140,12 @@ def _load_binpersid(m: PickleMachine, pos: int) -> int:
     return pos
 
 
-# `reader._run_slice` has these six opcodes inlined, for speed.
+# `reader._run_slice` has these five opcodes inlined, for speed.
 
 
 def _load_long_binput(m: PickleMachine, pos: int) -> int:
     m.memo.put(_UINT32(m.data, pos)[0], m.stack[-1])
     return pos + 4
-
-
-def _load_binint1(m: PickleMachine, pos: int) -> int:
-    m.stack.append(m.data[pos])
-    return pos + 1
 
 
 def _load_binunicode(m: PickleMachine, pos: int) -> int:
@@ -184,7 +179,6 @@ _VERBATIM_HANDLERS: Final[dict[int, OpcodeHandler]] = {
     0x90: _load_additems,
     0x51: _load_binpersid,
     0x72: _load_long_binput,
-    0x4B: _load_binint1,
     0x68: _load_binget,
     0x58: _load_binunicode,
     0x74: _load_tuple,

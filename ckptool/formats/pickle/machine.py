@@ -1,7 +1,7 @@
 """Inert pickle machine: stack, memo, and a record of every global that the pickle names."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.limits import Limits
@@ -15,6 +15,9 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.safe_calls import EMPTY_WHEN_NEW, PLAIN_CALLS, SAFE_CALL_BUILDERS
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickle.tensor_calls import CallLayout
 
 _MIN_PICKLE_BYTES: Final = 8
 """Bytes up to which a byte string is no pickle that imports a name."""
@@ -36,12 +39,14 @@ class PickleMemo:
     memory. Other slots are in a dict: a list up to a slot number of the file has no size limit.
     """
 
-    __slots__ = ("slots", "sparse_slots")
+    __slots__ = ("is_rewritten", "slots", "sparse_slots")
 
     def __init__(self) -> None:
         self.slots: list[Any] = []
         """The consecutive slots from 0."""
         self.sparse_slots: dict[int, Any] = {}
+        self.is_rewritten = False
+        """Whether one of the consecutive slots was set again, as no pickler does."""
 
     def __len__(self) -> int:
         return len(self.slots) + len(self.sparse_slots)
@@ -49,6 +54,7 @@ class PickleMemo:
     def put(self, slot: int, value: object) -> None:
         if slot < len(self.slots):
             self.slots[slot] = value
+            self.is_rewritten = True
         elif slot == len(self.slots) and not self.sparse_slots:
             self.slots.append(value)
         else:
@@ -83,6 +89,10 @@ class PickleMachine:
         """id -> byte string that a `_PICKLE_LOADER_NAMES` function gets, or that is a pickle."""
         self.embedded_archives: dict[int, bytes] = {}
         """id -> byte string that is an archive, compressed or a program: nobody looks into it."""
+        self.tensor_callee = GlobalName("", "")
+        """torch._utils._rebuild_tensor_v2, once the pickle has named it."""
+        self.call_layouts: dict[bytes, list[CallLayout]] = {}
+        """Some bytes of a tensor's call -> the layouts that calls with these bytes had."""
         self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blob_offsets: dict[int, int] = {}
@@ -111,6 +121,8 @@ class PickleMachine:
             global_name = self.globals.get((module, name)) or GlobalName(module, name)
             global_name.builder = SAFE_CALL_BUILDERS.get((module, name))
             self.globals[module, name] = global_name
+            if (module, name) == _TENSOR_CALLEE:
+                self.tensor_callee = global_name
         return global_name
 
     def record_computed_global(self, module: object, name: object) -> GlobalName:
@@ -255,6 +267,7 @@ _MAX_EQUAL_HASHES: Final = 64
 _MAX_GLOBAL_CHARS: Final = 4096
 _MAX_INTERNED_TUPLES: Final = 256
 """Models have few distinct shapes; more tuples of equal hash would make lookups slow."""
+_TENSOR_CALLEE: Final = ("torch._utils", "_rebuild_tensor_v2")
 _PICKLE_LOADER_NAMES: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
 """Functions that unpickle their first argument, in any module."""
 

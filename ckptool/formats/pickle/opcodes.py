@@ -24,6 +24,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.numpy_arrays import is_joblib_wrapper, read_joblib_array
 from ckptool.formats.pickle.safe_calls import PLAIN_DATA_CALLS
+from ckptool.formats.pickle.tensor_calls import run_tensor_calls
 from ckptool.formats.pickle.value_opcodes import VALUE_HANDLERS, parse_decimal
 
 _UINT16, _UINT32, _UINT64, _INT32 = Struct("<H"), Struct("<I"), Struct("<Q"), Struct("<i")
@@ -63,8 +64,9 @@ def _load_get(m: PickleMachine, pos: int) -> int:
 
 @_opcode(0x6A)  # LONG_BINGET
 def _load_long_binget(m: PickleMachine, pos: int) -> int:
-    m.stack.append(m.memo.get(_UINT32.unpack_from(m.data, pos)[0]))
-    return pos + 4
+    node = m.memo.get(_UINT32.unpack_from(m.data, pos)[0])
+    m.stack.append(node)
+    return run_tensor_calls(m, pos + 4) if node is m.tensor_callee else pos + 4
 
 
 def _parse_slot(line: bytes) -> int:
@@ -436,4 +438,4 @@ WEIGHTS_ONLY_OPCODES: Final = frozenset(
 )
 """Opcodes that `torch.load(weights_only=True)` runs, since torch 2.6; a test asks torch."""
 HANDLERS: Final = tuple(_build_handler(opcode) for opcode in range(256))
-"""Handlers by opcode; the six most frequent opcodes are inlined in `reader._run_slice`."""
+"""Handlers by opcode; the five most frequent opcodes are inlined in `reader._run_slice`."""

@@ -19,6 +19,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.opcodes import HANDLERS
 from ckptool.formats.pickle.safe_globals import classify_global
+from ckptool.formats.pickle.tensor_calls import run_tensor_calls
 from ckptool.model import Safety, Skipped
 
 __all__ = [
@@ -79,10 +80,9 @@ class ParsedPickle(Record):
         """Return what stands in the pickle and was not looked into."""
         if not self.archive_count:
             return ()
-        reason = (
-            f"{self.archive_count} are archives (as torch.save writes), compressed data or programs"
-        )
-        return (Skipped("byte strings in the pickle", reason),)
+        others = f", and {self.archive_count - 1} more," if self.archive_count > 1 else ""
+        reason = "it is an archive (as torch.save writes), compressed data or a program"
+        return (Skipped(f"a byte string in the pickle{others}", reason),)
 
 
 def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
@@ -198,10 +198,10 @@ def _run_machine(machine: PickleMachine, start: int) -> None:
 
 
 def _run_slice(machine: PickleMachine, pos: int) -> int:
-    """Run `_SLICE_OPCODES` opcodes; the six most frequent in a state_dict are inlined for speed."""
+    """Run `_SLICE_OPCODES` opcodes; the five most frequent ones are inlined for speed."""
     data, handlers, memo, metastack = machine.data, HANDLERS, machine.memo, machine.metastack
     stack, frame_end, uint32 = machine.stack, machine.frame_end, _UINT32
-    slots, sparse_slots = memo.slots, memo.sparse_slots
+    slots, sparse_slots, tensor_callee = memo.slots, memo.sparse_slots, machine.tensor_callee
     for _ in repeat(None, _SLICE_OPCODES):
         opcode = data[pos]
         if opcode == 0x72:  # LONG_BINPUT
@@ -213,11 +213,11 @@ def _run_slice(machine: PickleMachine, pos: int) -> int:
             pos += 5
         elif opcode == 0x68:  # BINGET
             slot = data[pos + 1]
-            stack.append(slots[slot] if slot < len(slots) else memo.get(slot))
+            node = slots[slot] if slot < len(slots) else memo.get(slot)
+            stack.append(node)
             pos += 2
-        elif opcode == 0x4B:  # BININT1
-            stack.append(data[pos + 1])
-            pos += 2
+            if node is tensor_callee:
+                pos = run_tensor_calls(machine, pos)
         elif opcode == 0x58:  # BINUNICODE
             end = pos + 5 + uint32(data, pos + 1)[0]
             stack.append(str(data[pos + 5 : end], "utf-8", "surrogatepass"))
@@ -234,6 +234,7 @@ def _run_slice(machine: PickleMachine, pos: int) -> int:
         else:
             pos = handlers[opcode](machine, pos + 1)
             stack, frame_end = machine.stack, machine.frame_end
+            tensor_callee = machine.tensor_callee
         if pos >= frame_end:
             frame_end = _leave_frame(machine, pos)
     return pos

@@ -1,7 +1,7 @@
 """Persistent id of a storage in torch's pickles -> StorageId, checked."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
-from ckptool.model import DTYPE_BITS
+from ckptool.model import BYTE_DTYPES, DTYPE_BITS, StorageInfo
 
 
 class StorageId(Struct, gc=False):
@@ -37,7 +37,7 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
     parts = node.id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
         raise PickleTreeError("a persistent id that does not refer to a storage")
-    _, cls, key, location, numel, *legacy_view = parts
+    cls, key, location, numel = parts[1:5]
     if type(key) is not str or not key:
         raise PickleTreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
@@ -46,7 +46,8 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
         )
     if type(location) is not str or not _is_location_tag(location):
         raise PickleTreeError(f"storage {quote_name(key)} has an unknown location tag")
-    return StorageId(get_storage_dtype(cls, key), key, location, numel, *legacy_view)
+    dtype = get_storage_dtype(cls, key)
+    return StorageId(dtype, key, location, numel, parts[5] if fields > 5 else None)
 
 
 def check_repeated_id(storage: SavedStorage, repeated_id: StorageId) -> SavedStorage:
@@ -75,6 +76,15 @@ def get_storage_dtype(cls: object, key: str) -> str:
         name = cls.qualified_name if type(cls) is GlobalName else type(cls).__name__
         raise PickleTreeError(f"storage {quote_name(key)} has an unknown class: {quote_name(name)}")
     return dtype
+
+
+def select_byte_storages(nodes: Iterable[PersistentReference]) -> dict[str, StorageInfo]:
+    """Return place -> storage of the resolved references to storages of bytes, each once."""
+    return {
+        f"storage {saved.info.key}": saved.info
+        for node in nodes
+        if type(saved := node.target) is SavedStorage and saved.dtype in BYTE_DTYPES
+    }
 
 
 @lru_cache(maxsize=64)

@@ -51,6 +51,11 @@ class TensorInfoReader:
         self._meta_count = 0
         self._attribute_count = 0
         self._places = PlaceJoiner()
+        self._valid_views: dict[object, tuple[object, object]] = {}
+        """Views from element 0 that were checked, by what they are of -> the objects of the ids.
+
+        Equal shapes of a pickle are one object.
+        """
         self._rebuild_by_callee: dict[object, RebuildFunction | None] = {}
         """Callee -> RebuildFunction, None if it returns no tensor."""
 
@@ -100,6 +105,10 @@ class TensorInfoReader:
             PickleTreeError: it reaches beyond the storage, or its numbers are invalid.
         """
         offset, size, stride = view
+        view_id = (id(size), id(stride), dtype, storage.dtype, storage.numel)
+        is_at_start = type(offset) is int and not offset and not storage.start
+        if is_at_start and view_id in self._valid_views:
+            return TensorInfo(key, size, dtype, stride, offset, storage.info, requires_grad=grad)
         self.check_shape(key, size)
         if not is_size_or_stride(stride) or len(size) != len(stride):
             raise PickleTreeError(
@@ -112,6 +121,8 @@ class TensorInfoReader:
             )
         if 0 not in size:
             _check_bounds(key, dtype, storage, view)
+        if is_at_start and len(self._valid_views) < _MAX_VALID_VIEWS:
+            self._valid_views[view_id] = (size, stride)
         if storage.start:
             offset += storage.start * DTYPE_BITS[storage.dtype] // DTYPE_BITS[dtype]
         return TensorInfo(key, size, dtype, stride, offset, storage.info, requires_grad=grad)
@@ -223,6 +234,7 @@ def read_dtype(node: object) -> str:
 
 _DIFFERENTIABLE_PREFIXES: Final = ("float", "bfloat", "complex")
 _MAX_WRAPPER_DEPTH: Final = 8
+_MAX_VALID_VIEWS: Final = 4096
 _MAX_ATTRIBUTES: Final = 1_000_000
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
 _MAX_SIZE: Final = 1 << 63

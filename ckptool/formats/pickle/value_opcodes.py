@@ -47,6 +47,12 @@ def _load_newfalse(m: PickleMachine, pos: int) -> int:
     return pos
 
 
+@_opcode(0x4B)  # BININT1
+def _load_binint1(m: PickleMachine, pos: int) -> int:
+    m.stack.append(m.data[pos])
+    return pos + 1
+
+
 @_opcode(0x4D)  # BININT2
 def _load_binint2(m: PickleMachine, pos: int) -> int:
     m.stack.append(_UINT16.unpack_from(m.data, pos)[0])

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from posixpath import normpath
 from typing import Final
 
 from msgspec.structs import replace
@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.contents.collector import ContentCollector, fingerprint_metadata
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
+from ckptool.formats.files.weight_names import is_dangling, list_preferred_files
 from ckptool.formats.limits import Limits
-from ckptool.formats.sharded.precedence import list_preferred_files
 from ckptool.formats.sharded.sibling_files import list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
@@ -24,6 +24,7 @@ from ckptool.model import (
     IssueKind,
     Skipped,
     StateDict,
+    StorageInfo,
     TensorInfo,
 )
 from ckptool.phrases import cut_middle, quote_code
@@ -31,10 +32,10 @@ from ckptool.phrases import cut_middle, quote_code
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
 
-_INDEX_PLACE: Final = "metadata.{name} of the index"
+INDEX_PLACE: Final = "metadata.{name} of the index"
+"""Place of an entry of an index's metadata, in the contents of the checkpoint."""
 _HEAD_BYTES: Final = 1 << 16
 _INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
-_SEPARATORS: Final = frozenset("/\\\0")
 
 
 def matches(source: ByteSource) -> bool:
@@ -54,7 +55,6 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     with open_source(index) as source:
         nbytes = source.nbytes
         weight_map, metadata = _read_index(source, limits)
-    _check_names(index, set(weight_map.values()))
     names = sorted(set(weight_map.values()))
     sibling_names, skipped = _list_siblings(index)
     shards = _open_shards(index, names, limits, open_shard)
@@ -81,7 +81,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             dict.fromkeys(
                 (
                     *skipped,
-                    *list_unread_siblings(sibling_names, reported_names, "index"),
+                    *list_unread_siblings(sibling_names, reported_names, "index", index.name),
                     *(skipped_item for shard in shards.values() for skipped_item in shard.skipped),
                 )
             )
@@ -101,7 +101,17 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             ),
             "",
         ),
+        byte_storages=_merge_byte_storages(shards),
     )
+
+
+def _merge_byte_storages(parts: Mapping[str, Checkpoint]) -> dict[str, StorageInfo]:
+    """Return the storages of bytes of several checkpoints, each place behind its part's name."""
+    return {
+        f"{name}: {place}": storage
+        for name, part in parts.items()
+        for place, storage in part.byte_storages.items()
+    }
 
 
 def list_shard_names(index: Location, limits: Limits) -> set[str]:
@@ -115,7 +125,10 @@ def list_shard_names(index: Location, limits: Limits) -> set[str]:
 
 
 def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the weight_map, and the index metadata with values converted to text."""
+    """Return the weight_map, and the index metadata with values converted to text.
+
+    A shard's name may have folders in front: "part/model-00001-of-00002.safetensors".
+    """
     index = JsonReader(source.path, source.read, source.nbytes, limits, "the index")
     weight_map: dict[str, str] | None = None
     metadata: dict[str, str] = {}
@@ -138,7 +151,10 @@ def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dic
         )
     if weight_map is None:
         raise CorruptCheckpointError(source.path, "weight_map is missing")
-    return weight_map, metadata
+    names = set(weight_map.values())
+    _check_names(source.path, names)
+    normal_names = {name: normpath(name) for name in names}
+    return {key: normal_names[name] for key, name in weight_map.items()}, metadata
 
 
 def _read_weight_map(path: Location, index: JsonReader, limits: Limits) -> dict[str, str]:
@@ -164,13 +180,27 @@ def _convert_metadata(path: Location, value: object) -> dict[str, str]:
 
 
 def _check_names(index: Location, names: Iterable[str]) -> None:
+    """Refuse names that are none, and files outside of the folder, though transformers reads them.
+
+    A folder that was downloaded does not choose which other files of this machine are read.
+
+    Raises:
+        CorruptCheckpointError: there is such a name.
+    """
     for name in names:
-        if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
+        steps = name.split("/")
+        if not name.isprintable() or "\\" in name or steps[-1] in {"", ".", ".."}:
+            reason = "is not the name of a file"
+        elif steps[0] == "" or ".." in steps:
             reason = (
-                f"weight_map refers to the shard {quote_text(name)}: only plain file names are "
-                "allowed"
+                "is absolute or has `..`: transformers would read it, but a folder does not "
+                "choose which files outside of it are read here"
             )
-            raise CorruptCheckpointError(index, reason)
+        else:
+            continue
+        raise CorruptCheckpointError(
+            index, f"weight_map refers to the shard {quote_text(name)}, which {reason}"
+        )
 
 
 def _intersect_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
@@ -189,7 +219,7 @@ def _merge_contents(
     Where the tensors are divided among other shards, they are the same all the same.
     """
     collector = ContentCollector()
-    for place, fingerprint in fingerprint_metadata(index_metadata, _INDEX_PLACE).items():
+    for place, fingerprint in fingerprint_metadata(index_metadata, INDEX_PLACE).items():
         collector.add(place, fingerprint)
     fingerprints_by_place: dict[str, dict[str, None]] = {}
     for shard in shards.values():
@@ -226,10 +256,6 @@ def _open_shards(
         checkpoints = list(map(open_if_exists, names))
     pairs = zip(names, checkpoints, strict=True)
     return {name: shard for name, shard in pairs if shard is not None}
-
-
-def _is_symlink(path: Location) -> bool:
-    return isinstance(path, Path) and path.is_symlink()
 
 
 def _choose_container(shards: Iterable[Checkpoint]) -> Container:
@@ -312,7 +338,7 @@ def _iter_issues(
     for name, count in sorted(Counter(weight_map.values()).items()):
         if name not in shards:
             description = (
-                "is a dangling link" if _is_symlink(index.parent / name) else "does not exist"
+                "is a dangling link" if is_dangling(index.parent / name) else "does not exist"
             )
             yield ContainerIssue(
                 IssueKind.MISSING_SHARD, name, {"fault": description, "tensors": str(count)}

@@ -20,6 +20,11 @@ def fold_case(name: str) -> str:
     return name.lower() if name.isascii() else name.encode().lower().decode()
 
 
+def fold_names(names: Sequence[str]) -> list[str]:
+    """Return `fold_case` of each name."""
+    return [*map(str.lower if all(map(str.isascii, names)) else fold_case, names)]
+
+
 def find_refusal(
     members: Sequence[ZipMember], first_name: str, version: str, main_record: str
 ) -> str:
@@ -35,15 +40,16 @@ def find_refusal(
     """
     if reason := _find_name_refusal(members, first_name):
         return reason
-    folder, names = first_name.partition("/")[0], [member.name for member in members]
-    known_names = {fold_case(name) for name in names if name.startswith(f"{folder}/")}
+    folder = first_name.partition("/")[0]
+    names = [name for member in members if (name := member.name).startswith(f"{folder}/")]
+    known_names = set(fold_names(names))
     if not any(fold_case(f"{folder}/{record}") in known_names for record in _VERSION_RECORDS):
         return f"there is no record `version` in {quote_name(f'{folder}/')}"
     is_number = version.isascii() and version.isdigit()
     if not is_number or not _OLDEST_VERSION <= int(version[:20]) <= _NEWEST_VERSION:
         return f"its version record is {quote_name(version)}; torch reads 1 to {_NEWEST_VERSION}"
-    stray_name = next((name for name in names if not name.startswith(f"{folder}/")), None)
-    if stray_name is not None:
+    if len(names) < len(members):
+        stray_name = next(m.name for m in members if not m.name.startswith(f"{folder}/"))
         return f"{quote_name(stray_name)} is not in {quote_name(f'{folder}/')}"
     if fold_case(f"{folder}/{main_record}") not in known_names:
         return f"there is no {main_record} in {quote_name(f'{folder}/')}"
@@ -57,13 +63,21 @@ def _find_name_refusal(members: Iterable[ZipMember], first_name: str) -> str:
         return f"{quote_name(first_name)} is not in a folder"
     if len(folder.encode()) >= _MAX_NAME_BYTES:
         return f"its folder has a name of more than {_MAX_NAME_BYTES - 1} bytes"
-    bad_name = next((member.name for member in members if not _is_text_for_torch(member)), "")
+    bad_name = next(
+        (
+            member.name
+            for member in members
+            if (member.encoding != "utf-8" or len(member.name) > _MAX_NAME_BYTES // 4)
+            and not _is_text_for_torch(member)
+        ),
+        "",
+    )
     return f"the name {quote_name(bad_name)} is not UTF-8 as torch reads it" if bad_name else ""
 
 
 def _is_text_for_torch(member: ZipMember) -> bool:
-    if member.encoding != "utf-8" or len(member.name) <= _MAX_NAME_BYTES // 4:
-        return member.encoding == "utf-8"
+    if member.encoding != "utf-8":
+        return False
     try:
         member.encoded_name[:_MAX_NAME_BYTES].decode()
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
 """torch.save file before 1.6, or bare pickle -> Checkpoint: pickles, then raw storages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,11 +15,16 @@ from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_gl
 from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_pickle, select_dangerous
-from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.pickle.storage_ids import (
+    StorageId,
+    check_repeated_id,
+    parse_storage_id,
+    select_byte_storages,
+)
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
-from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
+from ckptool.model import Checkpoint, Container, Skipped, Span, StateDict, StorageInfo
 
 
 def matches(source: ByteSource) -> bool:
@@ -320,9 +325,27 @@ def read_embedded_storage(blob_slice: SourceSlice, limits: Limits) -> Persistent
     return root
 
 
+def _find_nested_tensor(found_states: Iterable[StateDict]) -> str:
+    """Return why torch.load refuses a nested tensor before 1.6; "" if there is none.
+
+    torch calls the rebuild function before it has read any storage: sizes are what memory held.
+    """
+    keys = (
+        key
+        for state in found_states
+        for key, tensor in state.tensors.items()
+        if tensor.layout == "nested"
+    )
+    key = next(keys, None)
+    if key is None:
+        return ""
+    return f"it builds the nested tensor {quote_name(key)} before its sizes are read"
+
+
 def _build_checkpoint(
     stream: PickleStream, container: Container, pickle: ParsedPickle, state_tree: states.PickleTree
 ) -> Checkpoint:
+    is_stream = container is Container.TORCH_LEGACY
     return Checkpoint(
         stream.source.path,
         container,
@@ -334,5 +357,7 @@ def _build_checkpoint(
         unread=pickle.list_unread(),
         opaque=tuple(state_tree.opaque),
         contents=state_tree.contents,
+        load_refusal=_find_nested_tensor(state_tree.states) if is_stream else "",
         weights_only_refusal=stream.refusal,
+        byte_storages=select_byte_storages(pickle.persistent_references),
     )

@@ -20,10 +20,15 @@ from ckptool.formats.pickle.reader import (
     parse_whole_pickle,
     select_dangerous,
 )
-from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.pickle.storage_ids import (
+    StorageId,
+    check_repeated_id,
+    parse_storage_id,
+    select_byte_storages,
+)
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
-from ckptool.formats.torch.archive_layout import find_refusal, fold_case
+from ckptool.formats.torch.archive_layout import find_refusal, fold_case, fold_names
 from ckptool.formats.torch.hidden_records import (
     iter_hidden_uses,
     list_unread_records,
@@ -73,7 +78,7 @@ def _read_records(records: "ArchiveRecords") -> Checkpoint:
     if not records.main_pickles:
         return _read_other_archive(records)
     records.prefetch_small_records()
-    if any(name == "constants.pkl" or name.startswith("code/") for name, _ in records.items()):
+    if "constants.pkl" in records or records.has_folder("code/"):
         from ckptool.formats.torch import torchscript
 
         return torchscript.read(records)
@@ -98,21 +103,23 @@ class ArchiveRecords:
         self.archive = archive
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
+        names = [member.name for member in self.members]
+        folded_names = fold_names(names)
         self.main_pickles = [
             member
-            for member in self.members
-            if fold_case(member.name.rpartition("/")[2]) == "data.pkl"
+            for member, name in zip(self.members, folded_names, strict=True)
+            if name.endswith("data.pkl") and name.rpartition("/")[2] == "data.pkl"
         ]
         min_depth = min((member.name.count("/") for member in self.main_pickles), default=0)
         self.main_pickles = [
             member for member in self.main_pickles if member.name.count("/") == min_depth
         ]
         self.root_folder = _find_root_folder(self.members, self.main_pickles)
-        self._by_name = {member.name: member for member in self.members}
+        self._by_name = dict(zip(names, self.members, strict=True))
         self._by_folded_name = {
-            folded: member
-            for member in self.members
-            if (folded := fold_case(member.name)) != member.name
+            folded_name: member
+            for folded_name, member in zip(folded_names, self.members, strict=True)
+            if folded_name != member.name
         }
         """Members with A to Z in their names."""
         self.base_offset = source.start if isinstance(source, SourceSlice) else 0
@@ -140,6 +147,23 @@ class ArchiveRecords:
         for name, member in self._by_name.items():
             if name.startswith(self.root_folder):
                 yield name.removeprefix(self.root_folder), member
+
+    def __contains__(self, name: str) -> bool:
+        return self.root_folder + name in self._by_name
+
+    def has_folder(self, name: str) -> bool:
+        """Whether a member is in the folder `name`, which ends in a slash."""
+        prefix = self.root_folder + name
+        return any(full_name.startswith(prefix) for full_name in self._by_name)
+
+    def list_unreferenced(self) -> list[tuple[str, ZipMember]]:
+        """Return (name relative to the root folder, member) of members nothing refers to."""
+        folder = self.root_folder
+        return [
+            (member.name.removeprefix(folder), member)
+            for member in self.members
+            if not member.is_referenced and member.name.startswith(folder)
+        ]
 
     def find_load_refusal(self, main_record: str = "data.pkl") -> str:
         """Return why torch's reader refuses the archive; "" if it opens it.
@@ -401,8 +425,10 @@ def _find_compressed_storages(records: ArchiveRecords) -> tuple[ContainerIssue, 
     """Return the issue that tensors are compressed, which torch's memory map does not expect."""
     names = [
         name
-        for name, member in records.items()
-        if fold_case(name).startswith("data/") and member.is_referenced and member.method != STORED
+        for member in records.members
+        if member.method != STORED
+        and member.is_referenced
+        and fold_case(name := member.name.removeprefix(records.root_folder)).startswith("data/")
     ]
     if not names:
         return ()
@@ -428,11 +454,11 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     metadata = read_metadata(records)
     resolve_storages(pickle.persistent_references, records, metadata.get("byteorder", "little"))
     # With unreferenced storages it is an unusual checkpoint; without storages it is none.
-    has_storages = any(name.startswith("data/") for name, _ in records.items())
+    has_storages = records.has_folder("data/")
     integrity = assess_integrity(records)
     load_refusal = records.find_load_refusal()
     faults = _find_compressed_storages(records)
-    unreferenced = [(name, member) for name, member in records.items() if not member.is_referenced]
+    unreferenced = records.list_unreferenced()
     records.release_referenced()
     state_tree = states.describe_tree(pickle.root, records.limits)
     if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
@@ -454,6 +480,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         unread=(*list_unread_records(records), *pickle.list_unread()),
         opaque=tuple(state_tree.opaque),
         contents=dict(state_tree.contents) | records.collect_contents(unreferenced),
+        byte_storages=select_byte_storages(pickle.persistent_references),
     )
 
 
@@ -471,10 +498,9 @@ def _build_stored(
     member.is_referenced = True
     span = None
     if member.method == STORED:
-        # Share the int object: for 100,000 storages separate ones take megabytes.
-        start = (
-            records.base_offset + member.data_offset if records.base_offset else member.data_offset
-        )
+        start = member.data_offset
+        if records.base_offset:  # else share the int: for 100,000 storages they take megabytes
+            start += records.base_offset
         span = Span(records.source.path, start, member.nbytes)
     key = records.storage_prefix + (storage.key if folder == "data/" else folder + storage.key)
     info = StorageInfo(key, member.nbytes, storage.location, span, byteorder)

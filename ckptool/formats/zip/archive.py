@@ -7,6 +7,7 @@ from struct import Struct
 from typing import Final
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files.read_window import NEAR_BYTES, ReadWindow
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.plain_values import quote_name
@@ -88,9 +89,9 @@ def find_bad_crc(
     """Return the first member whose data does not match its CRC-32, or None."""
     from zlib import crc32
 
-    window = _ReadWindow(source)
+    window = ReadWindow(source)
     for member in members:
-        if member.method == STORED and member.nbytes < _NEAR_BYTES:
+        if member.method == STORED and member.nbytes < NEAR_BYTES:
             index = window.load_range(member.data_offset, member.nbytes)
             is_valid = crc32(window.data[index : index + member.nbytes]) == member.crc
         else:
@@ -180,6 +181,8 @@ _DESCRIPTOR_FLAG: Final = 0x0008
 
 def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
     """Record names that leave the archive, are equal when case is ignored, or file and folder."""
+    if _are_plain_names([member.name for member in members]):
+        return
     folders = {member.name.casefold().rpartition("/")[0] for member in members}
     names_by_casefold: dict[str, str] = {}
     for member in members:
@@ -201,16 +204,34 @@ def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
             archive.record_fault(f"{quote_name(name)} {problem}")
 
 
+def _are_plain_names(names: list[str]) -> bool:
+    """Whether nothing is wrong with the names of files, as far as all of them at once can tell."""
+    joined_names = "/".join(("", "/\n/".join(names), ""))
+    return (
+        joined_names.count("\n") == len(names) - 1
+        and not any(text in joined_names for text in _UNUSUAL_NAME_PARTS)
+        and joined_names.casefold() == joined_names
+        and len(known_names := set(names)) == len(names)
+        and known_names.isdisjoint({name.rpartition("/")[0] for name in names})
+    )
+
+
+_UNUSUAL_NAME_PARTS: Final = ("//", "/./", "/../", ":/", "\\", "\0")
+"""What a name holds that leaves the archive, is empty, or is that of a folder."""
 _SAFE_NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
 """Path components: none empty, "." or "..", no drive, no NUL."""
 
 
 def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
     """Set each member's data offset; compare local headers with the directory."""
-    window, expected_offset = _ReadWindow(source), 0
+    window, expected_offset = ReadWindow(source), 0
     for member in archive.members:
         if member.offset != expected_offset:
             archive.record_fault(_describe_gap(member, expected_offset))
+        record_end = _locate_usual_record(window, member)
+        if 0 < record_end <= end:
+            expected_offset = record_end
+            continue
         header_nbytes = _check_local_header(window, member, end, archive)
         data_offset = member.offset + header_nbytes
         if data_offset + member.compressed_nbytes > end:
@@ -226,6 +247,40 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
         )
 
 
+def _locate_usual_record(window: ReadWindow, member: ZipMember) -> int:
+    """Set the data offset of a small record that is laid out as torch does; return its end.
+
+    0 if it is not: a stored record whose checksum and sizes stand after its data only.
+    """
+    data, index, nbytes = window.data, member.offset - window.start, member.nbytes
+    if not 0 <= index <= len(data) - HEADER_READ_BYTES or not nbytes:
+        return 0
+    magic, flags, method, sizes, name_nbytes, extra_nbytes = (
+        _LOCAL_HEADER_CHECKED_FIELDS.unpack_from(data, index)
+    )
+    header_nbytes: int = _LOCAL_HEADER.size + name_nbytes + extra_nbytes
+    name = member.encoded_name
+    is_usual = (
+        magic == b"PK\x03\x04"
+        and sizes == _ZERO_SIZES
+        and method == member.method == STORED
+        and flags == member.flags
+        and flags & _DESCRIPTOR_FLAG
+        and nbytes < NEAR_BYTES
+        and nbytes == member.compressed_nbytes
+        and name_nbytes == len(name)
+        and data.startswith(name, index + _LOCAL_HEADER.size)
+        and data.startswith(
+            _DESCRIPTOR.pack(b"PK\x07\x08", member.crc, nbytes, nbytes),
+            index + header_nbytes + nbytes,
+        )
+    )
+    if not is_usual:
+        return 0
+    member.offset, member.header_nbytes = member.offset + header_nbytes, header_nbytes
+    return member.offset + nbytes + _DESCRIPTOR.size
+
+
 def _describe_gap(member: ZipMember, expected_offset: int) -> str:
     if member.header_offset < expected_offset:
         return f"{quote_name(member.name)} overlaps another member"
@@ -238,7 +293,7 @@ def _describe_gap(member: ZipMember, expected_offset: int) -> str:
 
 
 def _check_local_header(
-    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
+    window: ReadWindow, member: ZipMember, end: int, archive: ZipMembers
 ) -> int:
     """Return the size of a member's local header; 0 if it is invalid."""
     if member.offset + _LOCAL_HEADER.size > end:
@@ -302,9 +357,7 @@ def _compare_local_header(header: bytes, member: ZipMember, archive: ZipMembers)
         )
 
 
-def _skip_descriptor(
-    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
-) -> int:
+def _skip_descriptor(window: ReadWindow, member: ZipMember, end: int, archive: ZipMembers) -> int:
     """Return the end offset of a member, including its data descriptor if it has one."""
     if not member.flags & _DESCRIPTOR_FLAG:
         return end
@@ -324,34 +377,7 @@ def _skip_descriptor(
     return end
 
 
-class _ReadWindow:
-    """Buffer for small forward reads: 1 MiB for dense files, little more than asked for sparse."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self.data = b""
-        self._source = source
-        self._start = 0
-
-    def load_range(self, offset: int, nbytes: int) -> int:
-        """Buffer `nbytes` bytes from `offset`; return their index in `data`. Fewer at file end."""
-        index = offset - self._start
-        if index < 0 or index + nbytes > len(self.data):
-            is_nearby = -len(self.data) <= index - len(self.data) < _NEAR_BYTES
-            min_nbytes = (
-                0
-                if self._source.is_remote
-                else _CHUNK_BYTES
-                if is_nearby and self.data
-                else _SPARSE_READ_BYTES
-            )
-            size = min(max(nbytes, min_nbytes), max(0, self._source.nbytes - offset))
-            self.data, self._start, index = self._source.read(offset, size), offset, 0
-        return index
-
-
 _ZERO_SIZES: Final = bytes(12)
-_NEAR_BYTES: Final = 1 << 14
-_SPARSE_READ_BYTES: Final = 1 << 10
 HEADER_READ_BYTES: Final = 256
 """Bytes read per local header: usually enough for name and padding."""
 _DESCRIPTOR: Final = Struct("<4sLLL")

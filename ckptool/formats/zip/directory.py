@@ -190,13 +190,9 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
             return
         name_end = position + _DIRECTORY_ENTRY.size + fields[7]
         extra_end = name_end + fields[8]
-        encoded_name, extra = (
-            data[position + _DIRECTORY_ENTRY.size : name_end],
-            data[name_end:extra_end],
-        )
+        encoded_name = data[position + _DIRECTORY_ENTRY.size : name_end]
         position = extra_end + fields[9]
-        archive.first_name = archive.first_name or decode_name(encoded_name)[0]
-        yield _build_member(fields, encoded_name, extra, archive, shared_flags)
+        yield _build_member(fields, encoded_name, data[name_end:extra_end], archive, shared_flags)
     if position != len(data):
         archive.record_fault(f"its end record counts {end.member_count} members but there are more")
 
@@ -217,7 +213,9 @@ def _build_member(
         crc,
         compressed_nbytes,
         nbytes,
-        *_,
+        _,
+        _,
+        _,
         disk,
         attributes,
         header_offset,

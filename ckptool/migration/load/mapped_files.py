@@ -10,6 +10,7 @@ import torch
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import SourceCache, open_source
 from ckptool.locations import Location, RemotePath
+from ckptool.migration.load.file_copies import MappedFile
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, Span, StorageInfo
 
@@ -25,10 +26,10 @@ class MappedFiles:
     Of a remote file, each storage is read when it is asked for, and kept.
     """
 
-    def __init__(self, source_guard: SourceGuard) -> None:
+    def __init__(self, source_guard: SourceGuard | None) -> None:
+        """With a guard, a file that was changed is refused at each access; else nobody asks."""
         self._source_guard = source_guard
-        self._maps: dict[Path, UntypedStorage] = {}
-        self._pages: list[tuple[int, mmap.mmap]] = []
+        self._maps: dict[Path, tuple[MappedFile, UntypedStorage]] = {}
         self._storages: dict[tuple[StorageInfo, int], UntypedStorage] = {}
         self._remote_sources = SourceCache(_MAX_OPEN_FILES)
         self.is_closed = False
@@ -37,14 +38,13 @@ class MappedFiles:
         """Let go of the files; tensors that were made before stay as they are."""
         self.is_closed = True
         self._maps.clear()
-        self._pages.clear()
         self._storages.clear()
         self._remote_sources.close()
 
     @property
-    def pages(self) -> list[tuple[int, mmap.mmap]]:
-        """The maps that were made so far, each with its address."""
-        return self._pages
+    def mapped(self) -> tuple[MappedFile, ...]:
+        """The local files that were mapped so far."""
+        return tuple(mapped_file for mapped_file, _ in self._maps.values())
 
     def get_storage(self, storage: StorageInfo, dtype: str) -> "UntypedStorage":
         """Return the storage of a tensor of `dtype`, the same one for all tensors that share it.
@@ -56,15 +56,18 @@ class MappedFiles:
         Raises:
             ReadError: the file cannot be read, or was changed since the guard saw it.
         """
-        if storage.span is not None and self._source_guard.has_changed(storage.span.path):
-            raise ReadError(storage.span.path, "was changed after it was opened: open it again")
+        span = storage.span
+        if span is not None and self._source_guard and self._source_guard.has_changed(span.path):
+            raise ReadError(span.path, "was changed after it was opened: open it again")
         nbytes = DTYPE_BITS[dtype] // 8
         is_swapped = storage.byteorder != "little" and nbytes > 1
         word_nbytes = (nbytes // 2 if dtype.startswith("complex") else nbytes) if is_swapped else 1
-        if (storage, word_nbytes) not in self._storages:
-            little_or_big = self._make_storage(storage, nbytes)
-            self._storages[storage, word_nbytes] = _swap_bytes(little_or_big, word_nbytes)
-        return self._storages[storage, word_nbytes]
+        form = storage, word_nbytes
+        made = self._storages.get(form)
+        if made is None:
+            made = _swap_bytes(self._make_storage(storage, nbytes), word_nbytes)
+            self._storages[form] = made
+        return made
 
     def _make_storage(self, storage: StorageInfo, alignment: int) -> "UntypedStorage":
         if storage.span is None:
@@ -83,9 +86,9 @@ class MappedFiles:
         if path not in self._maps:
             pages = _map_file(path)
             mapped = torch.frombuffer(pages, dtype=torch.uint8)
-            self._maps[path] = mapped.untyped_storage()
-            self._pages.append((mapped.data_ptr(), pages))
-        whole = self._maps[path]
+            mapped_file = MappedFile(path, mapped.data_ptr(), pages)
+            self._maps[path] = mapped_file, mapped.untyped_storage()
+        _, whole = self._maps[path]
         if span.offset + span.nbytes > whole.nbytes():
             raise ReadError(path, f"has only {whole.nbytes()} bytes now: it was changed")
         part: UntypedStorage = whole[span.offset : span.offset + span.nbytes]

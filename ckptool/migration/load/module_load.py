@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ckptool.errors import PlanError
-from ckptool.migration.load.page_use import PageUse
+from ckptool.migration.load.file_copies import FileCopies, MappedFile
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def load_into_module(
     module: "nn.Module",
     state_dict: Mapping[str, Any],
-    pages: Sequence[tuple[int, mmap]],
+    files: Sequence[MappedFile],
     *,
     strict: bool,
     assign: bool,
@@ -40,7 +39,7 @@ def load_into_module(
     Args:
         module: changed in place.
         state_dict: lazy tensors of mapped files.
-        pages: these files, each with its address.
+        files: these files.
         strict: as of `load_state_dict`.
         assign: the same.
 
@@ -51,7 +50,7 @@ def load_into_module(
     before = _ModuleState.record(module, with_values=has_own_code)
     only_copies = not (has_own_code or assign)
     try:
-        with PageUse(pages) if only_copies else nullcontext():
+        with FileCopies(files) if only_copies else nullcontext():
             keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
     except Exception as error:
         remark = before.restore(module)

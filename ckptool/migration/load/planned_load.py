@@ -37,6 +37,7 @@ from ckptool.migration.write.tied_items import restore_ties
 from ckptool.model import Checkpoint, StateDict
 from ckptool.modules import ModuleSpec
 from ckptool.modules.live.saved_state import describe_saved_state
+from ckptool.modules.world.user_world import user_world
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.verification.load_probe import loads_by_own_code
 
@@ -73,8 +74,12 @@ class LoadPlanner:
             PlanError: the file cannot be loaded, or the request's judge refuses the result.
         """
         is_bare = self.request.plan is None and self.request.choices == PlanChoices()
-        planned = self._plan_copy() if is_bare and not loads_by_own_code(self.module) else None
-        return self._plan_migration() if planned is None else planned
+        if is_bare and not loads_by_own_code(self.module):
+            with user_world():  # once for all questions to the module
+                planned = self._plan_copy()
+            if planned is not None:
+                return planned
+        return self._plan_migration()
 
     def _plan_copy(self) -> PlannedLoad | None:
         """Return the plan of a load that copies by name; None where more has to be asked."""

@@ -5,7 +5,6 @@ which maps the file as well.
 """
 
 from collections.abc import Mapping
-from mmap import mmap
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from ckptool.errors import ReadError
+from ckptool.migration.load.file_copies import MappedFile
 from ckptool.migration.load.mapped_files import MappedFiles
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, Checkpoint, TensorInfo
@@ -23,16 +23,17 @@ from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
 class TensorReader:
     """Makes the tensors of one state of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, at: str, source_guard: SourceGuard) -> None:
+    def __init__(self, checkpoint: Checkpoint, at: str, source_guard: SourceGuard | None) -> None:
+        """With a guard, a file that was changed is refused at each access."""
         self._checkpoint = checkpoint
         self._at = at
         self._files = MappedFiles(source_guard)
         self._torch_state: Mapping[str, Any] | None = None
 
     @property
-    def pages(self) -> list[tuple[int, mmap]]:
-        """The mapped files, each with its address."""
-        return self._files.pages
+    def files(self) -> tuple[MappedFile, ...]:
+        """The files that were mapped so far."""
+        return self._files.mapped
 
     def close(self) -> None:
         """Let go of the files; tensors that were made before stay as they are."""

@@ -35,6 +35,7 @@ from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
 from ckptool.phrases import quote_shell
 from ckptool.values.fingerprint_many import fingerprint_tensor
+from ckptool.values.telling_values import has_telling_values
 
 _CONFIRMED: Final = (
     "confirmed by the old module's outputs: bitwise equal, and different with other values"
@@ -229,10 +230,11 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
         candidates = missing.get((tensor.dtype, tensor.shape), []) if tensor else []
         fingerprint = fingerprint_tensor(tensor) if tensor and candidates else None
         equal = next((c for c in candidates if c.fingerprint == fingerprint), None)
-        if equal is not None:
+        if equal is not None and tensor is not None:
             candidates.remove(equal)
             why = "its values are the ones the module computes itself"
-            yield RenameKeys(key=key, to=equal.key, why=why)
+            assumption = "" if has_telling_values(tensor) else _describe_doubt(key, equal.key)
+            yield RenameKeys(key=key, to=equal.key, why=why, assumption=assumption)
 
 
 def _iter_chosen_injections(
@@ -266,6 +268,13 @@ def _build_unmatched_error(draft: Draft, rename: tuple[str, str]) -> PlanError:
 
 def _describe_assumption(group: RenameGroup) -> str:
     return f"`{group.old_pattern}` was renamed to `{group.new_pattern}`: {group.evidence}"
+
+
+def _describe_doubt(old_key: str, new_key: str) -> str:
+    return (
+        f"`{old_key}` was renamed to `{new_key}`: the values are equal, but too few or too simple "
+        "to prove it"
+    )
 
 
 def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:

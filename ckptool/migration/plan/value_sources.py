@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from ckptool.errors import PlanError
-from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.locations import Location, mask_credentials, parse_location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft, to_dotted_key
@@ -197,7 +197,7 @@ class ValueSources:
     def _open_file(self, path: Location) -> Checkpoint:
         if path not in self._checkpoints:
             self._source_guard.add_path(path)
-            self._checkpoints[path] = open_checkpoint(path, self._limits)
+            self._checkpoints[path] = open_weights(path, self._limits)
         return self._checkpoints[path]
 
     def _build_literal(self, op: InjectTensor, text: str) -> TensorInfo:

@@ -26,7 +26,7 @@ from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.write import provenance
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.early_copy import MIN_EARLY_COPY_NBYTES, EarlyCopy
-from ckptool.migration.write.provenance import MigrationDigests
+from ckptool.migration.write.provenance import MigrationDigests, RevisionStamp
 from ckptool.migration.write.read_back import read_back_file
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import split_ties
@@ -66,6 +66,8 @@ class WriteJob:
     """Copy that was started before the plan was known."""
     hard_links: bool = True
     """Whether unchanged shards may be hard links to the source's files."""
+    stamp: RevisionStamp | None = None
+    """Place of the result in a chain of migrations; None without a chain."""
 
 
 def write_checkpoint(job: WriteJob) -> MigrationDigests:
@@ -200,7 +202,7 @@ def build_header_metadata(
 def format_job_provenance(job: WriteJob, digests: MigrationDigests) -> str:
     checkpoint = job.draft.checkpoint
     return provenance.format_provenance(
-        checkpoint.path.name, checkpoint.container.value, job.plan, digests
+        checkpoint.path.name, checkpoint.container.value, job.plan, digests, job.stamp
     )
 
 

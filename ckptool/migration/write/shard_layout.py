@@ -3,21 +3,21 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.formats.files.source import is_directory, list_names, open_source
+from ckptool.formats.files.source import is_directory, open_source
+from ckptool.formats.files.weight_names import is_index_name, list_file_names, list_weights
 from ckptool.formats.sharded.writer import INDEX_NAME
 from ckptool.locations import Location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import split_ties
-from ckptool.model import Container, StateDict, natural_sort_key
+from ckptool.model import Checkpoint, Container, StateDict, natural_sort_key
 
 
 @dataclass(slots=True)
@@ -65,7 +65,8 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
     container = draft.checkpoint.container
     index = _find_index(draft) if container in _SHARDED_CONTAINERS else None
     metadata = _read_index_metadata(index)
-    if max_nbytes is None and to == SAFETENSORS and container is Container.SHARDED_SAFETENSORS:
+    is_layout_kept = max_nbytes is None and to == SAFETENSORS and _have_own_names(draft.checkpoint)
+    if is_layout_kept and container is Container.SHARDED_SAFETENSORS:
         shards = tuple(_keep_source_layout(draft, items))
         return ShardLayout(index.name if index else INDEX_NAME, shards, ties, metadata)
     names = _SHARD_NAMES[to]
@@ -93,6 +94,11 @@ def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
         non_tensor_keys={},
         is_extracted=True,
     )
+
+
+def _have_own_names(checkpoint: Checkpoint) -> bool:
+    """Whether the shards would have different names in one folder."""
+    return len({path.name for path in checkpoint.files}) == len(checkpoint.files)
 
 
 def _keep_source_layout(draft: Draft, items: Mapping[str, PlannedTensor]) -> Iterator[OutputShard]:
@@ -158,8 +164,9 @@ def _group_by_source_file(
     """Return one shard for each file of the source, in natural order of the files' names."""
     groups: dict[str, OutputShard] = {}
     for key in sorted(items, key=natural_sort_key):
-        file_name = _get_shard_name(items[key].tensor)
-        groups.setdefault(file_name, OutputShard("")).items[key] = items[key]
+        storage = items[key].tensor.storage
+        file = str(storage.span.path) if storage is not None and storage.span is not None else ""
+        groups.setdefault(file, OutputShard("")).items[key] = items[key]
     return _name_shards([groups[name] for name in sorted(groups, key=natural_sort_key)], names)
 
 
@@ -173,8 +180,8 @@ def _find_index(draft: Draft) -> Location | None:
     path = draft.checkpoint.path
     if not is_directory(path):
         return path
-    candidates = (path / name for name in list_names(path) if fnmatchcase(name, "*.index*.json"))
-    return next(candidates, None)
+    names = filter(is_index_name, list_weights(list_file_names(path)))
+    return next((path / name for name in names), None)
 
 
 def _read_index_metadata(index: Location | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from ckptool.model import Kind, join_key
 from ckptool.modules.object_children import is_plain_object
 from ckptool.modules.tensor_info import content_digest
-from ckptool.modules.walk import FoundTensor, get_qualified_name, walk_module
+from ckptool.modules.walk import FoundTensor, get_written_name, walk_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def _iter_python_values(
     prefix: str, member: "nn.Module", internal_names: Any
 ) -> Iterator[tuple[str, PythonValue]]:
     """Yield the plain values in attributes of a module and of its plain objects."""
-    owner, has_extra_state = get_qualified_name(type(member)), _has_extra_state(member)
+    owner, has_extra_state = get_written_name(member), _has_extra_state(member)
     for name, value in vars(member).items():
         if name in internal_names:
             continue

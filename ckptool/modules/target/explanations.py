@@ -1,14 +1,16 @@
 """Why a target cannot be imported or found, and what would work instead."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ckptool.errors import ModuleError
-from ckptool.modules.target.class_search import iter_project_files
+from ckptool.modules.target.class_search import find_modules, iter_project_files
 from ckptool.modules.target.config_objects import (
     describe_fields,
     find_config_class,
@@ -22,6 +24,7 @@ from ckptool.phrases import cut_middle, join_limited
 _MAX_VALUE_CHARS = 40
 _MAX_SEARCHED = 2000
 """Files of a project among which a module is looked for."""
+_MAX_TARGETS = 3
 _EXPRESSION_FORMS = "Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))"
 
 
@@ -34,6 +37,26 @@ def split_target(target: str) -> tuple[str, str]:
     return source, expression
 
 
+def suggest_definitions(expression: str, other_than: str = "") -> str:
+    """Return "; did you mean nets.py:GPT?" for a class or factory of the project, "" for none.
+
+    Args:
+        expression: what follows the colon of a target, or a name alone.
+        other_than: file, relative to the current directory, that is not meant.
+    """
+    name = re.match(r"\w*", expression)
+    modules, _ = find_modules(Path())
+    targets = [
+        module.target
+        for module in modules
+        if name is not None
+        and module.name == name[0]
+        and module.file != other_than
+        and module.is_importable
+    ]
+    return f"; did you mean {' or '.join(targets[:_MAX_TARGETS])}?" if targets else ""
+
+
 def explain_target_syntax(target: str) -> str:
     """Return why a target is malformed, with an example of what is meant."""
     source, expression = split_target(target)
@@ -44,7 +67,10 @@ def explain_target_syntax(target: str) -> str:
             f"name {script}:{expression or 'Name'}"
         )
     if is_python_file(source) and not expression:
-        return f"does not name a class: write {source}:Name"
+        modules, _ = find_modules(Path())
+        names = [module.name for module in modules if module.file == Path(source).as_posix()]
+        choice = f"; it has {join_limited(names, 8)}" if names else ""
+        return f"does not name a class: write {source}:{names[0] if names else 'Name'}{choice}"
     if is_python_file(source):
         return f"{expression!r} is not one of {_EXPRESSION_FORMS}"
     if "/" in source:
@@ -57,6 +83,9 @@ def _explain_dotted_name(target: str, source: str, expression: str) -> str:
     head, dot, last_part = dotted_name.rpartition(".")
     if expression and source and all(part.isidentifier() for part in source.split(".")):
         return f"{expression!r} is not one of {_EXPRESSION_FORMS}"
+    definitions = suggest_definitions(last_part) if not expression else ""
+    if definitions:
+        return f"expected package.module:Name or path/to/file.py:Name{definitions}"
     if target.startswith(":") or not dotted_name:
         example = f"package.module:{dotted_name or 'Name'}"
     elif expression:
@@ -68,31 +97,33 @@ def _explain_dotted_name(target: str, source: str, expression: str) -> str:
     return f"expected package.module:Name or path/to/file.py:Name, for example {example}"
 
 
-def explain_import_error(source: PythonSource, error: UserCodeError) -> str:
-    """Return why importing a module failed."""
+def explain_import_error(source: PythonSource, error: UserCodeError, expression: str) -> str:
+    """Return why importing the module of a target failed; `expression` follows its colon."""
     cause, name = error.error, str(source.file or source.name)
     if isinstance(cause, SystemExit):
+        file = f"{source.name.replace('.', '/')}.py"
         return (
             f"importing {name} ended the process ({error}): move code that runs on import, such as "
             'argument parsing, below `if __name__ == "__main__":`'
+            f"{suggest_definitions(expression, other_than=file)}"
         )
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if source.name == cause.name or source.name.startswith(f"{cause.name}."):
-        return f"no module {cause.name!r} was found: {_suggest_path(source.name)}"
+        return f"no module {cause.name!r} was found: {_suggest_path(source.name, expression)}"
     return (
         f"importing {name} failed: it imports {cause.name!r}, which is not installed; if it is a "
         f"module of your project, {_suggest_folder(cause.name)}"
     )
 
 
-def _suggest_path(name: str) -> str:
+def _suggest_path(name: str, expression: str) -> str:
     """Return how a module that Python does not find can be named, with its file if it is here."""
     folder = _find_folder(name)
     if folder is None:
         return (
             "run from the directory that contains it, give its file (path/to/file.py:Name), pass "
-            "--path DIR, or set PYTHONPATH"
+            f"--path DIR, or set PYTHONPATH{suggest_definitions(expression)}"
         )
     file = (folder / name.replace(".", "/")).with_suffix(".py")
     named = f"give its file, {file.as_posix()}:Name, or " if file.is_file() else ""
@@ -136,11 +167,13 @@ def _explain_missing_name(parent: Any, parent_text: str, name: object) -> str:
         attributes = vars(parent) if hasattr(parent, "__dict__") else {}
         names = [n for n in attributes if not n.startswith("_")]
         classes = [n for n in names if isinstance(attributes[n], type)]
-    close = get_close_matches(str(name), names, n=1)
+    same = [n for n in names if n.lower() == str(name).lower()]
+    close = same or get_close_matches(str(name), names, n=1)
     if close:
         return f"{parent_text} has no {name!r}; did you mean {close[0]!r}?"
     choice = f"; it has {join_limited(classes, 8, more='')}" if classes else ""
-    return f"{parent_text} has no {name!r}{choice}"
+    definitions = suggest_definitions(str(name)) if isinstance(parent, ModuleType) else ""
+    return f"{parent_text} has no {name!r}{choice}{definitions}"
 
 
 def explain_signature_mismatch(

@@ -52,8 +52,9 @@ def _iter_part_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[B
 def build_body(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     """Yield the blocks of this kind of report: verdict, lines, tables.
 
-    `reports/NAME.py` defines the report and `render/views/NAME.py` its blocks.
+    `reports/NAME.py` defines the report and `render/views/NAME.py` its blocks; NAME may have a
+    folder, `revisions/upgrade`.
     """
-    name = type(report).__module__.rpartition(".")[2]
+    name = type(report).__module__.removeprefix("ckptool.reports.")
     blocks: Iterator[Block] = import_module(f"{__name__}.{name}").build_blocks(report, options)
     return blocks

@@ -45,6 +45,10 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
     policy_text = f"policy: {report.policy}" if report.policy else "policy: the defaults"
     yield LinesBlock((policy_text, *report.notes))
     yield from _build_failed_tables(report, options)
+    revisions = [(c.path, c.revision) for c in report.checkpoints if c.revision]
+    if revisions:
+        columns = ("checkpoint", Column("revision", ColumnKind.PROSE))
+        yield build_table("Chain of migrations", columns, revisions, options)
     promises = [
         (promise.name, promise.what, promise.result)
         for checkpoint in report.checkpoints

@@ -1,6 +1,7 @@
 """Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Final
 
 from ckptool.model import (
@@ -11,6 +12,7 @@ from ckptool.model import (
     Safety,
     StateDict,
     TensorInfo,
+    group_by_storage,
 )
 from ckptool.phrases import pluralize, quote_code
 
@@ -57,30 +59,34 @@ def _describe_loader(checkpoint: Checkpoint) -> str:
     return f"safe: {RESTRICTED_LOAD} reads it"
 
 
-def count_parameters(states: Iterable[StateDict]) -> int:
+def count_parameters(states: Sequence[StateDict]) -> int:
     """Return the number of elements of the parameters in the states of models, tied ones once.
 
     A pickled module records which of its tensors are parameters. In a state_dict, every floating
     point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
     """
-    counted: set[object] = set()
-    total = 0
-    for state in states:
-        if state.role not in {"state_dict", "module"}:
-            continue
-        for tensor in state.tensors.values():
-            view = (tensor.storage or id(tensor), tensor.storage_offset, tensor.shape)
-            if _is_parameter(tensor) and view not in counted:
-                counted.add(view)
-                total += tensor.numel
+    parameters = [
+        tensor
+        for state in states
+        if state.role in {"state_dict", "module"}
+        for tensor in state.tensors.values()
+        if _is_parameter(tensor)
+    ]
+    total = sum(prod(tensor.shape) for tensor in parameters)
+    for group in group_by_storage(parameters):
+        views = {(tensor.storage_offset, tensor.shape) for tensor in group}
+        total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
     return total
 
 
 def _is_parameter(tensor: TensorInfo) -> bool:
-    if tensor.kind in {Kind.PARAMETER, Kind.BUFFER}:
-        return tensor.kind is Kind.PARAMETER
-    name = tensor.key.rpartition(".")[2]
-    return tensor.dtype.startswith(_NUMBER_DTYPES) and name not in _BATCH_NORM_BUFFERS
+    kind = tensor.kind
+    if kind is Kind.PARAMETER or kind is Kind.BUFFER:
+        return kind is Kind.PARAMETER
+    is_buffer = tensor.key.endswith(_BATCH_NORM_BUFFERS) and (
+        tensor.key.rpartition(".")[2] in _BATCH_NORM_BUFFERS
+    )
+    return tensor.dtype.startswith(_NUMBER_DTYPES) and not is_buffer
 
 
 def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:

@@ -1,6 +1,7 @@
 """Keys of one side -> the sub-trees of which the other side has nothing."""
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Final
 
@@ -9,9 +10,10 @@ from ckptool.phrases import quote_python
 
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at: keys come from files."""
-_NAMED_TENSORS_CODE: Final = (
-    "state_dict = dict(zip(NAMES, tensors)), with the module's key of each tensor in the list"
+_NAME_POSITIONS_CODE: Final = (
+    "state_dict = {str(n): tensor for n, tensor in enumerate(state_dict)}; "
 )
+"""Code that makes a state_dict with the keys of a report of a list of tensors."""
 _MAX_POPPED: Final = 4
 """Maximum keys that code drops by name."""
 
@@ -24,7 +26,11 @@ class SubtreeFinder:
     """
 
     def __init__(self, other_keys: Iterable[str]) -> None:
-        self._prefixes = {prefix for key in other_keys for prefix in _iter_ancestors(key)}
+        self._other_keys = other_keys
+
+    @cached_property
+    def _prefixes(self) -> set[str]:
+        return {prefix for key in self._other_keys for prefix in _iter_ancestors(key)}
 
     def find_absent(self, key: str) -> str:
         """Return the largest sub-tree with `key` that the other side lacks, "" for all keys.
@@ -55,10 +61,13 @@ def _iter_ancestors(key: str) -> Iterator[str]:
 def format_drop_code(keys: Collection[str], subtree: str, state: StateDict) -> str:
     """Return Python code that drops `keys`, all of `subtree`, from `state_dict`.
 
-    Of a list of tensors, whose keys are positions, it is the code that names those to keep.
+    A list of tensors, whose keys are positions, becomes a dict first.
     """
-    if state.role == "tensors" and all(key.isdecimal() for key in state.tensors):
-        return _NAMED_TENSORS_CODE
+    is_list = state.role == "tensors" and all(key.isdecimal() for key in state.tensors)
+    return f"{_NAME_POSITIONS_CODE if is_list else ''}{_format_dict_drop(keys, subtree, state)}"
+
+
+def _format_dict_drop(keys: Collection[str], subtree: str, state: StateDict) -> str:
     prefix = f"{subtree}."
     if len(keys) <= 1 or subtree in keys:
         return "; ".join(

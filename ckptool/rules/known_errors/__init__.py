@@ -23,6 +23,7 @@ from ckptool.rules.known_errors.known_error import (
     Explanation,
     KnownError,
 )
+from ckptool.rules.known_errors.objects import OBJECT_ERRORS
 from ckptool.rules.known_errors.pickles import PICKLE_ERRORS
 from ckptool.rules.known_errors.state_dicts import STATE_DICT_ERRORS
 from ckptool.rules.known_errors.training import TRAINING_ERRORS
@@ -31,6 +32,7 @@ KNOWN_ERRORS: Final[tuple[KnownError, ...]] = (
     *STATE_DICT_ERRORS,
     *PICKLE_ERRORS,
     *CONTAINER_ERRORS,
+    *OBJECT_ERRORS,
     *DEVICE_ERRORS,
     *TRAINING_ERRORS,
     *FRAMEWORK_ERRORS,

@@ -91,6 +91,7 @@ DEVICE_ERRORS: Final = (
     KnownError(
         name="meta-tensor",
         marker="Cannot copy out of meta tensor; no data!",
+        other_contexts=("While copying the parameter named",),
         cause=(
             "the model, or a part of it, is on the meta device and has no values: it was built "
             'under torch.device("meta") or init_empty_weights(), or keys of it were missing when '

@@ -53,13 +53,17 @@ def explain_log(text: str, facts: ErrorFacts | None = None) -> tuple[ExplainedEr
 def explain_clean_log(log: LogText, facts: ErrorFacts | None = None) -> tuple[ExplainedError, ...]:
     """Return the result of `explain_log` of lines that were cleaned."""
     explained: dict[Explanation, ExplainedError] = {}
+    found_names: set[str] = set()
     for known_error in KNOWN_ERRORS:
+        if not found_names.isdisjoint(known_error.part_of):
+            continue
         indices = [*islice(log.find_words(known_error.marker), _MAX_OCCURRENCES)]
         known_messages: dict[tuple[str, ...], tuple[Explanation, ...]] = {}
         for index, end in pairwise((*indices, len(log.lines))):
             message = _read_message(log, index, end, known_error)
             if message not in known_messages:  # each rank, and each retry, has the same
                 known_messages[message] = _explain_message(known_error, message, facts)
+            found_names.update([known_error.name] if known_messages[message] else [])
             for explanation in known_messages[message]:
                 line = log.lines[index].strip()
                 new_error = ExplainedError(explanation, line, log.numbers[index], 0)

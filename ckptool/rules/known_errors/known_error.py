@@ -95,6 +95,9 @@ class KnownError(Struct, frozen=True):
     """Characters of the log, from the line of the marker, in which `pattern` is looked for."""
     other_contexts: tuple[str, ...] = ()
     """Words that are in a traceback with the same message and another cause."""
+    part_of: tuple[str, ...] = ()
+    """Names of errors whose messages have this one in them: where a log has one of those, this is
+    not looked for."""
     find: FindFunction | None = None
     """Finds the explanations in what `pattern` matched, where they are computed; else None."""
 

@@ -158,7 +158,10 @@ PICKLE_ERRORS: Final = (
     KnownError(
         name="lost-module",
         marker="No module named",
-        pattern=r"(?:ModuleNotFoundError|ImportError): No module named '?(?P<module>[\w.]{1,200})",
+        pattern=(
+            r"(?:ModuleNotFoundError|ImportError): No module named '?(?!numpy\._core)"
+            r"(?P<module>[\w.]{1,200})"
+        ),
         contexts=_UNPICKLING,
         cause=(
             "the file is a pickle of an object whose class is in the module {module}, which cannot "

@@ -24,6 +24,32 @@ def _find_key_causes(match: re.Match[str], facts: ErrorFacts) -> Iterator[Explan
 
 _MAX_KEYS_CHARS: Final = 2_000_000
 """Characters of lists of keys."""
+_LINES: Final = {
+    "missing-keys": "Missing key(s) in state_dict:",
+    "unexpected-keys": "Unexpected key(s) in state_dict:",
+    "size-mismatch": "size mismatch for ",
+}
+"""Name -> beginning of a line in the message of load_state_dict, in the order of the lines."""
+
+
+def _build_line_errors() -> Iterator[KnownError]:
+    """Yield the errors of a text that begins with a line of the message, and not with its head."""
+    names = ["load-state-dict", "incompatible-keys"]
+    for name, beginning in _LINES.items():
+        yield KnownError(
+            name=name,
+            marker=beginning,
+            pattern=rf"{re.escape(beginning)}.{{0,{_MAX_KEYS_CHARS}}}",
+            cause="",
+            certainty=Certainty.PROBABLE,
+            advice=(),
+            find=_find_key_causes,
+            max_chars=_MAX_KEYS_CHARS,
+            part_of=tuple(names),
+        )
+        names.append(name)
+
+
 STATE_DICT_ERRORS: Final = (
     KnownError(
         name="load-state-dict",
@@ -52,6 +78,7 @@ STATE_DICT_ERRORS: Final = (
         find=_find_key_causes,
         max_chars=_MAX_KEYS_CHARS,
     ),
+    *_build_line_errors(),
     KnownError(
         name="not-a-mapping",
         marker="Expected state_dict to be dict-like, got",
@@ -161,7 +188,8 @@ STATE_DICT_ERRORS: Final = (
             r"While copying the parameter named \"(?P<key>[^\"]{1,400})\", whose dimensions in the"
             r" model are (?P<new>torch\.Size\(\[[\d, ]{0,80}\]\)) and whose dimensions in the"
             r" checkpoint are (?P<old>torch\.Size\(\[[\d, ]{0,80}\]\)), an exception occurred"
-            r" ?:? ?\(?(?P<reason>.{0,300})"
+            r"(?!.{0,8}Cannot copy out of meta) ?:? ?\(?['\"]?"
+            r"(?P<reason>.{0,300}?)(?:['\"]?,?\)\.|$)"
         ),
         cause="copying `{key}` failed: {reason}",
         certainty=Certainty.CERTAIN,

@@ -48,7 +48,7 @@ TRAINING_ERRORS: Final = (
     KnownError(
         name="dcp-missing-key",
         marker="Missing key in checkpoint state_dict:",
-        pattern=r"Missing key in checkpoint state_dict: (?P<key>[^\s]{1,400}?)\.?(?:\s|$)",
+        pattern=r"Missing key in checkpoint state_dict: (?P<key>[^\s{}]{1,400}?)\.?(?:\s|$)",
         cause=(
             "the distributed checkpoint has no `{key}`: the state_dict that was passed to "
             "dcp.load() "

@@ -35,7 +35,7 @@ _BUFFER_KINDS: Final = frozenset({str(Kind.NON_PERSISTENT_BUFFER)})
         name="load-left-keys-out",
         level=Level.WARNING,
         summary="{module} was loaded without {count}: {keys}",
-        detail="they are not in {source}, and {loader} went on{at}",
+        detail="they are not in {source}, and {loader} did not raise{at}",
         why=(
             "strict=False turns a missing key into a return value that few scripts read. The "
             "module trains or predicts with the initial values of these tensors."
@@ -69,10 +69,10 @@ def find_keys_left_out(site: LoadSite) -> Iterator[RuleHit]:
         code="CK231",
         name="load-ignored-keys",
         level=Level.WARNING,
-        summary="{count} of {source} went nowhere when {module} was loaded: {keys}",
-        detail="the module has no such tensors, and {loader} went on{at}",
+        summary="{module} was loaded without using {count} of {source}: {keys}",
+        detail="the module has no such tensors, and {loader} did not raise{at}",
         why=(
-            "strict=False drops what the module does not know. Where a key was renamed, its "
+            "strict=False ignores keys that the module does not have. If a key was renamed, its "
             "weights are in the file and not in the module."
         ),
         fix="{remedy}",
@@ -103,8 +103,8 @@ def find_keys_ignored(site: LoadSite) -> Iterator[RuleHit]:
         summary="{source} was not loaded into {module}: {loader} raised{at}, and {outcome}",
         detail="{error}",
         why=(
-            "load_state_dict() raises after it has copied what fits: where the script catches the "
-            "error, it goes on with a module that is loaded in part."
+            "load_state_dict() raises after it has copied what fits: if the script catches the "
+            "error, it continues with a module that is loaded in part."
         ),
         fix="{remedy}",
         general_advice="See with `ckptool diff FILE -m MODULE` what does not fit, and write a file "
@@ -136,7 +136,7 @@ def find_failed_loads(site: LoadSite) -> Iterator[RuleHit]:
         name="state-not-loaded",
         level=Level.WARNING,
         summary="`{key}` of {owner} was not loaded: {origin}, {text}",
-        detail="it is {what}, which no state_dict contains, so {source} cannot bring it back",
+        detail="it is {what}, which no state_dict contains, so {source} cannot restore it",
         why=(
             "load_state_dict() reports that all keys match: a plain attribute is not a key. If "
             "training changed it, the change is gone, and the outputs differ."
@@ -211,13 +211,14 @@ def find_state_on_other_device(site: LoadSite) -> Iterator[RuleHit]:
         code="CK238",
         name="load-untied-weights",
         level=Level.WARNING,
-        summary="`{key}` of {module} was tied to {others} before the load, and is not any more",
-        detail="{loader} gave each name a tensor of its own{at}",
+        summary="`{key}` of {module} was tied to {others} before the load, and no longer is",
+        detail="{loader} assigned a separate tensor to each name{at}",
         why=(
             "Tied weights that are loaded with assign=True become two parameters: they take twice "
             "the memory, and training moves them apart."
         ),
         fix="Tie them again after the load: {code}",
+        general_advice="Tie them again after the load: model.head.weight = model.embedding.weight",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )

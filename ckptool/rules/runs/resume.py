@@ -20,12 +20,12 @@ _ATTRIBUTE_OF: Final = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)` of .+")
         code="CK334",
         name="resumed-run-differs",
         level=Level.ERROR,
-        summary="resumed from {checkpoint}, the run saves other values to {file}: {count} of "
+        summary="resumed from {checkpoint}, the run saves different values to {file}: {count} of "
         "{total} differ",
-        detail="{keys}; two runs without an interruption save the same there",
+        detail="{keys}; two uninterrupted runs save equal values",
         why=(
-            "What training needs to go on is not all in the checkpoint, or is not restored from "
-            "it: the loss curve has a step where the job was interrupted."
+            "Part of the training state is not in the checkpoint, or is not restored from it: the "
+            "loss curve has a step where the job was interrupted."
         ),
         fix="{remedy}",
         general_advice="Save and restore what the other findings name.",
@@ -59,11 +59,11 @@ def find_resumed_differences(comparison: ResumeComparison) -> Iterator[RuleHit]:
         name="state-not-resumed",
         level=Level.WARNING,
         summary="{key} is not restored: {old} in the uninterrupted run, {new} in the resumed run",
-        detail="that is so when {file} is saved: the checkpoint does not have it, or the script "
+        detail="compared when {file} is saved: the checkpoint does not contain it, or the script "
         "does not restore it",
         why=(
-            "The value is the same in two runs without an interruption, and another one after a "
-            "resume: it is state of the training that the checkpoint does not bring back."
+            "The value is equal in two uninterrupted runs, and different after a resume: it is "
+            "training state that the checkpoint does not restore."
         ),
         fix="{remedy}",
         general_advice="Save it in the checkpoint, and set it when the run is resumed.",

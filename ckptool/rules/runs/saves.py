@@ -8,7 +8,7 @@ from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_fil
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.runs.loads import describe_kind
 from ckptool.tracing.merge import ObjectSummary, SaveSite
-from ckptool.tracing.records import SavedModule, UnsavedValue
+from ckptool.tracing.records import SavedModule, TrainingObject, UnsavedValue
 
 _MAX_LISTED: Final = 3
 _RESUME_KINDS: Final = frozenset({"optimizer", "LR scheduler", "gradient scaler"})
@@ -20,6 +20,7 @@ _OBJECT_NAMES: Final = {
     "module copy": "averaged_model",
 }
 """Kind of an object -> what scripts usually call it; others by the last word of their kind."""
+_GENERATOR: Final = "random generator"
 _OBJECT_TEXTS: Final = {
     "module": "the trained module",
     "module copy": "the copy, changed since, of the module",
@@ -69,9 +70,9 @@ def find_changed_tensors_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         summary="`{key}` of {owner} changed since it was built, and is not in {target}",
         detail="it is {what}, {change}; {saver} wrote the state_dict{at}",
         why=(
-            "Counters and flags that are plain Python values are what the constructor makes them "
-            "in a new process: a warm-up runs again, data-dependent set-up runs over the loaded "
-            "weights."
+            "In a new process, counters and flags that are plain Python values have the "
+            "constructor's values: a warm-up runs again, data-dependent set-up runs over the "
+            "loaded weights."
         ),
         fix="{remedy}",
         general_advice='torch.save({"model": model.state_dict(), "steps": model.steps}, path)',
@@ -93,8 +94,8 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
         summary="no file of the run contains {what} {owner}{at}",
         detail="{consequence}",
         why=(
-            "What training needs to go on is more than the weights: moments of the optimizer, the "
-            "step of the schedule, the scale of the gradients, averaged weights."
+            "Training state is more than the weights: the moments of the optimizer, the step of "
+            "the scheduler, the scale of the gradients, averaged weights."
         ),
         fix="{remedy}",
         general_advice="Save its state_dict() next to that of the model, and load both.",
@@ -107,7 +108,10 @@ def find_changed_values_not_saved(site: SaveSite) -> Iterator[RuleHit]:
 def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]:
     is_resumable = bool(summary.saved_kinds & _RESUME_KINDS)
     for item in summary.never_saved:
-        is_model = item.kind not in _RESUME_KINDS
+        is_model = item.kind not in _RESUME_KINDS | {_GENERATOR}
+        if item.kind == _GENERATOR:
+            yield _build_generator_hit(item, is_resumable=is_resumable)
+            continue
         yield hit(
             item.owner.rpartition(".")[2],
             None if is_resumable or is_model else Level.NOTE,
@@ -118,8 +122,7 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
             defined_at=item.where,
             consequence="its state_dict() is lost when the run ends"
             if is_model or is_resumable
-            else "the files have the weights alone: training cannot go on from them where it "
-            "stopped",
+            else "the files contain only the weights: training cannot be resumed from them",
             remedy=_advise_saving(item.kind, is_needed=is_resumable or is_model),
         )
 
@@ -132,15 +135,35 @@ def _advise_saving(kind: str, *, is_needed: bool) -> str:
     return code if is_needed else f"For a checkpoint to resume from: {code}"
 
 
+def _build_generator_hit(item: TrainingObject, *, is_resumable: bool) -> RuleHit:
+    """Return the hit of a random generator that went on while the run trained."""
+    return hit(
+        item.name,
+        None if is_resumable else Level.NOTE,
+        what=f"the state of the random generator {quote_code(item.name)},",
+        owner=f"a {item.owner}",
+        at="",
+        consequence="it went on during the run; a resumed run draws again what this one drew",
+        remedy=f"Save {item.name}.{_find_state_reader(item.owner)} next to the model's "
+        "state_dict(), and set it when the run is resumed",
+    )
+
+
+def _find_state_reader(owner: str) -> str:
+    if owner.startswith("numpy.") and owner.endswith(".Generator"):
+        return "bit_generator.state"
+    return "get_state()" if owner.startswith(("torch.", "numpy.")) else "getstate()"
+
+
 @check(
     SaveSite,
     Rule(
         code="CK333",
         name="part-of-module-saved",
         level=Level.NOTE,
-        summary="{target} has {count} of {module} too few: {keys}",
-        detail="the mapping that {saver} wrote{at} lacks them",
-        why="A file with a part of a state_dict loads with strict=False only, and what it lacks "
+        summary="{target} lacks {count} of {module}: {keys}",
+        detail="{saver} wrote a mapping without them{at}",
+        why="A file with a part of a state_dict loads with strict=False only, and what is missing "
         "keeps its initial value.",
         fix="Save all of it: torch.save(model.state_dict(), path); or load the rest from another "
         "file.",

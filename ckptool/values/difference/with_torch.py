@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import isfinite
 from operator import sub
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ from ckptool.values.difference.sums import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 BLOCK_ELEMENTS: Final = 1 << 16
@@ -142,7 +144,18 @@ def _widen(tensor: "Tensor", buffer: "Tensor") -> "Tensor":
     """Return the elements as float64, in `buffer`, or as complex128 if complex."""
     import torch
 
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:  # a fifth of a cast's time
+        values = _list_float8_values(tensor.dtype)
+        return torch.index_select(values, 0, tensor.view(torch.uint8).int(), out=buffer)
     return tensor.to(torch.complex128) if tensor.is_complex() else buffer.copy_(tensor)
+
+
+@cache
+def _list_float8_values(dtype: "torch.dtype") -> "Tensor":
+    """Return the values of the 256 elements that a dtype of one byte has, as float64."""
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(dtype).double()
 
 
 def _dot_product(x: "Tensor", y: "Tensor") -> float:

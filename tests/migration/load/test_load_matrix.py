@@ -17,6 +17,8 @@ from migration.matrix_truth import load_object
 from safetensors.torch import load_file
 
 import ckptool
+from ckptool.migration.plan.key_operations import RenameKeys
+from ckptool.migration.plan.plan_file import Plan
 
 pytestmark = pytest.mark.matrix
 
@@ -88,6 +90,52 @@ def test_a_refused_load_leaves_the_module_as_it_was(source_name, tied, asked):
         ckptool.load(module, path, at=".".join(source.at) or None, **ASKED[asked])
     assert caught.value.report.exit_code == 1
     assert all(same_bits(before[key], tensor) for key, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_a_module_on_meta_takes_over_the_tensors(source_name, tied, dtype):
+    path, source = write_source(source_name, tied), SOURCES[source_name]
+    old = make_trained_module(tied)
+    with torch.device("meta"):
+        module = OLD_CLASSES[tied]().eval()
+    at = ".".join(source.at) or None
+    report = ckptool.load(module, path, at=at, assign=True, device="cpu", dtype=dtype)
+    assert report.exit_code == 0
+    for key, tensor in old.state_dict().items():
+        is_cast = dtype and tensor.is_floating_point()
+        expected = tensor.half() if is_cast else tensor
+        found = module.state_dict()[key]
+        assert found.device.type == "cpu"
+        assert same_bits(found, expected)
+    if tied:
+        assert module.head.weight is module.embed.weight
+
+
+def test_an_answer_and_a_plan_lead_to_the_same_module(source_name, tied):
+    """The new head has another name: it is asked for, accepted, and the same by a plan."""
+    path, source = write_source(source_name, tied), SOURCES[source_name]
+    at = ".".join(source.at) or None
+    if source.stores_one_name and tied:
+        pytest.skip("the file has the head under the name of the embedding alone")
+    old = make_trained_module(tied)
+    loaded = []
+    rename = "rename head.weight=output.weight"
+    plan = Plan((RenameKeys(key="head.weight", to="output.weight"),))
+    for asked in ({"accept": [rename]}, {"plan": plan}):
+        torch.manual_seed(7)
+        module = OLD_CLASSES[False]().eval()
+        module.output = module.head
+        del module.head
+        if "plan" in asked and "head.weight" not in read_with_its_library(path, source):
+            with pytest.raises(ckptool.LoadError, match="strip-prefix"):  # a plan is exact
+                ckptool.load(module, path, at=at, **asked)
+            continue
+        ckptool.load(module, path, at=at, **asked)
+        loaded.append(module.state_dict())
+    expected = {key.replace("head.", "output."): tensor for key, tensor in old.state_dict().items()}
+    for state in loaded:
+        assert state.keys() == expected.keys()
+        assert all(same_bits(state[key], tensor) for key, tensor in expected.items())
 
 
 def test_the_mapping_is_what_torch_reads(source_name, tied):

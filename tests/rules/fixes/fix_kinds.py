@@ -49,6 +49,10 @@ OWN_TESTS = (
 """Rules with a test of their own: code that needs more than the file, or two files."""
 POLICY = ("CK328", "CK329", "CK853", "CK856", "CK857", "CK858", "CK859", "CK860")
 """Rules on policies: what the fix says is done to the command line or the configuration."""
+CHAIN = (
+    *("CK870", "CK871", "CK872", "CK873", "CK874", "CK875", "CK876", "CK877", "CK878", "CK879"),
+)
+"""Rules on a chain of migrations: commands in their fixes are run in test_chain_fixes.py."""
 LOOKS = ("CK113", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
 """Rules whose fix is a command that shows what to decide, or records the decision."""
 PROSE = {

@@ -1,7 +1,9 @@
 """Every rule is tried in one way, or asks a person and says for what."""
 
+import re
 from collections import Counter
 
+import pytest
 from rules.fixes import fix_kinds
 from rules.fixes.fix_kinds import PROSE
 
@@ -15,10 +17,20 @@ def test_every_rule_is_tried_or_asks_a_person():
     kinds = (
         *(fix_kinds.COMMANDS, fix_kinds.STATEMENTS, fix_kinds.SOURCES, fix_kinds.BUFFER_LINES),
         *(fix_kinds.RUN_LINES, fix_kinds.OWN_TESTS, fix_kinds.POLICY, fix_kinds.LOOKS, PROSE),
+        fix_kinds.CHAIN,
     )
     counts = Counter(code for kind in kinds for code in kind)
     assert counts.keys() == RULES.keys()
     assert {code for code, count in counts.items() if count > 1} == TWICE
+
+
+@pytest.mark.parametrize("code", sorted(RULES))
+def test_the_page_of_a_rule_reads_without_facts(code):
+    """`ckptool rule` showed COMMAND, REMEDYin, KEYWHERETIMES and "it depends on the facts"."""
+    rule = RULES[code]
+    assert not re.search(r"\b(COMMAND|REMEDY|ADVICE|CODE)|depends on the facts", rule.general_fix)
+    clauses = re.findall(r"\{\w+\}(?=\{)", rule.general_summary or rule.message)
+    assert not re.search(r"[a-z.][A-Z]{3}|\{|\}", rule.general_message), clauses
 
 
 def test_few_fixes_are_prose():

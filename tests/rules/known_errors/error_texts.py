@@ -7,8 +7,10 @@ import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
@@ -22,7 +24,7 @@ def raised_text(function: Callable[[], object]) -> str:
         warnings.simplefilter("always")
         try:
             function()
-        except Exception:  # noqa: BLE001 (whatever the library raises)
+        except BaseException:  # noqa: BLE001 (whatever the library raises: that of DCP is no Exception)
             return traceback.format_exc()
     return "\n".join(f"train.py:3: UserWarning: {w.message}" for w in caught)
 
@@ -140,8 +142,102 @@ def bf16_input() -> object:
     return nn.Conv2d(1, 1, 1)(torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16))
 
 
+def meta_state(module: nn.Module) -> dict:
+    return {key: value.to("meta") for key, value in module.state_dict().items()}
+
+
+def save_old(folder) -> str:
+    path = str(folder / "old.pth")
+    torch.save(net().state_dict(), path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def read_by_pickle(path: str) -> None:
+    """Read the pickles of a file that torch.save wrote, one after the other."""
+    with Path(path).open("rb") as file:
+        while True:
+            pickle.load(file)
+
+
+def tagged_bytes(tag: str) -> bytes:
+    """Return a file whose tensors say that they were saved on a device that is not here."""
+    if tag.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    original = torch.serialization.location_tag
+    torch.serialization.location_tag = lambda _: tag
+    try:
+        return saved_bytes(net().state_dict())
+    finally:
+        torch.serialization.location_tag = original
+
+
+def load_dcp(folder, state: dict) -> str:
+    from torch.distributed import checkpoint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save({"a": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
+    return raised_text(lambda: checkpoint.load(state, checkpoint_id=folder, no_dist=True))
+
+
+def load_adapter(folder) -> str:
+    peft = pytest.importorskip("peft")
+    return raised_text(lambda: peft.PeftModel.from_pretrained(nn.Linear(2, 2), str(folder)))
+
+
+def place_meta_tensor() -> str:
+    utils = pytest.importorskip("accelerate.utils")
+    with torch.device("meta"):
+        module = nn.Linear(2, 2)
+    return raised_text(lambda: utils.set_module_tensor_to_device(module, "weight", "cpu"))
+
+
+def resume_trainer(folder, *, resume) -> str:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 9}
+    config = transformers.BertConfig(num_hidden_layers=1, num_attention_heads=1, **sizes)
+    arguments = transformers.TrainingArguments(str(folder), report_to=[], use_cpu=True)
+    trainer = transformers.Trainer(transformers.BertModel(config), arguments, train_dataset=[1])
+    return raised_text(lambda: trainer.train(resume_from_checkpoint=resume))
+
+
 REAL = {
     # name of the case: (text, kinds of the explanations, words of a next step)
+    "on meta": (lambda _: load_text(nn.Linear(2, 2), meta_state(nn.Linear(2, 2))),
+                {"tensors-on-meta"}, 'map_location="cpu"'),
+    "state_dict for a module": (lambda _: raised_text(
+        lambda: torch.load(io.BytesIO(saved_bytes(net().state_dict()))).eval()),
+        {"state-dict-for-module"}, "model.load_state_dict(torch.load("),
+    "state_dict is called": (lambda _: raised_text(
+        lambda: torch.load(io.BytesIO(saved_bytes(net().state_dict())))(torch.ones(1, 4))),
+        {"state-dict-for-module"}, "ckptool inspect"),
+    "another place": (lambda _: raised_text(
+        lambda: net().load_state_dict(torch.load(io.BytesIO(saved_bytes({"model": {}})))["net"])),
+        {"state-at-another-place"}, "ckptool inspect"),
+    "plain pickle": (lambda _: read_bytes(pickle.dumps({"a": 1}), weights_only=False),
+                     {"plain-pickle"}, "ckptool inspect"),
+    "read by pickle": (lambda path: raised_text(lambda: read_by_pickle(save_old(path))),
+                       {"torch-file-read-by-pickle"}, "torch.load("),
+    "old format with mmap": (lambda path: raised_text(
+        lambda: torch.load(save_old(path), mmap=True)), {"mmap-of-old-format"}, "ckptool convert"),
+    "no such device": (lambda _: read_bytes(tagged_bytes("fpga")), {"unknown-device-tag"},
+                       'map_location="cpu"'),
+    "no GPU": (lambda _: read_bytes(tagged_bytes("cuda:0")), {"saved-on-cuda"},
+               'map_location="cpu"'),
+    "disk full": (lambda _: raised_text(lambda: torch.save(torch.ones(1 << 20), "/dev/full")),
+                  {"save-ended-early"}, "free space"),
+    "dcp": (lambda path: load_dcp(path, {"b": torch.ones(2)}), {"dcp-missing-key"},
+            "ckptool diff CHECKPOINT_FOLDER"),
+    "dcp size": (lambda path: load_dcp(path, {"a": torch.ones(3)}), {"dcp-size"}, "ckptool"),
+    "incompatible keys": (lambda _: str(nn.Linear(2, 2).load_state_dict(
+        {f"module.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}, strict=False)),
+        {"wrapped-file"}, "removeprefix"),
+    "adapter folder": (load_adapter, {"adapter-config-missing"}, "ckptool inspect"),
+    "accelerate": (lambda _: place_meta_tensor(), {"accelerate-meta-tensor"}, "ckptool diff"),
+    "trainer, empty folder": (lambda path: resume_trainer(path, resume=True),
+                              {"trainer-no-checkpoint"}, "ls -l"),
+    "trainer, no weights": (lambda path: resume_trainer(path, resume=str(path)),
+                            {"trainer-unfit-checkpoint"}, "ckptool inspect"),
     "ddp": (lambda _: load_text(net(), plain_state(net()), prefix="module."),
             {"wrapped-file"}, 'removeprefix("module.")'),
     "compiled": (lambda _: load_text(net(), plain_state(net()), prefix="_orig_mod."),
@@ -353,7 +449,13 @@ QUOTED = {
         " writing file data/4: file write failed"),
         {"save-failed"}, "ckptool inspect"),
 }  # fmt: skip
-"""Errors that need a GPU, several processes or a download, in the words of their libraries."""
+"""Errors in the words of their libraries, which the tests cannot raise.
+
+Two GPUs or a GPU, a mesh of processes: "two devices", "fewer GPUs", "dtensor", "flat parameters".
+Not installed: "deepspeed", "bitsandbytes". In the words of versions before those that are
+installed: "newly initialised", "not used" (transformers 4), "full disk" (torch before 2.8). The
+others are here as a short text, and raised in `REAL` as well.
+"""
 
 NEAR_MISSES = {
     "import of a package": 'Traceback (most recent call last):\n  File "train.py", line 1, in'
@@ -379,6 +481,14 @@ NEAR_MISSES = {
     "eof of a socket": 'Traceback (most recent call last):\n  File "queue.py", line 1, in'
     " recv\nEOFError: Ran out of input",
     "json": "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+    "state_dict of a dict": "KeyError: 'model'",
+    "eval of a dict": "AttributeError: 'dict' object has no attribute 'eval'",
+    "path of a cache": "NotImplementedError: cannot instantiate 'PosixPath' on your system",
+    "import of numpy": "ModuleNotFoundError: No module named 'numpy._core'",
+    "position": "AssertionError: unexpected pos 3 vs 4 in the parser",
+    "port": "RuntimeError: The server socket has failed to listen on any local network address.",
+    "watchdog": "[rank0]:[E ProcessGroupNCCL.cpp:616] Watchdog caught collective operation timeout",
+    "other dtype": "RuntimeError: mat1 and mat2 must have the same dtype, but got Float and Half",
     "device of a tensor": "x is on the same device as y, all tensors are expected there",
     "nan": "ValueError: loss is nan at step 300",
     "progress": "Epoch 3: 100%|#####| 10/10 [00:01<00:00, 8.2it/s, loss=0.31]",

@@ -1,22 +1,24 @@
-"""Folder or pattern -> the checkpoints in it, by their names; no file is opened."""
+"""Folder or pattern -> the checkpoints in it, by their names; no checkpoint is opened."""
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ckptool.errors import ReadError
+from ckptool.formats.files.source import list_names
+from ckptool.formats.files.weight_names import is_index_name, is_weights_name, list_weights
+from ckptool.formats.limits import DEFAULT_LIMITS
+from ckptool.formats.sharded.reader import list_shard_names
+from ckptool.formats.sharded.sibling_files import CHECKPOINT_PATTERN
+from ckptool.loaders.model_folder import MODEL_CONFIGS, find_model_folder
 
 _FILE_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt)"
 """Names of files that are taken without having been named: `.pkl` and `.tar` are often others."""
-_FOLDER_MARK_PATTERN: Final = r"\.metadata|.+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
-"""Names that make one checkpoint of a folder: those of an index, and DCP's."""
-_WEIGHTS_PATTERN: Final = (
-    r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)(?:-\d+-of-\d+)?\.\w+"
-)
-"""Weight files, whole or shards, beside which a folder's other files are no checkpoints."""
+_DCP_METADATA: Final = ".metadata"
 _TRAINING_STATE_PATTERN: Final = (
     r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
 )
@@ -35,15 +37,27 @@ def is_pattern(text: str) -> bool:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder: itself if it is one, else files and folders below it.
 
+    A folder with a framework's configuration is one, even without weights: the framework does not
+    look for them below it.
+
     A folder with a single file is that checkpoint, and one with none is returned as it is: opening
     it gives the reason.
 
     Raises:
         ReadError: it has too many names below it, or cannot be listed.
     """
-    matches = list(_walk(folder, "*", folder))
-    is_single = len(matches) < 2 and all(path.parent == folder for path in matches)
+    found = list(_walk(folder, "*", folder, is_checkpoint=_is_model_folder))
+    shards = {shard for path in found if path.is_dir() for shard in _iter_shards(path)}
+    matches = [path for path in found if path not in shards]
+    is_single = len(matches) < 2 and all(p.parent == folder and p.is_file() for p in matches)
     return [folder] if is_single else matches
+
+
+def _iter_shards(folder: Path) -> Iterator[Path]:
+    """Yield the shards that the indexes of a folder name, also in folders below it."""
+    for index_name in filter(is_index_name, list_names(folder)):
+        for name in list_shard_names(folder / index_name, DEFAULT_LIMITS):
+            yield folder / name
 
 
 def iter_matching_checkpoints(pattern: str, folder: Path) -> Iterator[Path]:
@@ -71,7 +85,13 @@ def _is_relative(pattern: str) -> bool:
     return is_normal and not pattern.startswith(("/", "..")) and pattern != "."
 
 
-def _walk(start: Path, pattern: str, folder: Path) -> Iterator[Path]:
+def _walk(
+    start: Path,
+    pattern: str,
+    folder: Path,
+    *,
+    is_checkpoint: Callable[[Path], bool] = lambda _: False,
+) -> Iterator[Path]:
     suffix = PurePosixPath(pattern).suffix
     is_any_kind = len(suffix) > 1 and not is_pattern(suffix)
     visited_count = 0
@@ -87,7 +107,7 @@ def _walk(start: Path, pattern: str, folder: Path) -> Iterator[Path]:
             for name in sorted(files)
             if fnmatchcase((directory / name).relative_to(folder).as_posix(), pattern)
         ]
-        if _is_checkpoint_folder(file_names) and (
+        if (_is_checkpoint_folder(file_names) or is_checkpoint(directory)) and (
             matching or fnmatchcase(directory.relative_to(folder).as_posix(), pattern)
         ):
             yield directory
@@ -106,7 +126,7 @@ def _is_environment(file_names: Sequence[str]) -> bool:
 def _list_checkpoint_names(file_names: Sequence[str]) -> list[str]:
     """Return the names of checkpoints; next to weights, without the state of their training."""
     names = [name for name in file_names if _is_checkpoint_name(name)]
-    if not any(re.fullmatch(_WEIGHTS_PATTERN, name) for name in file_names):
+    if not any(map(is_weights_name, file_names)):
         return names
     return [name for name in names if not re.fullmatch(_TRAINING_STATE_PATTERN, name)]
 
@@ -117,6 +137,53 @@ def _is_checkpoint_name(name: str) -> bool:
 
 def _is_checkpoint_folder(file_names: Sequence[str]) -> bool:
     """Whether a folder is one checkpoint: it has an index, or weights beside a configuration."""
-    has_mark = any(re.fullmatch(_FOLDER_MARK_PATTERN, name) for name in file_names)
-    has_weights = any(re.fullmatch(_WEIGHTS_PATTERN, name) for name in file_names)
-    return has_mark or (has_weights and any(name.endswith("config.json") for name in file_names))
+    is_configured = any(name.endswith("config.json") for name in file_names)
+    return any(name == _DCP_METADATA or is_index_name(name) for name in file_names) or (
+        is_configured and any(map(is_weights_name, file_names))
+    )
+
+
+def _is_model_folder(folder: Path) -> bool:
+    """Whether a folder is that of one model of a framework, or its configuration is damaged."""
+    try:
+        model_folder = find_model_folder(folder)
+    except ReadError:
+        return True
+    return model_folder is not None and not model_folder.is_pipeline
+
+
+def find_checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints in a local folder and below it, sorted.
+
+    A folder that is one checkpoint itself, by an index, `.metadata`, a framework's configuration or
+    its weight file, is in the list in the place of its files.
+
+    Raises:
+        ReadError: a folder cannot be listed, or has too many names below it.
+    """
+    return list(_iter_checkpoint_files(folder, count(1), folder))
+
+
+def _iter_checkpoint_files(folder: Path, visits: Iterator[int], start: Path) -> Iterator[Path]:
+    """Yield the checkpoints in a folder below `start`; `visits` counts the names of them all."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ReadError(folder, error.strerror or str(error)) from error
+    if _is_one_checkpoint(folder, [entry.name for entry in entries]):
+        yield folder
+        return
+    for entry in entries:
+        if next(visits) > MAX_VISITED:
+            raise ReadError(start, f"has more than {MAX_VISITED:,} files: name a folder in it")
+        if re.fullmatch(CHECKPOINT_PATTERN, entry.name) and entry.is_file():
+            yield folder / entry.name
+        elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from _iter_checkpoint_files(folder / entry.name, visits, start)
+
+
+def _is_one_checkpoint(folder: Path, names: Sequence[str]) -> bool:
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".json"))]
+    is_configured = not MODEL_CONFIGS.isdisjoint(weights)
+    is_marked = _DCP_METADATA in names or bool(weights and list_weights(weights))
+    return is_marked or (is_configured and _is_model_folder(folder))

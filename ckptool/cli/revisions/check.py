@@ -1,0 +1,52 @@
+"""`ckptool check`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options.module import limit_options, module_options
+from ckptool.cli.options.report import report_options
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.revisions.chain_options import chain_option
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("check", cls=GroupedCommand)
+@chain_option
+@module_options
+@limit_options
+@report_options
+def command(
+    ctx: click.Context,
+    *,
+    chain: Path | None,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    loader: str | None,
+    limits: Limits,
+    out: ReportOutput,
+    policy: Policy,
+) -> None:
+    r"""Check that every old file still arrives at the head of the chain of migrations.
+
+    Exits 1 if the state of the module changed and no revision says how, or if the fixture of a
+    revision does not arrive, does not load, or computes something else.
+
+    \b
+    ckptool check
+    """
+    report = api.check(
+        module=module,
+        kwargs=kwargs,
+        loader=loader,
+        chain=chain,
+        run_python=not ctx.params["no_config"],
+        policy=policy,
+        limits=limits,
+        config=ctx.obj["config"],
+    )
+    out.write_report(report)
+    ctx.exit(report.exit_code)

@@ -1,0 +1,93 @@
+"""`ckptool revision`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options.module import input_options, limit_options, module_options
+from ckptool.cli.options.param_types import OUTPUT_PATH
+from ckptool.cli.options.report import report_options
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.parsing import parse_injection, parse_rename, reject_duplicates
+from ckptool.cli.revisions.chain_options import chain_option, name_module_in_full
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("revision", cls=GroupedCommand)
+@click.option("-m", "--message", metavar="TEXT", help="What changed, in a few words.")
+@chain_option
+@name_module_in_full
+@module_options
+@click.option("--rename", "renamed", metavar="OLD=NEW", multiple=True,
+              help="A key or pattern before, and now; repeatable.")  # fmt: skip
+@click.option("--inject", "injected", metavar="KEY=SOURCE", multiple=True,
+              help="Where the value of a new key is from, as for migrate; repeatable.")  # fmt: skip
+@click.option("--drop", metavar="KEY", multiple=True, help="Leave out this key; repeatable.")
+@click.option("--accept-renames", is_flag=True, help="Take renames that nothing proves.")
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
+              help="The steps, as a plan file of migrate.")  # fmt: skip
+@click.option("--save-plan", type=OUTPUT_PATH, metavar="FILE",
+              help="File for the steps so far, if questions are open.")  # fmt: skip
+@click.option("--python", is_flag=True, help="Draft a Python function to fill in, not steps.")
+@click.option("--fixture", type=click.Path(path_type=Path, exists=True), metavar="FILE",
+              help="A small checkpoint to keep as the old file of its revision.")  # fmt: skip
+@click.option("--merge", is_flag=True, help="Put one of two heads after the other.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; show the steps.")
+@input_options
+@limit_options
+@report_options
+def command(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    message: str | None,
+    chain: Path | None,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    loader: str | None,
+    renamed: tuple[str, ...],
+    injected: tuple[str, ...],
+    drop: tuple[str, ...],
+    accept_renames: bool,
+    plan: Path | None,
+    save_plan: Path | None,
+    python: bool,
+    fixture: Path | None,
+    merge: bool,
+    dry_run: bool,
+    inputs: tuple[str, ...] | None,
+    limits: Limits,
+    out: ReportOutput,
+    policy: Policy,  # noqa: ARG001
+) -> None:
+    r"""Draft a migration from what changed since the last revision, or since the lock.
+
+    \b
+    ckptool revision -m "the first one"
+    ckptool revision -m "mask is a buffer"
+    ckptool revision -m "another layout" --python
+    """
+    report = api.revision(
+        message,
+        module=module,
+        kwargs=kwargs,
+        loader=loader,
+        chain=chain,
+        plan=plan,
+        save_plan=save_plan,
+        python=python,
+        fixture=fixture,
+        inputs=inputs,
+        renames=reject_duplicates("--rename", map(parse_rename, renamed)),
+        inject=reject_duplicates("--inject", map(parse_injection, injected)),
+        drop=drop,
+        accept_renames=accept_renames,
+        merge=merge,
+        dry_run=dry_run,
+        limits=limits,
+        config=ctx.obj["config"],
+    )
+    out.write_report(report)
+    ctx.exit(report.exit_code)

@@ -1,0 +1,104 @@
+"""Gated checkpoint x chain of its project -> what the rules about revisions look at."""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from ckptool.commands.revisions.project_chain import default_folder, find_entry_folder
+from ckptool.commands.target import ModuleTarget, name_object
+from ckptool.compare.contract import build_module_contract
+from ckptool.config import ProjectConfig
+from ckptool.errors import RevisionError
+from ckptool.locations import Location
+from ckptool.model import Checkpoint, ModuleInfo
+from ckptool.phrases import quote_shell
+from ckptool.revisions.chain import Chain, read_chain
+from ckptool.revisions.recorded_state import compare_states, record_contract
+from ckptool.revisions.standing import find_standing
+from ckptool.rules.chain.arrivals import ChainChange
+from ckptool.rules.chain.standings import RevisionStanding
+from ckptool.rules.fixes.commands import name_result
+
+
+class ChainEvidence(Struct, frozen=True):
+    """Where a checkpoint and its module stand in the chain of their project."""
+
+    folder: Path
+    standing: RevisionStanding | None = None
+    """None of a module without a checkpoint."""
+    change: ChainChange | None = None
+    """None without a module."""
+
+    @property
+    def subjects(self) -> tuple[object, ...]:
+        return tuple(subject for subject in (self.standing, self.change) if subject is not None)
+
+
+def find_chain_evidence(
+    config: ProjectConfig,
+    module_target: ModuleTarget | None,
+    location: Location | None,
+    checkpoint: Checkpoint | None,
+    module_info: ModuleInfo | None,
+) -> ChainEvidence | None:
+    """Return where a checkpoint stands; None if its project has no chain.
+
+    Raises:
+        RevisionError: the chain is inconsistent, or has several heads.
+        NoStateError: the file has no state at the configured place.
+    """
+    folder = find_gated_folder(config, module_target, location)
+    if folder is None:
+        return None
+    chain = read_chain(folder)
+    chain.require_one_head()
+    change = None
+    if module_info is not None:
+        state = record_contract(build_module_contract(module_info))
+        change = ChainChange(chain.head.name, compare_states(chain.head.state, state).text)
+    at = module_target.at if module_target else None
+    standing = None if checkpoint is None else _describe_standing(checkpoint, chain, at)
+    return ChainEvidence(folder, standing, change)
+
+
+def find_gated_folder(
+    config: ProjectConfig, module_target: ModuleTarget | None, location: Location | None
+) -> Path | None:
+    """Return the folder of the chain of a checkpoint or a module; None without one.
+
+    Raises:
+        RevisionError: a chain has to be read for that, and is inconsistent.
+    """
+    name = _name_module(module_target)
+    entries = [entry for entry in config.settings.models if entry.module == name]
+    entry = entries[0] if entries else config.find_entry(location) if location else None
+    if entry is not None:
+        return find_entry_folder(entry, config)
+    folder = default_folder(config)
+    if not folder.is_dir() or not any(folder.glob("*.toml")):
+        return None
+    return folder if read_chain(folder).revisions[-1].module == name else None
+
+
+def _name_module(module_target: ModuleTarget | None) -> str:
+    if module_target is None:
+        return ""
+    module = module_target.module
+    return module if isinstance(module, str) else name_object(module)
+
+
+def _describe_standing(checkpoint: Checkpoint, chain: Chain, at: str | None) -> RevisionStanding:
+    try:
+        standing = find_standing(checkpoint, chain, at)
+    except RevisionError as error:
+        text = str(error).removeprefix(f"{checkpoint.path}: ")
+        return RevisionStanding("unknown", text, "", chain.head.name)
+    source, result = (quote_shell(str(p)) for p in (checkpoint.path, name_result(checkpoint)))
+    return RevisionStanding(
+        str(standing.kind),
+        standing.text,
+        standing.revision.name if standing.revision else "",
+        chain.head.name,
+        tuple(revision.name for revision in standing.candidates),
+        f"ckptool upgrade {source} -o {result}",
+    )

@@ -1,0 +1,1 @@
+"""The commands of a chain of migrations, in the words of Alembic."""

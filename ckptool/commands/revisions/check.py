@@ -1,0 +1,256 @@
+"""Chain x today's module -> ChainCheckReport: whether files of each revision reach the head."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.commands.revisions.chain_migration import MovedFile, MoveOptions, move_checkpoint
+from ckptool.commands.revisions.chain_steps import find_irreversible_step
+from ckptool.commands.revisions.downgrade import compare_with_earlier
+from ckptool.commands.revisions.fixtures import find_fixture, find_golden
+from ckptool.commands.revisions.project_chain import ProjectChain, find_project_chain
+from ckptool.commands.revisions.skeleton import apply_to_skeleton
+from ckptool.commands.revisions.upgrade import build_options
+from ckptool.commands.worker.migration_requests import WorkerModule
+from ckptool.commands.worker.requests import DescribeModule, ReplayGolden
+from ckptool.commands.worker.worker import get_worker
+from ckptool.compare.contract import build_module_contract
+from ckptool.config import ProjectConfig
+from ckptool.errors import CkptoolError, ModuleError, ReadError, RevisionError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.migration.plan.target_module import TargetModule
+from ckptool.model import Skipped
+from ckptool.policy import Policy, judge
+from ckptool.reports.revisions.check import (
+    ArrivalReport,
+    ChainCheckReport,
+    build_chain_check_report,
+)
+from ckptool.revisions.chain import Chain
+from ckptool.revisions.recorded_state import compare_states, record_contract
+from ckptool.revisions.revision import Revision
+from ckptool.rules import run_rules
+from ckptool.rules.chain.arrivals import ChainChange, FixtureArrival
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PASSED: Final = "passed"
+_FAILED: Final = "failed"
+_NOT_CHECKED: Final = "not checked"
+
+
+def check(
+    *,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
+    chain: str | Path | None = None,
+    run_python: bool = True,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+) -> ChainCheckReport:
+    """Check that the chain of migrations belongs to today's module, and that old files arrive.
+
+    The state of the module must be the one that the head records. The fixture of every revision is
+    upgraded to the head, loaded strictly, run on its recorded inputs, and downgraded where that is
+    possible.
+
+    Args:
+        module: today's module; None takes the configuration's.
+        kwargs: constructor arguments.
+        loader: framework whose loader is used; None selects it by the folder.
+        chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
+        run_python: whether revisions that are Python functions may be run.
+        policy: reported findings.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+
+    Raises:
+        RevisionError: there is no chain, it is inconsistent, or it has several heads.
+        ModuleError: the module cannot be built.
+        UsageError: there is no module.
+    """
+    project = find_project_chain(build_options(config, module, kwargs, loader, chain))
+    revision_chain = project.read()
+    revision_chain.require_one_head()
+    target_module = _describe_module(project)
+    state = record_contract(build_module_contract(target_module.module_info))
+    change = ChainChange(
+        revision_chain.head.name, compare_states(revision_chain.head.state, state).text
+    )
+    examiner = _FixtureExaminer(project, revision_chain, target_module, change, run_python, limits)
+    results = [examiner.examine(revision) for revision in revision_chain.revisions]
+    findings = run_rules([change, *(result.arrival for result in results)])
+    return build_chain_check_report(
+        str(revision_chain.folder),
+        revision_chain.head.name,
+        [result.report for result in results],
+        judge(findings, policy or Policy()),
+        change.difference,
+        [skipped for result in results for skipped in result.skipped],
+    )
+
+
+def _describe_module(project: ProjectChain) -> TargetModule:
+    if project.module_target is None:
+        raise UsageError(
+            "check needs today's module: -m package.module:Name, or [[tool.ckptool.models]] of "
+            "pyproject.toml or ckptool.toml"
+        )
+    worker, target = get_worker(), project.module_target
+    module_info = worker.ask(DescribeModule(target)).module_info
+    return TargetModule(module_info, WorkerModule(worker, target, target.file_arguments))
+
+
+class _FixtureResult(Struct, frozen=True):
+    """What became of the fixture of one revision."""
+
+    arrival: FixtureArrival
+    report: ArrivalReport
+    skipped: tuple[Skipped, ...] = ()
+
+
+class _FixtureExaminer(Struct, frozen=True):
+    """Brings the fixture of each revision to the head, and back."""
+
+    project: ProjectChain
+    chain: Chain
+    target_module: TargetModule
+    change: ChainChange
+    run_python: bool
+    limits: Limits
+
+    def examine(self, revision: Revision) -> _FixtureResult:
+        """Return what became of the fixture of a revision, and of its steps."""
+        step_failure = self._check_steps(revision)
+        fixture = find_fixture(revision)
+        arrival = FixtureArrival(revision.name, "", "", step_failure=step_failure)
+        report = ArrivalReport(name=revision.name, message=revision.message)
+        if fixture is None:
+            reason = 'it has none: ckptool revision --fixture FILE -m "..." keeps one'
+            skipped = Skipped(f"fixture of {revision.name}", reason)
+            return _FixtureResult(arrival, report, (skipped,))
+        arrival = replace(arrival, fixture=str(fixture))
+        report = replace(report, fixture=fixture.name)
+        with tempfile.TemporaryDirectory(prefix="ckptool-check-") as folder:
+            try:
+                return self._follow(revision, fixture, Path(folder), arrival, report)
+            except UsageError as error:
+                skipped = Skipped(f"fixture of {revision.name}", str(error))
+                return _FixtureResult(arrival, replace(report, arrives=_NOT_CHECKED), (skipped,))
+            except CkptoolError as error:
+                arrival = replace(arrival, failure=_strip_folder(str(error), folder, fixture))
+                return _FixtureResult(arrival, replace(report, arrives=_FAILED))
+
+    def _check_steps(self, revision: Revision) -> str:
+        """Return why the steps of a revision do not lead to its state, "" if they do."""
+        parent = self.chain.get_revision(revision.parent)
+        if parent is None or revision.python:
+            return ""
+        try:
+            operations = revision.plan.ops
+            result = apply_to_skeleton(revision.path, parent.state, operations, self.target_module)
+        except RevisionError as error:
+            return str(error)
+        return compare_states(revision.state, result).text
+
+    def _follow(
+        self,
+        revision: Revision,
+        fixture: Path,
+        folder: Path,
+        arrival: FixtureArrival,
+        report: ArrivalReport,
+    ) -> _FixtureResult:
+        """Upgrade a fixture, run it and downgrade it again.
+
+        Raises:
+            CkptoolError: it does not arrive.
+        """
+        has_changed = bool(self.change.difference)
+        project = replace(self.project, module_target=None) if has_changed else self.project
+        target = folder / "head.pth"
+        moved = self._move(fixture, target, project, "head", revision.revision)
+        if not moved.standing.is_exact and moved.standing.difference is not None:
+            raise RevisionError(
+                f"its fixture is not as the revision records: {moved.standing.difference.text}"
+            )
+        report = replace(report, arrives=_PASSED)
+        skipped: list[Skipped] = []
+        if has_changed:
+            reason = "the state of the module changed since the head"
+            skipped.append(Skipped(f"loading {fixture.name}", reason))
+        else:
+            report = replace(report, loads=_read_load(moved))
+            drift, result, reason = self._replay(revision, target)
+            report, arrival = replace(report, outputs=result), replace(arrival, output_drift=drift)
+            skipped += [Skipped(f"outputs of {fixture.name}", reason)] if reason else []
+        back, reason = self._move_back(revision, target, folder / "back.pth")
+        if back == _FAILED:
+            arrival = replace(arrival, failure=reason)
+        elif reason:
+            skipped.append(Skipped(f"downgrade to {revision.name}", reason))
+        return _FixtureResult(arrival, replace(report, back=back), tuple(skipped))
+
+    def _move(
+        self,
+        source: Path,
+        target: Path,
+        project: ProjectChain,
+        to: str,
+        from_: str | None = None,
+        *,
+        is_downgrade: bool = False,
+    ) -> MovedFile:
+        options = MoveOptions(to, from_, run_python=self.run_python, limits=self.limits)
+        return move_checkpoint(source, target, project, options, is_downgrade=is_downgrade)
+
+    def _replay(self, revision: Revision, path: Path) -> tuple[str, str, str]:
+        """Return how the outputs differ ("" if not), the result, and why they were not compared."""
+        golden, target = find_golden(revision), self.project.module_target
+        if golden is None or target is None:
+            return "", _NOT_CHECKED, "none were recorded"
+        checkpoint = open_checkpoint(path, self.limits)
+        try:
+            answer = get_worker().ask(
+                ReplayGolden(
+                    target, checkpoint, (golden,), has_many_checkpoints=False, device="cpu"
+                )
+            )
+        except (ModuleError, ReadError) as error:
+            return "", _NOT_CHECKED, str(error)
+        drifts = [drift.description for replay in answer.replays for drift in replay.output_drifts]
+        if drifts:
+            return drifts[0], _FAILED, ""
+        if any(replay.matching_devices for replay in answer.replays):
+            return "", _PASSED, ""
+        return "", _NOT_CHECKED, "; ".join(skipped.reason for skipped in answer.skipped)
+
+    def _move_back(self, revision: Revision, path: Path, target: Path) -> tuple[str, str]:
+        """Return the result of a downgrade to where a fixture is from, and why it is not passed."""
+        undone = self.chain.list_between(revision, self.chain.head)
+        if not undone:
+            return "", ""
+        for later in undone:
+            if reason := find_irreversible_step(later):
+                return _NOT_CHECKED, f"{later.name} cannot be undone: {reason}"
+        moved = self._move(path, target, self.project, revision.revision, is_downgrade=True)
+        if compare_with_earlier(moved):
+            return _PASSED, ""
+        return _FAILED, "downgraded again, it is another state"
+
+
+def _read_load(moved: MovedFile) -> str:
+    checks = [check for check in moved.result.checks if check.name == "strict load"]
+    return _PASSED if any(check.result == "passed" for check in checks) else _NOT_CHECKED
+
+
+def _strip_folder(text: str, folder: str, fixture: Path) -> str:
+    return text.replace(f"{folder}/", "").removeprefix(f"{fixture}: ")

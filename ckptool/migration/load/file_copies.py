@@ -1,0 +1,202 @@
+"""Copies from mapped files into a live module: as bytes, in threads, and without keeping pages.
+
+So a load takes the time of the memory, and needs little more of it than the module, however large
+the file.
+"""
+
+import ctypes
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ckptool.formats.files.source import open_source
+from ckptool.modules.dispatch_mode import DispatchMode
+
+_JOB_NBYTES: Final = 4 << 20
+_MIN_READ_NBYTES: Final = 1 << 16
+"""Fewer bytes are copied from the map: a call of the system for each takes longer."""
+_CACHE_LINE_NBYTES: Final = 64
+_MAX_THREADS: Final = min(8, os.cpu_count() or 1)
+_DROP: Final = getattr(mmap, "MADV_DONTNEED", None)
+_COPY: Final = torch.ops.aten.copy_.default
+_PLAIN_TYPES: Final = frozenset({Tensor, nn.Parameter})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedFile:
+    """A local file that is mapped into memory."""
+
+    path: Path
+    address: int
+    pages: mmap.mmap
+
+
+class _BytesCopy(NamedTuple):
+    """Bytes of a file that go to an address."""
+
+    file: MappedFile
+    offset: int
+    nbytes: int
+    target: int
+    """Address."""
+
+
+class FileCopies(DispatchMode):
+    """Puts off each `copy_` of bytes from a mapped file, and makes all of them when it is left.
+
+    Only where nothing writes into those maps, and nothing but operators reads what was copied.
+    Other copies (casts, other devices, other layouts) are torch's.
+    """
+
+    def __init__(self, files: Iterable[MappedFile]) -> None:
+        super().__init__()
+        self._files = sorted(files, key=lambda file: file.address)
+        self._addresses = [file.address for file in self._files]
+        self._copies: dict[int, _BytesCopy] = {}
+        """Address of the storage that is written -> the copy into it."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Make the copies, also where torch has raised meanwhile: it makes them before it does.
+
+        Raises:
+            ReadError: a file cannot be read, or is shorter than it was.
+        """
+        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        if kind is None or issubclass(kind, Exception):
+            self._finish()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Put off a copy of bytes; call anything else, after what was put off.
+
+        Raises:
+            ReadError: a file cannot be read, or is shorter than it was.
+        """
+        file = self._find_file(args[1]) if func is _COPY else None
+        if file is not None and _copies_bytes(args[0], args[1]):
+            self._put_off(file, *args[:2])
+            return args[0]
+        self._finish()
+        result = func(*args, **(kwargs or {}))
+        if file is not None:
+            start = args[1].data_ptr() - file.address
+            _drop_pages(file, start, start + args[1].nbytes)
+        return result
+
+    def _find_file(self, tensor: Any) -> MappedFile | None:
+        """Return the file that a contiguous tensor is a view of; None for another tensor."""
+        if not _is_block(tensor):
+            return None
+        address = tensor.data_ptr()
+        index = bisect_right(self._addresses, address) - 1
+        file = self._files[index] if index >= 0 else None
+        is_inside = file and address + tensor.nbytes <= file.address + len(file.pages)
+        return file if is_inside else None
+
+    def _put_off(self, file: MappedFile, target: Tensor, source: Tensor) -> None:
+        address, storage = target.data_ptr(), target.untyped_storage().data_ptr()
+        before = self._copies.get(storage)
+        if before is not None and (before.target, before.nbytes) != (address, target.nbytes):
+            self._finish()  # the two may overlap; of two into one place the second stays
+        offset = source.data_ptr() - file.address
+        self._copies[storage] = _BytesCopy(file, offset, target.nbytes, address)
+
+    def _finish(self) -> None:
+        jobs = list(_group_copies(chain.from_iterable(map(_cut_copy, self._copies.values()))))
+        self._copies.clear()
+        if len(jobs) <= 1:
+            for job in jobs:
+                _run_job(job)
+            return
+        with ThreadPoolExecutor(min(len(jobs), _MAX_THREADS)) as pool:
+            for _ in pool.map(_run_job, jobs):  # which cancels the rest where one raises
+                pass
+
+
+def _is_block(tensor: Any) -> bool:
+    """Whether it is a plain tensor in the memory of the CPU, in one block and in order."""
+    return (
+        type(tensor) in _PLAIN_TYPES
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _copies_bytes(target: Any, source: Tensor) -> bool:
+    return _is_block(target) and target.dtype is source.dtype and target.shape == source.shape
+
+
+def _cut_copy(copy: _BytesCopy) -> Iterator[_BytesCopy]:
+    for start in range(0, copy.nbytes, _JOB_NBYTES):
+        nbytes = min(_JOB_NBYTES, copy.nbytes - start)
+        yield _BytesCopy(copy.file, copy.offset + start, nbytes, copy.target + start)
+
+
+def _group_copies(copies: Iterable[_BytesCopy]) -> Iterator[list[_BytesCopy]]:
+    """Yield lists of copies from one file, each of about as many bytes as are worth a job."""
+    job: list[_BytesCopy] = []
+    nbytes = 0
+    for copy in copies:
+        if job and (nbytes + copy.nbytes > _JOB_NBYTES or copy.file is not job[0].file):
+            yield job
+            job, nbytes = [], 0
+        job.append(copy)
+        nbytes += copy.nbytes
+    if job:
+        yield job
+
+
+def _run_job(job: Sequence[_BytesCopy]) -> None:
+    """Make the copies.
+
+    Raises:
+        ReadError: the file cannot be read, or is shorter than it was.
+    """
+    file = job[0].file
+    mapped = [copy for copy in job if not _is_read_faster(copy)]
+    read = [copy for copy in job if _is_read_faster(copy)]
+    if read:
+        with open_source(file.path) as source:
+            for copy in read:
+                memory = (ctypes.c_ubyte * copy.nbytes).from_address(copy.target)
+                source.read_into(memoryview(memory).cast("B"), copy.offset)
+    for copy in mapped:
+        ctypes.memmove(copy.target, file.address + copy.offset, copy.nbytes)
+    if mapped:
+        end = max(copy.offset + copy.nbytes for copy in mapped)
+        _drop_pages(file, min(copy.offset for copy in mapped), end)
+
+
+def _is_read_faster(copy: _BytesCopy) -> bool:
+    """Whether the system copies faster than the processor from the map.
+
+    It maps no page then; but it copies slowly between addresses that are not aligned alike, as in
+    most safetensors files.
+    """
+    is_aligned = (copy.target - copy.file.address - copy.offset) % _CACHE_LINE_NBYTES == 0
+    return is_aligned and copy.nbytes >= _MIN_READ_NBYTES
+
+
+def _drop_pages(file: MappedFile, start: int, end: int) -> None:
+    """Let go of pages that were read from the map; they stay in the cache of the system."""
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    if _DROP is not None and end > first:
+        with suppress(OSError, ValueError):
+            file.pages.madvise(_DROP, first, end - first)

@@ -1,0 +1,1 @@
+"""Views of the commands of a chain of migrations."""

@@ -1,0 +1,1 @@
+"""Reports of the commands of a chain of migrations."""

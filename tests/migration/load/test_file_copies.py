@@ -1,0 +1,141 @@
+"""Copies of bytes from mapped files into modules: what torch itself would have put there."""
+
+import copy
+import mmap
+import os
+
+import pytest
+import torch
+from files import same_bits, save
+from safetensors.torch import save_file
+from torch import nn
+
+import ckptool
+from ckptool.errors import ReadError
+from ckptool.migration.load.file_copies import FileCopies, MappedFile
+
+ROWS = 1_100_000 // 256
+"""Rows of 256 float32: more than one job of 4 MiB for the largest."""
+
+
+class Flat(nn.Module):
+    """Parameters that are parts of one storage, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        whole = torch.zeros(6, 256)
+        self.first, self.second = nn.Parameter(whole[:2]), nn.Parameter(whole[2:])
+
+
+class Overlapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        whole = torch.zeros(6, 256)
+        self.first, self.second = nn.Parameter(whole[:4]), nn.Parameter(whole[2:])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(256, ROWS, bias=False)
+        self.second = nn.Linear(256, ROWS, bias=False)
+        self.second.weight = self.first.weight
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(256, ROWS).t())
+        self.register_buffer("count", torch.tensor(0))
+
+
+class Many(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n + 1, 3) for n in range(60))
+        self.large = nn.Parameter(torch.zeros(3 * ROWS, 256))
+
+
+def fill(shape_of: nn.Module) -> dict:
+    """Return a state_dict of other values, and of other ones under each name of a tied tensor."""
+    return {
+        key: torch.randint(-1000, 1000, tensor.shape).to(tensor.dtype)
+        for key, tensor in shape_of.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("make", [Flat, Overlapping, Transposed, Many])
+@pytest.mark.parametrize("container", ["pth", "safetensors"])
+@pytest.mark.parametrize("cast", [None, torch.float64, torch.bfloat16])
+def test_the_module_has_what_torch_copies(make, container, cast, tmp_path):
+    module, expected = (make() if cast is None else make().to(cast) for _ in range(2))
+    state = fill(make())
+    path = tmp_path / f"model.{container}"
+    (torch.save if container == "pth" else save_file)(state, path)
+    versions = {key: tensor._version for key, tensor in module.state_dict(keep_vars=True).items()}
+    parameters = dict(module.named_parameters())
+    expected.load_state_dict(state)
+    ckptool.load(module, path)
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        assert same_bits(tensor.detach(), expected.state_dict()[key]), key
+        assert tensor._version > versions[key]  # autograd knows that it was written
+    assert all(module.get_parameter(name) is p for name, p in parameters.items())
+
+
+def test_of_two_values_for_a_tied_tensor_the_second_stays(tmp_path):
+    module, expected = Tied(), Tied()
+    state = {key: torch.randn(ROWS, 256) for key in module.state_dict()}
+    path = save(tmp_path / "model.pth", state)
+    with pytest.raises(ckptool.LoadError, match="CK502"):
+        ckptool.load(module, path)
+    expected.load_state_dict(state)
+    ckptool.load(module, path, accept=["CK502"])
+    assert module.first.weight is module.second.weight
+    assert torch.equal(module.first.weight, expected.first.weight)
+
+
+def map_file(path):
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    elements = torch.frombuffer(pages, dtype=torch.float32)
+    return MappedFile(path, elements.data_ptr(), pages), elements
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a mapped file cannot be cut there")
+def test_a_file_that_is_cut_meanwhile_is_an_error(tmp_path):
+    path = tmp_path / "data.bin"
+    path.write_bytes(os.urandom(1 << 20))
+    file, elements = map_file(path)
+    target = torch.zeros(len(elements))
+    assert (target.data_ptr() - file.address) % 64 == 0  # so that the system copies
+    os.truncate(path, 1 << 19)
+    with pytest.raises(ReadError, match="are needed but the file has"):  # noqa: SIM117
+        with FileCopies([file]):
+            target.copy_(elements)
+
+
+def test_an_operator_sees_what_was_copied_before_it(tmp_path):
+    path = tmp_path / "data.bin"
+    path.write_bytes(torch.arange(1 << 18, dtype=torch.float32).numpy().tobytes())
+    file, elements = map_file(path)
+    target, other = torch.zeros(len(elements)), torch.zeros(len(elements))
+    with FileCopies([file]):
+        target.copy_(elements)
+        other.add_(target)
+        target.copy_(elements.flip(0))  # not a view of the file
+    assert torch.equal(other, torch.arange(1 << 18, dtype=torch.float32))
+    assert torch.equal(target, other.flip(0))
+
+
+def test_the_error_of_torch_comes_after_its_copies(tmp_path):
+    class Refusing(nn.Linear):
+        def load_state_dict(self, *args, **kwargs):
+            super().load_state_dict(*args, **kwargs)
+            raise RuntimeError("afterwards")
+
+    module = Refusing(256, 400)
+    before = copy.deepcopy(module.state_dict())
+    path = save(tmp_path / "model.pth", fill(nn.Linear(256, 400)))
+    with pytest.raises(ckptool.LoadError, match="afterwards"):
+        ckptool.load(module, path)
+    assert all(same_bits(tensor, before[key]) for key, tensor in module.state_dict().items())
