@@ -178,10 +178,10 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         if (conversion := trace.find_conversion(key, tensors[key])) is not None
     ]
     restored = {
-        found.path: conversion
-        for found in walk_module(loaded).tensors
-        if found.path not in tensors
-        and (conversion := trace.find_conversion(found.path, found.value)) is not None
+        found_tensor.path: conversion
+        for found_tensor in walk_module(loaded).tensors
+        if found_tensor.path not in tensors
+        and (conversion := trace.find_conversion(found_tensor.path, found_tensor.value)) is not None
     }
     info = _build_info(loaded, state, result, [*conversions, *restored.values()], mismatched_shapes)
     return loaded, replace(info, restored_paths=tuple(restored))
