@@ -71,7 +71,7 @@ class FileCopies(DispatchMode):
         Raises:
             ReadError: a file cannot be read, or is shorter than it was.
         """
-        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        super().__exit__(kind, *rest)  # type: ignore[no-untyped-call]
         if kind is None or issubclass(kind, Exception):
             self._finish()
 
