@@ -22,8 +22,8 @@ def have_equal_elements(first: "Tensor", second: "Tensor") -> bool:
     for tensor in pair:
         if get_wrapper_name(tensor) or not has_all_elements(tensor):
             return False
-    one, other = (tensor.cpu() for tensor in pair)
-    return one.layout == other.layout and bool(torch.equal(one, other.to(one.dtype)))
+    first, second = (tensor.cpu() for tensor in pair)
+    return first.layout == second.layout and bool(torch.equal(first, second.to(first.dtype)))
 
 
 def _take_local_parts(first: "Tensor", second: "Tensor") -> "tuple[Tensor, Tensor] | None":
