@@ -11,7 +11,7 @@ CkptoolError
 ├── LoadError              a checkpoint was not loaded into a live module, which is as it was
 ├── PlanError              a migration plan does not fit the checkpoint
 │   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
-│   └── UnsupportedValueError  the container cannot hold some tensors (CK311)
+│   └── UnsupportedValueError  the container cannot store some tensors (CK311)
 ├── WorkerError            a task on a cluster failed
 └── WriteError             output was not completed; the destination is unchanged
 

@@ -379,18 +379,18 @@ class Checkpoint(Struct, frozen=True):
     load_refusal: str = ""
     """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
     quantization_declaration: QuantizationDeclaration | None = None
-    """What the configuration in its folder says of quantisation; None if there is none, or if it
+    """Quantisation according to the configuration in its folder; None if there is none, or if it
     was not looked for, as beside a remote file."""
     opaque: tuple[Skipped, ...] = ()
     """Objects whose weights only the code of their class knows: none of them is compared."""
     contents: Mapping[str, str] = {}
-    """Place of what stands beside the tensors -> its content fingerprint; "" if it has none.
+    """Key path of data other than tensors -> its content fingerprint; "" if it has none.
 
     Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
     an epoch, an `_extra_state`, `_metadata`, a record of code.
     """
     weights_only_refusal: str = ""
-    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
+    """What torch.load(weights_only=True) rejects in the pickle, without globals; "" if nothing."""
     byte_storages: Mapping[str, StorageInfo] = {}
     """Place -> a storage of bytes that a pickle refers to, whether a tensor of a state has it or
     not: it may be that of an attribute, or stand alone."""

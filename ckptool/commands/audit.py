@@ -58,7 +58,7 @@ def audit(
         module: "package.module:Name", a class or function to call, or a live module, trained or
             not; None, without `folder`, takes all modules of the configuration.
         folder: a framework's folder, whose configuration names the module.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         kwargs: constructor arguments; for a live module, the arguments it was built with.
         inputs: as for `verify`.
         fresh: function that builds a module like the live one, if `kwargs` do not determine it.

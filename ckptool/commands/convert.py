@@ -48,9 +48,9 @@ def convert(  # noqa: PLR0913
     progress: Callable[[int], None] = lambda _: None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> ConvertReport:
-    """Write checkpoints in another container, as files that run no code; with `dry_run` say how.
+    """Write checkpoints in another container, as files that run no code when loaded.
 
-    Nothing of a source is imported or called. A .pth holds what `torch.load(weights_only=True)`
+    Nothing of a source is imported or called. A .pth contains what `torch.load(weights_only=True)`
     reads; what that refuses is left out and named. All tensors are on the CPU. Before a result gets
     its name it is read again, compared with what was meant, and loaded with weights_only=True.
 
@@ -67,13 +67,13 @@ def convert(  # noqa: PLR0913
         merge_shards: write a sharded source as one file.
         force: replace an existing target.
         dry_run: write nothing.
-        provenance: record source, steps and digests in the result, or beside a .pth.
+        provenance: record source, steps and digests in the result, or next to a .pth.
         progress: called with the number of bytes written since the last call.
         limits: bounds on the memory and time that reading a file may take.
 
     Raises:
         ReadError: the source cannot be read.
-        PlanError: the state has to be named, or the container cannot hold it.
+        PlanError: the state has to be named, or the container cannot store it.
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """

@@ -92,14 +92,14 @@ def gate(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the files ("state_dict"); None takes the best match.
         inputs: arguments of forward, as for `verify`, for policies that require a verification.
         values: also apply the rules about values (CK4xx): this reads whole files.
         against: a lock, an older checkpoint, or an older module ("package.module:Name").
         fixtures: old checkpoints, or globs of them, that the module must load or migrate.
-        plans: migration plans for the fixtures, besides the derived ones.
+        plans: migration plans for the fixtures, in addition to the derived ones.
         golden: files of recorded outputs that the module must reproduce.
         baseline: file of known findings, which do not fail; None takes the configuration's.
         update_baseline: write all current findings into that file.

@@ -73,7 +73,7 @@ def lock(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         at: dotted place of the state in the file ("state_dict").
         output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
         check: write nothing; report whether the lock on disk is up to date.

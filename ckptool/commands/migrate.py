@@ -101,7 +101,7 @@ def migrate(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get

@@ -27,7 +27,8 @@ from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats import open_stream
-from ckptool.formats.limits import Limits
+from ckptool.formats.files.source import is_directory
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
@@ -234,7 +235,7 @@ class ModuleOptions(Struct, frozen=True):
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
     loader: str | None = None
-    """Name in LOADER_NAMES; None takes what the folder says."""
+    """Name in LOADER_NAMES; None selects it by the folder."""
     base: PathLike | None = None
     """Folder of the model that an adapter is for; None for the one that it names."""
     fresh: "Callable[[], nn.Module] | None" = None
@@ -387,12 +388,17 @@ def need_target(
     `other_choice` is what the command takes instead of a module, "" if it takes nothing else.
 
     Raises:
+        ReadError: the folder is no checkpoint, or several.
+        ModuleError: the folder's framework is not installed.
         UsageError: neither the options nor the configuration name a module.
     """
     module_target = find_target(path, module_options, config)
     if module_target is None:
         if suggestion := suggest_module_option(str(path)):
             raise UsageError(f"{path}: {suggestion}")
+        if checkpoint is None and is_directory(path):
+            # A folder that is no checkpoint, or several, has that said first.
+            checkpoint = open_checkpoint_or_stdin(path, DEFAULT_LIMITS)
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"

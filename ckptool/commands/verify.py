@@ -55,7 +55,7 @@ def verify(  # noqa: PLR0913
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
-            load_state_dict; None takes what the folder says.
+            load_state_dict; None selects it by the folder.
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".

@@ -69,7 +69,7 @@ def open_checkpoint(
     Raises:
         UnknownFormatError: no reader recognises it; the message names the format if known.
         CorruptCheckpointError: the container is damaged or ambiguous.
-        ReadError: it cannot be read, or a directory holds several checkpoints.
+        ReadError: it cannot be read, or a directory contains several checkpoints.
     """
     SOURCE_BUDGET.reset()
     path = parse_location(path)
@@ -280,6 +280,10 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
         raise UnknownFormatError(source.path, description)
     if reader := _find_reader(_TRIAL_READERS, source):
         return reader.read(source, limits)
+    if source.path.suffix == ".py":
+        raise UnknownFormatError(
+            source.path, "is Python code: -m FILE.py:NAME gives a module in it"
+        )
     raise UnknownFormatError(source.path, unrecognized.describe_unknown_file(head))
 
 

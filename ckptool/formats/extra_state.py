@@ -5,7 +5,7 @@ a rule, in any container. Tensors of bytes, and storages of bytes that only an a
 `_metadata` refers to, are searched where they begin.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -36,8 +36,14 @@ from ckptool.phrases import pluralize
 _KEY: Final = "_extra_state"
 _MAX_BYTES: Final = 64 << 20
 """Bytes of one such tensor that are searched."""
+_MAX_TOTAL_BYTES: Final = 256 << 20
+"""Bytes of all of them, heads apart: views of one storage may be many."""
 _MAX_GATHERED_BYTES: Final = 4 << 20
-"""Bytes of one whose elements are not adjacent."""
+"""Elements of one whose elements are not adjacent; each counts for `_GATHER_COST` bytes."""
+_GATHER_COST: Final = 64
+_MAX_SPREAD_BYTES: Final = 64 << 20
+"""Bytes of a storage between the first and the last element that is gathered."""
+_GATHERED_HEAD_BYTES: Final = 256
 _HEAD_BYTES: Final = 1 << 14
 """Bytes that tell numbers from a pickle: numbers break off within a few opcodes."""
 _REMOTE_HEAD_BYTES: Final = 512
@@ -78,7 +84,10 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
                 left_out = Skipped(f"pickles in {pluralize(count, 'tensor')} of bytes", reason)
                 (unread if limits.search_remote else skipped).append(left_out)
         if chosen:
-            _search_file(path, chosen, limits, uses, unread)
+            with open_source(path) as source:
+                search = _Search(source, limits)
+                unread += search.search_all(chosen)
+                uses += search.uses
     if not (uses or unread or skipped):
         return checkpoint
     return replace(
@@ -91,7 +100,7 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 
 def _iter_searched(checkpoint: Checkpoint) -> Iterator[_SearchedBytes]:
     """Yield what is searched; each place of a file once."""
-    starts: set[tuple[Location, int]] = set()
+    seen: set[Hashable] = set()
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
             place, is_extra_state = join_key(state.at, key), _is_extra_state(key)
@@ -99,16 +108,29 @@ def _iter_searched(checkpoint: Checkpoint) -> Iterator[_SearchedBytes]:
                 if 0 in part.shape or not (is_extra_state or part.dtype in BYTE_DTYPES):
                     continue
                 span, view = part.span, None
-                if span is None and part.dtype in BYTE_DTYPES and part.storage is not None:
+                if span is None and part.storage is not None and _is_byte_view(part):
                     span, view = part.storage.span, part
-                if span is not None and view is None:
-                    starts.add((span.path, span.offset))
-                yield _SearchedBytes(place, span, is_extra_state, view)
+                place_in_file = _locate(span, view)
+                if place_in_file is None or place_in_file not in seen:
+                    seen.add(place_in_file)
+                    yield _SearchedBytes(place, span, is_extra_state, view)
     for place, storage in checkpoint.byte_storages.items():
         span = storage.span
-        if span is not None and span.nbytes and (span.path, span.offset) not in starts:
-            starts.add((span.path, span.offset))
+        if span is not None and span.nbytes and _locate(span, None) not in seen:
             yield _SearchedBytes(place, span)
+
+
+def _is_byte_view(tensor: TensorInfo) -> bool:
+    return tensor.layout == "strided" and tensor.dtype in BYTE_DTYPES
+
+
+def _locate(span: Span | None, view: TensorInfo | None) -> Hashable:
+    """Return what is the same for two that begin at one place of a file; None without one."""
+    if span is None:
+        return None
+    if view is None:
+        return span.path, span.offset, span.nbytes
+    return span.path, span.offset, view.storage_offset, view.shape, view.stride
 
 
 def _list_strided(tensor: TensorInfo) -> list[TensorInfo]:
@@ -129,64 +151,67 @@ def _select_remote(items: list[_SearchedBytes], limits: Limits) -> list[_Searche
     return extra_states + (rest[:_MAX_REMOTE] if limits.search_remote else [])
 
 
-def _search_file(
-    path: Location,
-    items: list[_SearchedBytes],
-    limits: Limits,
-    uses: list[GlobalUse],
-    unread: list[Skipped],
-) -> None:
-    """Search the tensors and storages that one file holds."""
-    with open_source(path) as source:
-        head_nbytes = _REMOTE_HEAD_BYTES if source.is_remote else _HEAD_BYTES
-        spans = [item.span for item in items if item.span is not None]
-        source.prefetch((span.offset, min(head_nbytes, span.nbytes)) for span in spans)
-        unread += (
-            Skipped(f"`{item.at}`", reason)
-            for item in items
-            if (reason := _search_bytes(source, item, head_nbytes, limits, uses))
-        )
+class _Search:
+    """Searches the tensors and storages of one file."""
 
+    def __init__(self, source: ByteSource, limits: Limits) -> None:
+        self.uses: list[GlobalUse] = []
+        self._source = source
+        self._limits = limits
+        self._remaining_nbytes = _MAX_TOTAL_BYTES
+        self._head_nbytes = _REMOTE_HEAD_BYTES if source.is_remote else _HEAD_BYTES
 
-def _search_bytes(
-    source: ByteSource,
-    item: _SearchedBytes,
-    head_nbytes: int,
-    limits: Limits,
-    uses: list[GlobalUse],
-) -> str:
-    """Add the globals of a pickle to `uses`; return why it was not looked at, or ""."""
-    data = _read_bytes(source, item, head_nbytes)
-    if item.is_extra_state or not _is_broken(data, limits):
-        limit = _MAX_GATHERED_BYTES if item.view is not None else _MAX_BYTES
-        nbytes = _count_bytes(item)
-        if nbytes > limit:
-            return f"it has {nbytes} bytes, more than the search limit"
-        data = _read_bytes(source, item, nbytes)
-    if packed := identify_packed_bytes(data):
-        return f"it {packed}"
-    if may_be_pickle(data):
-        names = select_unsafe(scan_globals(data, limits))
-        uses += (replace(use, at=item.at) for use in find_global_uses(names))
-    return ""
+    def search_all(self, items: Sequence[_SearchedBytes]) -> list[Skipped]:
+        """Add to `uses`; return what was not looked at."""
+        spans = [item.span for item in items if item.span is not None and item.view is None]
+        self._source.prefetch((span.offset, min(self._head_nbytes, span.nbytes)) for span in spans)
+        return [Skipped(f"`{item.at}`", reason) for item in items if (reason := self._search(item))]
+
+    def _search(self, item: _SearchedBytes) -> str:
+        """Add the globals of a pickle to `uses`; return why it was not looked at, or ""."""
+        head_nbytes = self._head_nbytes if item.view is None else _GATHERED_HEAD_BYTES
+        data = self._read(item, head_nbytes)
+        if data is None:
+            return "its elements are far apart in the file"
+        if item.is_extra_state or not _is_broken(data, self._limits):
+            nbytes = _count_bytes(item)
+            cost = nbytes if item.view is None else nbytes * _GATHER_COST
+            limit = _MAX_BYTES if item.view is None else _MAX_GATHERED_BYTES
+            if nbytes > limit or cost > self._remaining_nbytes:
+                return f"it has {nbytes} bytes, more than the search limit"
+            self._remaining_nbytes -= cost
+            data = self._read(item, nbytes)
+            if data is None:
+                return "its elements are far apart in the file"
+        if packed := identify_packed_bytes(data):
+            return f"it {packed}"
+        if may_be_pickle(data):
+            names = select_unsafe(scan_globals(data, self._limits))
+            self.uses += (replace(use, at=item.at) for use in find_global_uses(names))
+        return ""
+
+    def _read(self, item: _SearchedBytes, nbytes: int) -> bytes | None:
+        """Return the first `nbytes` bytes in the order of elements; None if they are far apart."""
+        if item.span is None:
+            return b""
+        if item.view is None:
+            return self._source.read(item.span.offset, min(nbytes, item.span.nbytes))
+        positions = _list_positions(item.view, min(nbytes, item.view.numel))
+        first, last = min(positions), max(positions)
+        start, spread = item.span.offset, last + 1 - first
+        is_head = len(positions) <= _GATHERED_HEAD_BYTES
+        if spread <= (_HEAD_BYTES if is_head or self._source.is_remote else _MAX_SPREAD_BYTES):
+            data = self._source.read(start + first, spread)
+            return bytes(data[position - first] for position in positions)
+        if is_head and not self._source.is_remote:
+            return b"".join(self._source.read(start + position, 1) for position in positions)
+        return None
 
 
 def _count_bytes(item: _SearchedBytes) -> int:
     if item.view is not None:
         return item.view.numel
     return item.span.nbytes if item.span is not None else 0
-
-
-def _read_bytes(source: ByteSource, item: _SearchedBytes, nbytes: int) -> bytes:
-    """Return the first `nbytes` bytes, in the order of the elements."""
-    if item.span is None:
-        return b""
-    if item.view is None:
-        return source.read(item.span.offset, min(nbytes, item.span.nbytes))
-    positions = _list_positions(item.view, min(nbytes, item.view.numel))
-    first, last = min(positions), max(positions)
-    data = source.read(item.span.offset + first, last + 1 - first)
-    return bytes(data[position - first] for position in positions)
 
 
 def _list_positions(view: TensorInfo, count: int) -> list[int]:

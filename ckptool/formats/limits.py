@@ -39,7 +39,7 @@ class Limits(Struct, frozen=True):
     search_remote: bool = False
     """Search the tensors of bytes of remote files for pickles, each by a request."""
     contents: bool = False
-    """Fingerprint what stands beside the tensors: `Checkpoint.contents`."""
+    """Fingerprint the data other than tensors: `Checkpoint.contents`."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -81,9 +81,13 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
         names = [*vars(value), *_list_slots(type(value))]
     else:
         names = [] if _is_opaque(value) else _list_slots(type(value))
+    children: list[tuple[str, object]] = []
     for name in names:
-        if hasattr(value, name):
-            yield f".{name}", getattr(value, name)
+        # A class may refuse an attribute by any exception: transformers' per-layer configurations.
+        with suppress(Exception):
+            child = getattr(value, name)
+            children.append((f".{name}", child))
+    yield from children
 
 
 def _list_slots(cls: type) -> list[str]:

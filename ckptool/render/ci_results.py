@@ -21,6 +21,9 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import LockReport, ProjectLockReport
 from ckptool.reports.migrate import MigrateReport
 from ckptool.reports.problems import group_by_cause
+from ckptool.reports.revisions.check import ChainCheckReport
+from ckptool.reports.revisions.current import CurrentReport
+from ckptool.reports.revisions.upgrade import UpgradeReport
 from ckptool.reports.verify import VerifyReport
 
 if TYPE_CHECKING:
@@ -125,13 +128,13 @@ def describe_cause(finding: FindingReport, main_findings: Mapping[str, LocatedFi
 def get_subjects(report: "AnyReport") -> tuple[str, ...]:
     """Return the checkpoint paths of a report; for an audit its module."""
     match report:
-        case InspectReport() | GateReport() | DigestReport():
+        case InspectReport() | GateReport() | DigestReport() | CurrentReport():
             return tuple(checkpoint.path for checkpoint in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
-        case DiffModuleReport() | VerifyReport() | LockReport() | LoadReport():
+        case DiffModuleReport() | VerifyReport() | LockReport() | LoadReport() | ChainCheckReport():
             return (report.path,)
-        case MigrateReport():
+        case MigrateReport() | UpgradeReport():
             return (report.target or report.source,)
         case AuditReport():
             return (report.module,)

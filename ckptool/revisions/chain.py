@@ -73,7 +73,7 @@ class Chain(Struct, frozen=True):
         if len(matches) == 1:
             return matches[0]
         names = join_limited(matches or self.revisions, MAX_NAMED, lambda r: r.name)
-        problem = "may be" if matches else "is no revision; there are"
+        problem = "may be" if matches else "is not a revision; there are"
         raise RevisionError(f"{self.folder}: {name!r} {problem} {names}")
 
     def list_between(self, start: Revision, end: Revision) -> tuple[Revision, ...]:

@@ -332,7 +332,8 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     if placeholders and not matched_keys | reshaped_keys:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
-    steps = [f"`{segment}.` is taken out" for segment in removed]
+    names = " and ".join(f"`{segment}.`" for segment in removed)
+    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} taken out"] if removed else []
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:

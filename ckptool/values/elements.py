@@ -43,6 +43,10 @@ def iter_elements(tensor: TensorInfo) -> Iterator[bytes]:
 
 def unreadable_reason(tensor: TensorInfo) -> str:
     """Return why the elements cannot be read without torch; "" if they can."""
+    storage, bits = tensor.storage, DTYPE_BITS.get(tensor.dtype, 1)
+    is_in_file = storage is not None and storage.span is not None and not tensor.parts
+    if is_in_file and bits % 8 == 0 and tensor.is_contiguous:
+        return ""
     if has_component_tensors(tensor):
         return next(
             (reason for part in tensor.parts if (reason := unreadable_reason(part.tensor))), ""

@@ -157,7 +157,7 @@ def _sections(text: str) -> list[str]:
 def _class(title: str, one: type) -> list[str]:
     lines = [f"### {title}", "", *_sections(inspect.getdoc(one) or "")]
     if issubclass(one, Struct):
-        lines += ["| field | type | default | what it says |", "|---|---|---|---|"]
+        lines += ["| field | type | default | description |", "|---|---|---|---|"]
         for field in fields(one):
             default = (
                 "needed" if field.default is None else f"`{field.default}`" * bool(field.default)

@@ -67,7 +67,7 @@ def _section(struct: type[Struct], without: set[str], mark: str = "##") -> list[
     lines = [f"{mark} {struct.__name__}", "", *([said, ""] if said else [])]
     if without:
         lines += ["In addition to the fields of [Report](#report):", ""]
-    lines += ["| field | type | what it says |", "|---|---|---|"]
+    lines += ["| field | type | description |", "|---|---|---|"]
     for field in fields(struct):
         if field.name not in without:
             default = f" Default: `{field.default}`." if field.default else ""

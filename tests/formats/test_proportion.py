@@ -13,6 +13,7 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import CkptoolError
+from ckptool.formats import extra_state, open_checkpoint
 from ckptool.formats.pickle import modules
 from ckptool.formats.pickle.places import MAX_PLACE_CHARS, PlaceJoiner
 from ckptool.model import Checkpoint
@@ -226,3 +227,21 @@ def test_an_error_that_lists_places_names_a_few(tmp_path: Path) -> None:
 
 def test_one_line_of_an_error_is_never_long() -> None:
     assert [len(line) for line in CkptoolError("x" * 10**6).lines] == [MAX_LINE_CHARS]
+
+
+def test_many_views_of_one_storage_of_bytes_are_searched_in_bounded_work(tmp_path, monkeypatch):
+    """Each view that could begin a pickle would be gathered whole: bytes are counted together."""
+    held = torch.frombuffer(bytearray(b"X\x00\x90\x00\x00" * 8000), dtype=torch.uint8)
+    views = {f"v{i}": held.as_strided((190, 100), (100 + i % 7, 2), 5 * i) for i in range(1000)}
+    torch.save(views, tmp_path / "v.pth")
+    counts: list[int] = []
+    list_positions = extra_state._list_positions
+    monkeypatch.setattr(
+        extra_state,
+        "_list_positions",
+        lambda view, count: counts.append(count) or list_positions(view, count),
+    )
+    checkpoint = open_checkpoint(tmp_path / "v.pth")
+    assert len(counts) >= 1000
+    assert sum(counts) < 6 << 20
+    assert checkpoint.unread, "what was not gathered is said"

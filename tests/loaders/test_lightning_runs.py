@@ -207,3 +207,36 @@ def test_the_release_is_the_state_dict_and_not_the_data_module(tmp_path, run_com
     target = tmp_path / "out.safetensors"
     words = ("--at", "state_dict", "--drop-extra", "--no-config")
     assert run_command("migrate", str(path), "-o", str(target), *words).code == 0
+
+
+class ConfiguredData(pl.LightningDataModule):
+    """Its hyperparameters have the names of the module's, and other values."""
+
+    def __init__(self, hidden=99, batch_size=2):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(4, 3)), batch_size=2)
+
+
+def test_hyperparameters_of_a_datamodule_are_not_the_modules(tmp_path, run_command):
+    module = Plain(hidden=5)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
+    trainer.fit(module, datamodule=ConfiguredData())
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  class_path: evil.Net\n  init_args:\n    hidden: 77\n"
+    )
+    saved = torch.load(path, weights_only=True)
+    assert saved["datamodule_hyper_parameters"]["hidden"] == 99
+    assert Plain.load_from_checkpoint(path).hparams.hidden == 5
+    target = ("-m", f"{__name__}:Plain", "--no-config")
+    result = run_command("diff", str(path), *target)
+    assert result.code == 0, result.out
+    assert "were taken from the file: hidden, lr" in result.out
+    assert run_command("gate", str(path), *target).code == 0
+    result = run_command("diff", str(path), "-m", f"{__name__}:NamespaceArgument", "--no-config")
+    assert "datamodule" not in result.out + result.err

@@ -143,3 +143,24 @@ def test_saved_keys_are_those_of_state_dict_in_its_order(plan):
     lost = {f.path for f in walk_module(module).tensors} - set(module.state_dict())
     assert set(state.unsaved_tensors) == lost
     assert state.tensors == describe_module(module, "live").tensors
+
+
+def test_an_attribute_that_a_class_refuses_is_passed_over():
+    """Transformers' configurations of unlike layers raise for what may differ between them."""
+
+    class Config:
+        def __init__(self):
+            self.head_dim, self.scale = 8, torch.ones(2)
+
+        def __getattribute__(self, name):
+            if name == "head_dim":
+                raise ValueError("head_dim may vary across layers")
+            return super().__getattribute__(name)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = Config()
+
+    paths = [found.path for found in walk_module(Net()).tensors]
+    assert paths == ["config.scale"]

@@ -276,7 +276,7 @@ def test_a_python_revision_without_its_functions(ask, repository):
 
 @pytest.mark.parametrize("name", ["0007", "nothing", "zzzzzz", "000"])
 def test_a_revision_that_is_not_there(ask, name):
-    assert "is no revision; there are" in ask("upgrade", "old.pth", "-o", "x.pth", "--to", name)
+    assert "is not a revision; there are" in ask("upgrade", "old.pth", "-o", "x.pth", "--to", name)
 
 
 def test_up_and_down_in_the_wrong_direction(ask, repository, stamped):

@@ -151,3 +151,26 @@ def test_a_later_revision_reads_the_value_of_an_old_constructor(config, reposito
     text = list_files(repository)[2].read_text()
     assert 'source = "file:values/0003_mask_is_a_buffer.safetensors#mask"' in text
     assert config.settings.models[0].module.endswith("Net6")
+
+
+def test_check_is_a_test_suite_for_ci(repository, run_command):
+    import xml.etree.ElementTree as ET
+    from pathlib import Path
+
+    (repository / "ckptool.toml").write_text(
+        '[[models]]\npath = "*"\nmodule = "revisions.sample_nets:Net5"\n'
+    )
+    tests = Path(__file__).parent.parent
+    ran = run_command("check", "-I", tests, "--format", "junit", cwd=repository)
+    assert ran.code == 1
+    cases = ET.fromstring(ran.out).iter("testcase")
+    failed = [case.get("name") for case in cases if case.find("failure") is not None]
+    assert failed == ["CK876 unrecorded-change"]
+
+
+def test_a_load_does_not_need_a_valid_configuration(repository):
+    (repository / "ckptool.toml").write_text("this is not TOML")
+    torch.save(build_net(6).state_dict(), repository / "new.pth")
+    report = ckptool.load(Net6(), repository / "new.pth")
+    assert report.verdict == "loaded strictly"
+    assert "not checked: a chain of migrations" in report.notes[0]

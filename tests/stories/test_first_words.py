@@ -114,3 +114,16 @@ def test_a_quoted_word_is_the_same_in_a_shell(text):
     echoed = subprocess.run(["/bin/sh", "-c", f"printf %s {word}"], capture_output=True, check=True)
     assert echoed.stdout.decode() == text
     assert quote_shell("cfg={'d': 3}") == "\"cfg={'d': 3}\""
+
+
+def test_the_fields_of_a_config_object_are_listed(project, run_command):
+    """`-k cfg='{}'` alone builds the defaults, and then shapes do not match."""
+    source = MODEL.replace("width):", "cfg: Config):").replace(
+        "width, width", "cfg.width, cfg.width"
+    )
+    config = "from dataclasses import dataclass\n\n@dataclass\nclass Config:\n    width: int = 5\n"
+    (project / "pkg" / "model.py").write_text(config + source)
+    words = ("diff", "runs/old.pth", "-m", "pkg.model:Net")
+    ran = run_command(*words, cwd=project)
+    assert "defaults of `cfg`: width=5 (-k cfg.width=5 sets one)" in ran.err
+    assert run_command(*words, "-k", "cfg.width=3", cwd=project).code == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.sources.checkpoint_files import iter_matching_checkpoints
 from ckptool.commands.sources.file_arguments import parse_configured_kwargs
 from ckptool.commands.target import ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig
@@ -39,8 +40,8 @@ class ProjectScope(Struct, frozen=True):
         return tuple(paths)
 
     def _iter_matches(self, entry: ModelEntry) -> Iterator[Path]:
-        for path in sorted(self.config.directory.glob(entry.path)):
-            if self.config.find_entry(path) == entry and not path.name.endswith((".json", ".py")):
+        for path in iter_matching_checkpoints(entry.path, self.config.directory):
+            if self.config.find_entry(path) == entry:
                 yield path
 
     def _move_name(self, target: ModuleTarget, overlay: Path) -> str:

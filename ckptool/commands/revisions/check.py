@@ -65,7 +65,7 @@ def check(
     Args:
         module: today's module; None takes the configuration's.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         run_python: whether revisions that are Python functions may be run.
         policy: reported findings.
@@ -87,7 +87,8 @@ def check(
     )
     examiner = _FixtureExaminer(project, revision_chain, target_module, change, run_python, limits)
     results = [examiner.examine(revision) for revision in revision_chain.revisions]
-    findings = run_rules([change, *(result.arrival for result in results)])
+    subjects = [change, *(result.arrival for result in results)]
+    findings = run_rules(subjects, revision_chain.folder)
     return build_chain_check_report(
         str(revision_chain.folder),
         revision_chain.head.name,

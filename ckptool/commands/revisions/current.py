@@ -53,7 +53,7 @@ def current(
     rows: list[StandingReport] = []
     for path in named:
         location = parse_location(path)
-        revision_chain = find_project_chain(options, location).read()
+        revision_chain = find_project_chain(options, location, needs_module=False).read()
         revision_chain.require_one_head()
         try:
             checkpoint = open_checkpoint_or_stdin(location, limits)

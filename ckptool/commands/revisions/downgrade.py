@@ -50,7 +50,7 @@ def downgrade(  # noqa: PLR0913
         at: dotted place of the state in the file; None takes the one that fits best.
         module: as for `upgrade`.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         run_python: whether revisions that are Python functions may be run.
         drop_extra: write the state alone, without what lies around it in the source.

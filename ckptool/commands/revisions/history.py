@@ -32,7 +32,8 @@ def history(
     Raises:
         RevisionError: there is no chain, or it is inconsistent. Two heads are reported.
     """
-    revision_chain = find_project_chain(build_options(config, module, None, None, chain)).read()
+    options = build_options(config, module, None, None, chain)
+    revision_chain = find_project_chain(options, needs_module=False).read()
     problem = describe_heads(revision_chain) if len(revision_chain.heads) > 1 else ""
     rows = [
         _describe_revision(r, is_head=r in revision_chain.heads)

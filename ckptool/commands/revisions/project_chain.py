@@ -57,12 +57,15 @@ class ProjectChain(Struct, frozen=True):
         return read_chain(self.folder)
 
 
-def find_project_chain(options: ChainOptions, path: Location | None = None) -> ProjectChain:
+def find_project_chain(
+    options: ChainOptions, path: Location | None = None, *, needs_module: bool = True
+) -> ProjectChain:
     """Return the chain of a checkpoint, or without one that of the project.
 
     Args:
         options: of the command.
         path: the checkpoint; None for a command about the chain itself.
+        needs_module: whether the module is built; else it only chooses the chain.
 
     Raises:
         UsageError: the project has several chains, and nothing chooses one.
@@ -83,8 +86,8 @@ def find_project_chain(options: ChainOptions, path: Location | None = None) -> P
         folder, only_entry = next(iter(folders.items()), (default_folder(config), None))
         entry = entry or only_entry
     assert folder is not None
-    target = options.own_target
-    if target is None and entry is not None:
+    target = options.own_target if needs_module else None
+    if needs_module and target is None and entry is not None:
         config.announce_code(entry.module)
         target = build_entry_target(entry, config)
     return ProjectChain(folder, target, target.inputs if target else ())

@@ -107,7 +107,7 @@ def revision(  # noqa: PLR0913
         message: what changed, in a few words; it names the file.
         module: today's module; None takes the configuration's.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         plan: the steps, or the path of a plan file; None derives them.
         save_plan: file for the steps so far and the questions, where questions are open.

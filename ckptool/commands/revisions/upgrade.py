@@ -47,7 +47,7 @@ def upgrade(  # noqa: PLR0913
         module: today's module, which must load a file at the head strictly; None takes the
             configuration's.
         kwargs: constructor arguments.
-        loader: framework whose loader loads it; None takes what the folder says.
+        loader: framework whose loader is used; None selects it by the folder.
         chain: folder of the revisions; None takes `ckpt_migrations` of the configuration.
         run_python: whether revisions that are Python functions may be run.
         drop_extra: write the state alone, without what lies around it in the source.

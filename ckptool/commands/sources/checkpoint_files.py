@@ -19,6 +19,10 @@ from ckptool.loaders.model_folder import MODEL_CONFIGS, find_model_folder
 _FILE_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt)"
 """Names of files that are taken without having been named: `.pkl` and `.tar` are often others."""
 _DCP_METADATA: Final = ".metadata"
+_TRAINING_STATE_PATTERN: Final = (
+    r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
+)
+"""What Trainer and accelerate's save_state write next to weights to resume from."""
 _PASSED_OVER: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 MAX_VISITED: Final = 200_000
 """Names that one pattern or folder may have below it."""
@@ -97,7 +101,7 @@ def _walk(
             raise ReadError(start, f"has more than {MAX_VISITED:,} files: name a folder in it")
         directory = Path(place)
         folder_names[:] = [] if _is_environment(file_names) else _keep_visited(folder_names)
-        files = file_names if is_any_kind else filter(_is_checkpoint_name, file_names)
+        files = file_names if is_any_kind else _list_checkpoint_names(file_names)
         matching = [
             directory / name
             for name in sorted(files)
@@ -117,6 +121,14 @@ def _keep_visited(names: Sequence[str]) -> list[str]:
 
 def _is_environment(file_names: Sequence[str]) -> bool:
     return "pyvenv.cfg" in file_names
+
+
+def _list_checkpoint_names(file_names: Sequence[str]) -> list[str]:
+    """Return the names of checkpoints; next to weights, without the state of their training."""
+    names = [name for name in file_names if _is_checkpoint_name(name)]
+    if not any(map(is_weights_name, file_names)):
+        return names
+    return [name for name in names if not re.fullmatch(_TRAINING_STATE_PATTERN, name)]
 
 
 def _is_checkpoint_name(name: str) -> bool:

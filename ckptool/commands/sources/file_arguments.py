@@ -17,7 +17,9 @@ _USUAL_PLACES: Final = (
     "hyper_parameters", "model_args", "config", "cfg", "args", "hparams", "model_config",
 )  # fmt: skip
 """Keys under which training code saves the arguments of its module, most telling first."""
-_TRAINER_PLACES: Final = frozenset({"callbacks", "loops", "lr_schedulers", "lr_scheduler"})
+_TRAINER_PLACES: Final = frozenset(
+    {"callbacks", "loops", "lr_schedulers", "lr_scheduler", "datamodule_hyper_parameters"}
+)
 _MAX_OFFERS: Final = 8
 _MAX_OFFERED_NAMES: Final = 200
 

@@ -80,10 +80,9 @@ class ParsedPickle(Record):
         """Return what stands in the pickle and was not looked into."""
         if not self.archive_count:
             return ()
-        reason = (
-            f"{self.archive_count} are archives (as torch.save writes), compressed data or programs"
-        )
-        return (Skipped("byte strings in the pickle", reason),)
+        others = f", and {self.archive_count - 1} more," if self.archive_count > 1 else ""
+        reason = "it is an archive (as torch.save writes), compressed data or a program"
+        return (Skipped(f"a byte string in the pickle{others}", reason),)
 
 
 def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:

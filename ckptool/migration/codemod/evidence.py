@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +50,7 @@ def find_statement(  # noqa: PLR0911 - a reason each
         return "the line does not assign an attribute of this name"
     return (
         _judge_statement(statement)
-        or _judge_others(statement, path, bindings, project)
+        or _judge_others(fault, statement, path, project)
         or _judge_constructor(statement, project.find_tree(path))
         or _judge_value(fault, statement)
         or _judge_uses(fault, path, project)
@@ -67,22 +68,43 @@ def _judge_statement(statement: AttributeBinding) -> str:
     return ""
 
 
-def _judge_others(
-    statement: AttributeBinding,
-    path: Path,
-    bindings: list[tuple[Path, AttributeBinding]],
-    project: ProjectFiles,
-) -> str:
-    """Return a second binding of the attribute that the edit might contradict."""
+def is_changed_in_place(
+    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
+) -> bool:
+    """Whether `mask *= 2`, somewhere in the project, changes the tensor: then it has to be saved.
+
+    The attribute of a buffer is assigned the same tensor, which a module allows.
+    """
+    others = _iter_other_bindings(fault, statement, path, project)
+    return any(_changes_in_place(fault, binding) for _, binding, _ in others)
+
+
+def _changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
+    return fault.kind is FaultKind.TENSOR and isinstance(binding.node, ast.AugAssign)
+
+
+def _iter_other_bindings(
+    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
+) -> Iterator[tuple[Path, AttributeBinding, bool]]:
+    """Yield (file, binding, whether it is one of its class) that may be of the same attribute."""
     related_classes = project.find_related_classes(path, statement.class_name)
-    for file, binding in bindings:
+    for file, binding in project.iter_bindings(fault.attribute):
         if binding.node is statement.node and file == path:
             continue
         is_related = (file, binding.class_name) in related_classes
         is_self = binding.is_own or binding.root in {"self", ""}
         if is_self and not is_related:
             continue
-        if not is_self and not project.may_use_class(file, path, statement.class_name):
+        if is_self or project.may_use_class(file, path, statement.class_name):
+            yield file, binding, is_self
+
+
+def _judge_others(
+    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
+) -> str:
+    """Return a second binding of the attribute that the edit might contradict."""
+    for file, binding, is_self in _iter_other_bindings(fault, statement, path, project):
+        if _changes_in_place(fault, binding):
             continue
         place = format_location(str(file), binding.line)
         if binding.form.startswith("a property") or binding.form == "a method":

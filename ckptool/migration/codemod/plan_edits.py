@@ -18,7 +18,12 @@ from ckptool.migration.codemod.attribute_fault import (
     RefusedFix,
     SourceChange,
 )
-from ckptool.migration.codemod.evidence import choose_style, find_statement, resolve_source
+from ckptool.migration.codemod.evidence import (
+    choose_style,
+    find_statement,
+    is_changed_in_place,
+    resolve_source,
+)
 from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
 from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
 
@@ -66,7 +71,9 @@ def plan_edits(
             refused.append(RefusedFix(fault, "another statement of its line is edited"))
         else:
             before = ast.get_source_segment(_read_text(path), statement.node) or ""
-            edits[path].append(LineEdit(fault, path, before, statement.class_name))
+            is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
+            saved_fault = replace(fault, is_persistent=is_saved)
+            edits[path].append(LineEdit(saved_fault, path, before, statement.class_name))
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     finished: list[LineEdit] = []

@@ -57,14 +57,14 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
 def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
     """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
 
-    Empty tensors are placeholders if the module has elements there, or has no such key: a
-    wrapper's prefix may be before it.
+    Empty tensors are no placeholders if the module has no elements there; without a module, or
+    where it has no such key, as a wrapper's prefix may be before it, they are.
     """
     saved_tensors = module.saved_tensors if module is not None else {}
     placeholders = [
         key
         for key in list_placeholders(state)
-        if module is not None and (key not in saved_tensors or saved_tensors[key].tensor.numel)
+        if key not in saved_tensors or saved_tensors[key].tensor.numel
     ]
     on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
     rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]

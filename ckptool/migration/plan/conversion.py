@@ -48,6 +48,8 @@ def find_stripped_places(checkpoint: Checkpoint, patterns: Sequence[str]) -> tup
     Raises:
         PlanError: a pattern, other than "optimizer", names nothing that the file has.
     """
+    if not patterns:
+        return ()
     places = dict.fromkeys(_iter_places(checkpoint))
     stripped_places: dict[str, None] = {}
     for pattern in patterns:

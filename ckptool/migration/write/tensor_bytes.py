@@ -22,8 +22,9 @@ def build_blob(item: PlannedTensor) -> Blob:
     if item.casts:
         nbytes = tensor.numel * DTYPE_BITS[item.dtype] // 8
         return Blob(nbytes, iter_chunks=lambda: _iter_cast_bytes(tensor, item.casts))
-    if tensor.span is not None:
-        return Blob(tensor.nbytes, tensor.span)
+    span = tensor.span
+    if span is not None:
+        return Blob(span.nbytes, span)
     return Blob(tensor.nbytes, iter_chunks=lambda: iter_elements(tensor))
 
 

@@ -25,6 +25,8 @@ _MAX_VALUE_CHARS = 40
 _MAX_SEARCHED = 2000
 """Files of a project among which a module is looked for."""
 _MAX_TARGETS = 3
+_MAX_FIELDS = 8
+"""Fields of a config object that an error lists."""
 _EXPRESSION_FORMS = "Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))"
 
 
@@ -205,7 +207,25 @@ def explain_signature_mismatch(
     options = _list_file_options(function, missing_parameters, offers or {})
     source = f"; the file has {_describe_offers(offers)}" if offers and missing_parameters else ""
     advice = f"add {' '.join(options)}" if options else "give arguments with -k name=value"
-    return f"{reason}: {advice}{source}; the signature is {name}{signature}"
+    fields = _describe_config_fields(function, missing_parameters)
+    return f"{reason}: {advice}{source}{fields}; the signature is {name}{signature}"
+
+
+def _describe_config_fields(function: Any, parameters: Sequence[inspect.Parameter]) -> str:
+    """Return "; defaults of `cfg`: d=3, n=4 (-k cfg.d=3)", "" if no parameter has such fields."""
+    for parameter in parameters:
+        config_class = find_config_class(function, parameter.name)
+        defaults = describe_fields(config_class) if config_class is not None else {}
+        texts = [
+            f"{name}={cut_middle(default, _MAX_VALUE_CHARS)}"
+            for name, default in defaults.items()
+            if default
+        ]
+        if texts:
+            fields = join_limited(texts, _MAX_FIELDS)
+            example = f"-k {parameter.name}.{texts[0]} sets one"
+            return f"; defaults of `{parameter.name}`: {fields} ({example})"
+    return ""
 
 
 def _list_file_options(

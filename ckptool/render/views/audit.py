@@ -1,6 +1,6 @@
 """AuditReport -> blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
@@ -23,7 +23,10 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport, ProjectAuditReport
-from ckptool.reports.common import UnsavedTensorReport
+from ckptool.reports.common import FindingReport, UnsavedTensorReport
+from ckptool.rules.fixes.commands import format_fix_command
+from ckptool.rules.fixes.faults import FIXABLE
+from ckptool.rules.fixes.source_lines import is_in_package
 from ckptool.rules.runtime import PYTHON_STATE
 from ckptool.rules.training_state import LOST_OBJECT_STATE
 
@@ -87,6 +90,18 @@ def build_blocks(
     yield LinesBlock((report.module, f"saved: {', '.join(saved_counts)}"))
     if report.unsaved:
         yield build_unsaved_table(report.unsaved, options)
+    yield from iter_fix_hint(report.module, report.findings)
+
+
+def iter_fix_hint(module: str, findings: Sequence[FindingReport]) -> Iterator[LinesBlock]:
+    """Yield the command that registers what findings name, if it edits the module's source."""
+    is_editable = any(
+        finding.code in FIXABLE and finding.where and not is_in_package(finding.where)
+        for finding in findings
+    )
+    command = format_fix_command(module) if is_editable else ""
+    if command:
+        yield LinesBlock((f"to register them in the source: {command}",))
 
 
 def build_unsaved_table(

@@ -23,7 +23,7 @@ from ckptool.render.blocks import (
     fold_keys,
     fold_unless_verbose,
 )
-from ckptool.render.views.audit import build_unsaved_table
+from ckptool.render.views.audit import build_unsaved_table, iter_fix_hint
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport, LoadStepReport
 from ckptool.rules.load_keys import PROBABLE_RENAME
@@ -84,6 +84,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         yield build_table(f"What the {whose} does", columns, rows, options)
     if report.unsaved:
         yield build_unsaved_table(report.unsaved, options)
+    yield from iter_fix_hint(report.module, report.findings)
 
 
 def build_explanation_blocks(

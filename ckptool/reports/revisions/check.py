@@ -35,7 +35,8 @@ class ArrivalReport(Struct, frozen=True, kw_only=True):
 class ChainCheckReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"every old file arrives at NAME ...", or what is wrong."""
-    folder: str
+    path: str
+    """Folder of the chain."""
     head: str
     revisions: tuple[ArrivalReport, ...]
 
@@ -56,7 +57,7 @@ def build_chain_check_report(
         skipped=build_skipped_reports(skipped),
         exit_code=verdict.exit_code,
         verdict=_format_verdict(head, revisions, difference, has_findings=bool(verdict.findings)),
-        folder=folder,
+        path=folder,
         head=head,
         revisions=tuple(revisions),
     )

@@ -44,6 +44,7 @@ class RevisionStanding(Struct, frozen=True):
         detail="it {text}",
         why=_WHY_CURRENT,
         fix="Upgrade it: `{command}`",
+        general_command="ckptool upgrade FILE -o NEW",
         example=_EXAMPLE,
     ),
 )

@@ -12,6 +12,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
+from ckptool.compare.states import is_rank_part, list_placeholders
 from ckptool.config import GIVEN_WORDS
 from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_shell
@@ -71,9 +72,20 @@ def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = 
 
 def advise_conversion(checkpoint: Checkpoint, purpose: str, *options: str) -> str:
     """Return " To `purpose`: COMMAND", the conversion of a file; "" if it cannot be converted."""
-    if checkpoint.damage or not any(state.tensors for state in checkpoint.states):
+    if checkpoint.damage or not _is_convertible(checkpoint):
         return ""
     return f" To {purpose}: {format_convert_command(checkpoint, *options)}"
+
+
+def _is_convertible(checkpoint: Checkpoint) -> bool:
+    """Whether it has tensors, and all of them are in the file, and of plain classes."""
+    tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    are_plain = all(
+        not (tensor.is_on_meta or is_rank_part(tensor) or tensor.layout == "wrapper")
+        for tensor in tensors
+    )
+    are_whole = not any(state.is_packed or list_placeholders(state) for state in checkpoint.states)
+    return bool(tensors) and are_plain and are_whole
 
 
 def _iter_given_without_module() -> Iterator[str]:
@@ -164,6 +176,21 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
 def format_audit_command(module: str) -> str:
     """Return the `ckptool audit` command of a module, with the arguments that were given."""
     return _format_module_command(("ckptool", "audit"), module)
+
+
+def format_fix_command(module: str) -> str:
+    """Return the `ckptool fix` command of the module that the command line or a file names.
+
+    "" where the library was called, the module is no import path, or its arguments are from a
+    checkpoint: `fix` reads none.
+    """
+    words = GIVEN_WORDS.get().command
+    from_file = any(re.search("(^|[=k])@", word) for word in _iter_given_arguments())
+    if not words or from_file or not re.fullmatch(r"[^\s<>]+:[\w.]+", module):
+        return ""
+    if not any(word.startswith(("-m", "--module")) for word in words):
+        return " ".join(map(quote_shell, ("ckptool", "fix", *GIVEN_WORDS.get().shared)))
+    return _format_module_command(("ckptool", "fix"), module)
 
 
 def format_golden_command(path: str, module: str, golden: str) -> str:

@@ -20,7 +20,7 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     `...` stands for the value that is assigned there now.
     """
     name, location = get_attribute_name(module_tensor.key), module_tensor.assigned_at
-    if _INSTALLED.search(location):
+    if is_in_package(location):
         return _format_package_fix(module_tensor, name)
     target = module_tensor.assigned_to or f"self.{name}"
     new_line = _format_line(module_tensor, name, target)
@@ -36,7 +36,7 @@ def format_registration(module_tensor: ModuleTensor) -> str:
 def format_saved_buffer(module_tensor: ModuleTensor) -> str:
     """Return what to write so that a buffer with persistent=False is saved; begins lower case."""
     name = get_attribute_name(module_tensor.key)
-    if _INSTALLED.search(module_tensor.assigned_at):
+    if is_in_package(module_tensor.assigned_at):
         path = module_tensor.key.rpartition(".")[0]
         owner = f"module.get_submodule({quote_python(path)})" if path else "module"
         code = (
@@ -96,9 +96,14 @@ def format_module_registration(path: str, assigned_to: str, location: str) -> st
         if _STRING_KEY.fullmatch(remainder)
         else ""
     )
-    if not container or _INSTALLED.search(location):
+    if not container or is_in_package(location):
         return "keep it in an attribute of the module, in nn.ModuleList or in nn.ModuleDict"
     return f"{_locate(location)}{target} = nn.{container}(...) instead of {target} = ..."
+
+
+def is_in_package(location: str) -> bool:
+    """Whether a source file is one of an installed package, which is not edited."""
+    return _INSTALLED.search(location) is not None
 
 
 def get_attribute_name(key: str) -> str:

@@ -51,6 +51,11 @@ FIXED = {
     "of_local": make_class(
         "mask = torch.ones(4)\nmask[0] = 0.0\nself.mask = mask", "return self.linear(x) * self.mask"
     ),
+    "doubled_from_outside": make_class("self.mask = torch.ones(4)", "return self.linear(x) * self.mask")
+    + "\n\ndef double(net):\n    net.mask *= 2\n",
+    "counted_in_forward": make_class(
+        "self.calls = torch.zeros(1)", "self.calls += 1\nreturn self.linear(x)"
+    ),
     "in_helper": make_class(
         "self._build()",
         "return self.linear(x) * self.table",

@@ -96,6 +96,14 @@ def test_audit_is_silent(fixed_zoo, name):
     assert [f.code for f in report.findings if f.level != "note"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "attribute"), [("doubled_from_outside", "mask"), ("counted_in_forward", "calls")]
+)
+@pytest.mark.usefixtures("fixed_zoo")
+def test_what_is_changed_in_place_is_saved(name, attribute):
+    assert attribute in importlib.import_module(f"zoo.{name}").Net().state_dict()
+
+
 def test_only_lines_of_edits_change(fixed_zoo):
     folder, report, _ = fixed_zoo
     for name, source in FIXED.items():
