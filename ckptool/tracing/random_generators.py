@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Final
 
 from ckptool.modules.tensor_info import content_digest
@@ -110,9 +110,10 @@ def _iter_variables() -> Iterator[tuple[str, object]]:
             yield from list(frame.f_locals.items())
         frame = frame.f_back
     for module in list(sys.modules.values()):
-        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        attributes: dict[str, object] = getattr(module, "__dict__", {})
+        file = attributes.get("__file__")
         if isinstance(file, str) and is_own_code(file):
-            yield from list(vars(module).items())
+            yield from list(attributes.items())
 
 
 def _iter_module_attributes(modules: Iterable[Any]) -> Iterator[tuple[str, object]]:

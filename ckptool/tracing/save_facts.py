@@ -37,7 +37,9 @@ def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]
         if any(isinstance(value, Tensor) for value in mapping.values())
     ]
     candidates = [
-        _Candidate(module, dict(iter_saved_tensors(module)), is_original=not states.is_copy(module))
+        _OwnerCandidate(
+            module, dict(iter_saved_tensors(module)), is_original=not states.is_copy(module)
+        )
         for module in _list_candidates(states)
     ]
     owners: list[StateOwner] = []
@@ -55,7 +57,7 @@ def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]
     return owners
 
 
-class _Candidate:
+class _OwnerCandidate:
     """A live module that a mapping may be of."""
 
     def __init__(
@@ -68,7 +70,7 @@ class _Candidate:
 
 
 def _rank_owner(
-    values: "Mapping[Any, Tensor]", storages: Sequence[object], candidate: _Candidate
+    values: "Mapping[Any, Tensor]", storages: Sequence[object], candidate: _OwnerCandidate
 ) -> tuple[int, int, bool] | None:
     """Return how well a mapping fits a module: tensors shared, names equal, a value equal.
 

@@ -22,13 +22,13 @@ def have_equal_elements(first: "Tensor", second: "Tensor") -> bool:
     for tensor in pair:
         if get_wrapper_name(tensor) or not has_all_elements(tensor):
             return False
-    one, other = (tensor.cpu() for tensor in pair)
-    return one.layout == other.layout and bool(torch.equal(one, other.to(one.dtype)))
+    first, second = (tensor.cpu() for tensor in pair)
+    return first.layout == second.layout and bool(torch.equal(first, second.to(first.dtype)))
 
 
 def _take_local_parts(first: "Tensor", second: "Tensor") -> "tuple[Tensor, Tensor] | None":
     """Return what of both this rank has: the part of a whole tensor that a DTensor has."""
-    is_first, is_second = (hasattr(tensor, "device_mesh") for tensor in (first, second))
+    is_first, is_second = hasattr(first, "device_mesh"), hasattr(second, "device_mesh")
     if is_first and is_second:
         return _get_local(first), _get_local(second)
     if not (is_first or is_second):
@@ -46,7 +46,7 @@ def _get_local(tensor: Any) -> "Tensor":
 def _cut_local_part(whole: "Tensor", sharded: Any) -> "Tensor | None":
     """Return the part of `whole` that a DTensor of the same shape has on this rank."""
     list_chunks = getattr(sharded, "__create_chunk_list__", None)
-    chunks = list_chunks() if list_chunks is not None else ()
+    chunks: list[Any] = list_chunks() if list_chunks is not None else []
     if whole.shape != sharded.shape or len(chunks) != 1:
         return None
     for dim, (start, size) in enumerate(zip(chunks[0].offsets, chunks[0].sizes, strict=True)):

@@ -177,7 +177,8 @@ def _iter_subclasses(cls: type) -> Iterator[type]:
     visited = {cls}
     pending = [cls]
     while pending:
-        for subclass in type.__subclasses__(pending.pop()):
+        subclasses: list[type] = type.__subclasses__(pending.pop())
+        for subclass in subclasses:
             if subclass not in visited:
                 visited.add(subclass)
                 pending.append(subclass)

@@ -65,13 +65,13 @@ class FileCopies(DispatchMode):
         self._copies: dict[int, _BytesCopy] = {}
         """Address of the storage that is written -> the copy into it."""
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error_info: object) -> None:
         """Make the copies, also where torch has raised meanwhile: it makes them before it does.
 
         Raises:
             ReadError: a file cannot be read, or is shorter than it was.
         """
-        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        super().__exit__(kind, *error_info)  # type: ignore[no-untyped-call]
         if kind is None or issubclass(kind, Exception):
             self._finish()
 

@@ -63,11 +63,11 @@ class MappedFiles:
         is_swapped = storage.byteorder != "little" and nbytes > 1
         word_nbytes = (nbytes // 2 if dtype.startswith("complex") else nbytes) if is_swapped else 1
         form = storage, word_nbytes
-        made = self._storages.get(form)
-        if made is None:
-            made = _swap_bytes(self._make_storage(storage, nbytes), word_nbytes)
-            self._storages[form] = made
-        return made
+        found_storage = self._storages.get(form)
+        if found_storage is None:
+            found_storage = _swap_bytes(self._make_storage(storage, nbytes), word_nbytes)
+            self._storages[form] = found_storage
+        return found_storage
 
     def _make_storage(self, storage: StorageInfo, alignment: int) -> "UntypedStorage":
         if storage.span is None:
