@@ -62,7 +62,7 @@ def branch(repository):
     return copy
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"history"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"history"}))
 def test_two_heads(ask, repository, command):
     branch(repository)
     line = ask(*COMMANDS[command])
