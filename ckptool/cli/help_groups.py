@@ -11,9 +11,9 @@ _GROUPS: Final = {
         " key_filter depth sort key from_revision chain message fixture"
     ),
     "What is changed": (
-        "injected drop renamed accept_renames from_ merge_adapter drop_extra plan reverse to dtype"
-        " weights_only strip merge_shards max_shard_size style parameters keep_old_files update"
-        " no_links no_provenance"
+        "injected drop renamed merge python accept_renames from_ merge_adapter drop_extra plan"
+        " reverse to dtype weights_only strip merge_shards max_shard_size style parameters"
+        " keep_old_files update no_links no_provenance"
     ),
     "Where it runs": (
         "resume_check resume_args device import_paths in_process"

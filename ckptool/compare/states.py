@@ -242,17 +242,17 @@ _OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
 def list_placeholders(state: StateDict) -> tuple[str, ...]:
     """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
 
-    Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
+    Several tensors `weight` of shape [0], or one of them and every second floating-point tensor: no
+    layer has so.
     """
     is_model = state.role in {"state_dict", "module"}
     if not is_model or not any(tensor.shape == (0,) for tensor in state.tensors.values()):
         return ()
-    if not any(tensor.shape == (0,) for tensor in state.tensors.values()):
-        return ()
     weights = list_float_weights(state)
     keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
     weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)
-    is_partitioned = weight_count > 1 or (len(keys) > 1 and 2 * len(keys) >= len(weights))
+    is_half = len(keys) > 1 and 2 * len(keys) >= len(weights)
+    is_partitioned = weight_count > 1 or bool(weight_count and is_half)
     return keys if is_partitioned else ()
 
 

@@ -136,7 +136,11 @@ def has_integer_values(value: Any) -> bool:
     """Whether all elements of a tensor or array with a fingerprint are integers or infinities."""
     import torch
 
-    elements = torch.as_tensor(value).detach()
+    if not isinstance(value, torch.Tensor):
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        if value.dtype.kind in "biu":
+            return True
+    elements = torch.as_tensor(value).detach().to_dense()
     if elements.is_complex():
         return False
     if not elements.is_floating_point():

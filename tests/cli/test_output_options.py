@@ -146,6 +146,8 @@ SAME_NAME = {
     "--plan": "carried out by migrate, offered to old checkpoints by gate",
     "--against": "a reference: of a release in gate, of a digest in digest",
     "--tolerance": "a number; in lock, for one release, DEVICE=NUMBER as well",
+    "--to": "what it becomes: a container in migrate, a revision in upgrade",
+    "--from": "where it comes from: a checkpoint in migrate, a revision in upgrade",
     "--values": "off by default where it costs a look at every byte",
 }
 """Options whose kind of value differs between commands, and what they have in common."""

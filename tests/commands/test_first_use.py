@@ -16,6 +16,7 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import CkptoolError
+from ckptool.formats import open_checkpoint
 
 LINEAR = nn.Linear(2, 3)
 
@@ -56,9 +57,11 @@ def test_a_folder_with_one_checkpoint_is_that_one(tmp_path):
     assert ckptool.inspect(run).checkpoints[0].path == str(run / "epoch=1.ckpt")
 
 
-def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
+def test_a_folder_with_the_weights_twice_is_read_as_from_pretrained_reads_it(tmp_path):
     run = folder(tmp_path / "run", "model.safetensors", "pytorch_model.bin")
-    assert said(run).endswith("choose one of 'model.safetensors', 'pytorch_model.bin'")
+    checkpoint = open_checkpoint(run)
+    assert checkpoint.container == "safetensors"
+    assert any("pytorch_model.bin" in skipped.what for skipped in checkpoint.skipped)
 
 
 def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):

@@ -21,6 +21,7 @@ from ckptool import api
 
 def list_statement_cases() -> list[Case]:
     skipped = {
+        "CK213-fires-constant_changed",  # a value in the module's source
         "CK301-fires-state_dict_without_the_call",
         "CK301-fires-tensors_of_pickle_dump",
         "CK316-fires-an_array_under_the_key_of_a_parameter",
