@@ -224,9 +224,10 @@ def list_named_steps(revision: Revision) -> tuple[Op, ...]:
     )
 
 
-def name_revision(parent: str, message: str, state: RecordedState, plan: Plan) -> str:
-    """Return the identifier of a new revision: the same content gives the same one."""
-    content = "\0".join((parent, message, state.digest, repr(plan)))
+def name_revision(revision: Revision) -> str:
+    """Return the identifier of a new revision: the same content gives the same one, anywhere."""
+    steps = map(format_step, list_named_steps(revision))
+    content = "\0".join((revision.parent, revision.message, revision.state.digest, *steps))
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:10]
 
 

@@ -35,6 +35,19 @@ def test_a_lock_of_an_earlier_state_is_the_first_revision(folder):
     assert torch.load("new.pth").keys() == build_net(3).state_dict().keys()
 
 
+def test_a_revision_has_the_same_name_in_every_folder(tmp_path, monkeypatch):
+    names = []
+    for place in ("here", "there/below"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        ckptool.lock(module=f"{MODULES}:Net2", output=folder / "ckpt.lock.json")
+        report = ckptool.revision("mask is a buffer", config=configure(folder, "Net3"))
+        assert (folder / "ckpt_migrations" / "values").exists()
+        names.append([revision.revision for revision in report.revisions])
+    assert names[0] == names[1]
+
+
 def test_a_lock_of_todays_state_is_no_revision(folder):
     ckptool.lock(module=f"{MODULES}:Net2", output=folder / "ckpt.lock.json")
     report = ckptool.revision("the first one", config=configure(folder, "Net2"))

@@ -297,9 +297,9 @@ class _DraftJob(Struct, frozen=True):
     ) -> Revision:
         path = path or _name_file(self.project.folder, 1, message)
         parent_id = parent.revision if parent else ""
-        return Revision(
+        revision = Revision(
             path=path,
-            revision=name_revision(parent_id, message, state, plan),
+            revision="",
             parent=parent_id,
             message=message,
             created=_read_date(),
@@ -309,6 +309,7 @@ class _DraftJob(Struct, frozen=True):
             plan=plan,
             python=path.with_suffix(".py").name if parent and self.python else "",
         )
+        return replace(revision, revision=name_revision(revision))
 
 
 def _add_fixture(
