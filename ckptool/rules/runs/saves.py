@@ -1,5 +1,6 @@
 """SaveSite, ObjectSummary -> hits: what the saves of a traced run left out (CK330-CK333)."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -123,13 +124,15 @@ def find_training_objects_not_saved(summary: ObjectSummary) -> Iterator[RuleHit]
             consequence="its state_dict() is lost when the run ends"
             if is_model or is_resumable
             else "the files contain only the weights: training cannot be resumed from them",
-            remedy=_advise_saving(item.kind, is_needed=is_resumable or is_model),
+            remedy=_advise_saving(item, is_needed=is_resumable or is_model),
         )
 
 
-def _advise_saving(kind: str, *, is_needed: bool) -> str:
+def _advise_saving(item: TrainingObject, *, is_needed: bool) -> str:
     """Return the line that saves an object next to the model, and the line that loads it."""
-    name = _OBJECT_NAMES.get(kind, kind.rpartition(" ")[2])
+    word = _OBJECT_NAMES.get(item.kind, item.kind.rpartition(" ")[2])
+    class_name = item.owner.rpartition(".")[2]
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower() if word == "object" else word
     code = f'checkpoint["{name}"] = {name}.state_dict() before torch.save(checkpoint, path), and'
     code += f' {name}.load_state_dict(checkpoint["{name}"]) after torch.load()'
     return code if is_needed else f"For a checkpoint to resume from: {code}"
