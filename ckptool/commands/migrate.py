@@ -13,12 +13,14 @@ from msgspec.structs import replace
 from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
 from ckptool.commands.sources.option_checks import reject_unused_options
+from ckptool.commands.sources.pipeline_files import find_pipeline
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
     PathLike,
     find_target,
     open_checkpoint_or_stdin,
+    require_frameworks,
     require_local_path,
 )
 from ckptool.commands.worker.migration_requests import RunMigrated, load_target_module
@@ -334,6 +336,9 @@ def migrate_many(
         if options.get(name) is not None:
             places = join_limited([str(s.location) for s in list_sources(sources)], 4)
             raise UsageError(f"{option} is for one source: give one of {places}")
+    if options.get("module") is None:
+        for pipeline in filter(None, map(find_pipeline, map(parse_location, sources))):
+            require_frameworks(pipeline)
     suffix = "" if options.get("max_shard_size") else choose_suffix(to)
     batch = run_batch(
         list_sources(sources, to),

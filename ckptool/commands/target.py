@@ -316,11 +316,11 @@ def _with_loader(
     return replace(module_target, loader=model_folder.loader)
 
 
-def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOptions) -> ModuleTarget:
-    """Return the module that a framework's folder names.
+def require_frameworks(model_folder: ModelFolder) -> None:
+    """Check that the packages are installed that build the models of a folder.
 
     Raises:
-        ModuleError: the framework, or a package that it needs, is not installed.
+        ModuleError: one is not.
     """
     from ckptool.loaders.registry import list_missing_packages
 
@@ -332,6 +332,15 @@ def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOption
             f"{model_folder.evidence}, but {join_limited(missing_packages, 3)} {verb} not installed"
             f" here: {model_folder.install_hint}; or give the module with -m package.module:Name",
         )
+
+
+def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOptions) -> ModuleTarget:
+    """Return the module that a framework's folder names.
+
+    Raises:
+        ModuleError: the framework, or a package that it needs, is not installed.
+    """
+    require_frameworks(model_folder)
     announce = TRUST_RULE.get().announce_folder
     if announce is not None:
         announce(f"{model_folder.path}: {model_folder.evidence}")
