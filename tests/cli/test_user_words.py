@@ -48,8 +48,14 @@ BASE = {
     "upgrade": ("{}", "--dry-run"),
     "verify": ("{}", "-m", "torch.nn:ReLU", "--device", "cpu"),
 }
+STARTS_A_WORKER = {"fix", "revision"}
+"""Commands that build a module in a process of its own before they look at most of their words."""
 WORDS = [
-    (name, parameter.opts[0] if parameter.param_type_name == "option" else "")
+    pytest.param(
+        name,
+        parameter.opts[0] if parameter.param_type_name == "option" else "",
+        marks=[pytest.mark.matrix] if name in STARTS_A_WORKER else [],
+    )
     for name in COMMANDS
     for parameter in main.get_command(CONTEXT, name).params
     if not getattr(parameter, "is_flag", False) and not getattr(parameter, "count", False)
