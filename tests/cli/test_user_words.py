@@ -34,7 +34,7 @@ BASE = {
     "digest": ("{}",),
     "downgrade": ("{}", "--dry-run", "--to", "base"),
     "explain": ("{}",),
-    "fix": ("-m", "torch.nn:ReLU"),
+    "fix": ("-m", "torch.nn:ReLU", "--in-process"),
     "gate": ("{}", "--no-values"),
     "history": (),
     "init": ("--dry-run",),
@@ -42,20 +42,14 @@ BASE = {
     "lock": ("{}",),
     "merge": (),
     "migrate": ("{}", "--dry-run"),
-    "revision": ("-m", "first", "--module", "torch.nn:ReLU", "--dry-run"),
+    "revision": ("-m", "first", "--module", "torch.nn:ReLU", "--dry-run", "--in-process"),
     "rule": (),
     "run": (),
     "upgrade": ("{}", "--dry-run"),
     "verify": ("{}", "-m", "torch.nn:ReLU", "--device", "cpu"),
 }
-STARTS_A_WORKER = {"fix", "revision"}
-"""Commands that build a module in a process of its own before they look at most of their words."""
 WORDS = [
-    pytest.param(
-        name,
-        parameter.opts[0] if parameter.param_type_name == "option" else "",
-        marks=[pytest.mark.matrix] if name in STARTS_A_WORKER else [],
-    )
+    (name, parameter.opts[0] if parameter.param_type_name == "option" else "")
     for name in COMMANDS
     for parameter in main.get_command(CONTEXT, name).params
     if not getattr(parameter, "is_flag", False) and not getattr(parameter, "count", False)
