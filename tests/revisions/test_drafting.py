@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from paths import ROOT
 from revisions.sample_nets import Net6
 from revisions.sample_project import MODULES, build_net, configure, list_files
 from safetensors.torch import load_file
@@ -63,6 +64,29 @@ def test_nothing_changed(repository):
 def test_a_message_is_needed(folder, message):
     with pytest.raises(UsageError, match="needs a message"):
         ckptool.revision(message, config=configure(folder, "Net1"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ((), "needs today's module: --module package.module:Name"),
+        (("Net1", "Net2"), f"--module {MODULES}:Net1, --module {MODULES}:Net2"),
+    ],
+)
+def test_a_module_that_is_not_known_is_asked_for_by_the_option_that_takes_it(
+    folder, run_command, entries, words
+):
+    """It said -m, which is the message of a revision."""
+    (folder / "ckptool.toml").write_text(
+        "\n".join(f'[[models]]\npath = "{n}.pth"\nmodule = "{MODULES}:{n}"' for n in entries)
+    )
+    ran = run_command("revision", "-m", "the first one", "--dry-run", cwd=folder)
+    assert (ran.code, words in ran.err) == (2, True), ran.err
+    if entries:
+        chosen = words.split(", ")[0].split()
+        places = ("-I", ROOT / "tests")
+        ran = run_command("revision", "-m", "x", "--dry-run", *chosen, *places, cwd=folder)
+        assert ran.code == 0, ran.err
 
 
 def test_questions_are_asked_and_saved(folder):

@@ -100,12 +100,7 @@ def check(
 
 
 def _describe_module(project: ProjectChain) -> TargetModule:
-    if project.module_target is None:
-        raise UsageError(
-            "check needs today's module: -m package.module:Name, or [[tool.ckptool.models]] of "
-            "pyproject.toml or ckptool.toml"
-        )
-    worker, target = get_worker(), project.module_target
+    worker, target = get_worker(), project.require_target("check")
     module_info = worker.ask(DescribeModule(target)).module_info
     return TargetModule(module_info, WorkerModule(worker, target, target.file_arguments))
 

@@ -42,6 +42,24 @@ class ProjectChain(Struct, frozen=True):
     module_target: ModuleTarget | None
     """None where neither the command nor the configuration names one."""
     inputs: tuple[str, ...] = ()
+    configured_modules: tuple[str, ...] = ()
+    """The modules of `[[models]]`, each once."""
+
+    def require_target(self, purpose: str) -> ModuleTarget:
+        """Return the module; `purpose` begins the sentence that says what needs it.
+
+        Raises:
+            UsageError: it is not known, or is one of several.
+        """
+        if self.module_target is not None:
+            return self.module_target
+        if len(self.configured_modules) > 1:
+            options = join_limited([f"--module {m}" for m in self.configured_modules], 4)
+            raise UsageError(f"{purpose} needs one module, and [[models]] has several: {options}")
+        raise UsageError(
+            f"{purpose} needs today's module: --module package.module:Name, or "
+            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml"
+        )
 
     def read(self) -> Chain:
         """Return the chain.
@@ -90,7 +108,8 @@ def find_project_chain(
     if needs_module and target is None and entry is not None:
         config.announce_code(entry.module)
         target = build_entry_target(entry, config)
-    return ProjectChain(folder, target, target.inputs if target else ())
+    modules = dict.fromkeys(entry.module for entry in config.settings.models)
+    return ProjectChain(folder, target, target.inputs if target else (), tuple(modules))
 
 
 def default_folder(config: ProjectConfig) -> Path:

@@ -147,7 +147,7 @@ def revision(  # noqa: PLR0913
     )
     job = _DraftJob(
         project,
-        _require_target(project),
+        project.require_target("a revision"),
         message.strip(),
         PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
         read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
@@ -165,15 +165,6 @@ def revision(  # noqa: PLR0913
             folder.mkdir(parents=True, exist_ok=True)
         write_new_files(outcome.files, force=False)
     return build_revision_report(replace(outcome, is_written=not dry_run))
-
-
-def _require_target(project: ProjectChain) -> ModuleTarget:
-    if project.module_target is None:
-        raise UsageError(
-            "a revision needs today's module: -m package.module:Name, or [[tool.ckptool.models]] "
-            "of pyproject.toml or ckptool.toml"
-        )
-    return project.module_target
 
 
 class _DraftJob(Struct, frozen=True):
