@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.revisions.chain_migration import MovedFile, MoveOptions, move_checkpoint
-from ckptool.commands.revisions.chain_steps import find_irreversible_step
-from ckptool.commands.revisions.downgrade import compare_with_earlier
+from ckptool.commands.revisions.chain_migration import (
+    MovedFile,
+    MoveOptions,
+    compare_with_earlier,
+    move_checkpoint,
+)
+from ckptool.commands.revisions.chain_steps import Direction, find_irreversible_step
 from ckptool.commands.revisions.fixtures import find_fixture, find_golden
-from ckptool.commands.revisions.project_chain import ProjectChain, find_project_chain
+from ckptool.commands.revisions.project_chain import (
+    ProjectChain,
+    build_options,
+    find_project_chain,
+)
 from ckptool.commands.revisions.skeleton import apply_to_skeleton
-from ckptool.commands.revisions.upgrade import build_options
 from ckptool.commands.worker.migration_requests import WorkerModule
 from ckptool.commands.worker.requests import DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import get_worker
@@ -202,11 +209,10 @@ class _FixtureExaminer(Struct, frozen=True):
         project: ProjectChain,
         to: str,
         from_: str | None = None,
-        *,
-        is_downgrade: bool = False,
+        direction: Direction = Direction.UPGRADE,
     ) -> MovedFile:
         options = MoveOptions(to, from_, run_python=self.run_python, limits=self.limits)
-        return move_checkpoint(source, target, project, options, is_downgrade=is_downgrade)
+        return move_checkpoint(direction, source, target, project, options)
 
     def _replay(self, revision: Revision, path: Path) -> tuple[str, str, str]:
         """Return how the outputs differ ("" if not), the result, and why they were not compared."""
@@ -237,7 +243,9 @@ class _FixtureExaminer(Struct, frozen=True):
         for later in undone:
             if reason := find_irreversible_step(later):
                 return _NOT_CHECKED, f"{later.name} cannot be undone: {reason}"
-        moved = self._move(path, target, self.project, revision.revision, is_downgrade=True)
+        moved = self._move(
+            path, target, self.project, revision.revision, direction=Direction.DOWNGRADE
+        )
         if compare_with_earlier(moved):
             return _PASSED, ""
         return _FAILED, "downgraded again, it is another state"

@@ -24,8 +24,11 @@ from ckptool.commands.revisions.fixtures import (
     take_fixture,
 )
 from ckptool.commands.revisions.merge_heads import merge_heads
-from ckptool.commands.revisions.project_chain import ProjectChain, find_project_chain
-from ckptool.commands.revisions.upgrade import build_options
+from ckptool.commands.revisions.project_chain import (
+    ProjectChain,
+    build_options,
+    find_project_chain,
+)
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import WorkerModule
