@@ -141,6 +141,7 @@ def move_checkpoint(
                 at=standing.state.at,
                 plan=chain_plan.plan,
                 recorded_plan=chain_plan.recorded_plan,
+                follows_chain=True,
                 stamp=RevisionStamp(
                     chain.project, end.revision, "" if standing.prefix else start.revision
                 ),

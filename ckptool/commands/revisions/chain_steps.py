@@ -148,7 +148,14 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
     """
     with TemporaryDirectory(prefix="ckptool-chain-") as folder, AnonymousFile() as anonymous_file:
         checkpoint = inflate_storages(run.checkpoint, anonymous_file, run.limits)
-        sources = ValueSources(run.target_module, None, anonymous_file, SourceGuard(), run.limits)
+        sources = ValueSources(
+            run.target_module,
+            None,
+            anonymous_file,
+            SourceGuard(),
+            run.limits,
+            follows_chain=True,
+        )
         draft = create_chain_draft(checkpoint, run.state)
         operations = _prepare_draft(run, draft)
         draft = apply_plan(operations, draft, sources)
@@ -248,6 +255,7 @@ def _run_python_step(
             plan=Plan(operations),
             drop_extra=True,
             record_provenance=False,
+            follows_chain=True,
             limits=run.limits,
         )
     )
