@@ -10,7 +10,7 @@ from ckptool.compare.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, ModuleInfo
+from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.phrases import quote_shell
 from ckptool.revisions.chain import Chain, read_chain
 from ckptool.revisions.recorded_state import compare_states, record_contract
@@ -40,8 +40,17 @@ def find_chain_evidence(
     location: Location | None,
     checkpoint: Checkpoint | None,
     module_info: ModuleInfo | None,
+    state: StateDict | None = None,
 ) -> ChainEvidence | None:
     """Return where a checkpoint stands; None if its project has no chain.
+
+    Args:
+        config: names the chain.
+        module_target: the module; None without one.
+        location: path of the checkpoint; None without one.
+        checkpoint: None of a module without a checkpoint.
+        module_info: the module described; None without one.
+        state: what was compared with the module; None takes the state that fits the chain best.
 
     Raises:
         RevisionError: the chain is inconsistent, or has several heads.
@@ -54,9 +63,9 @@ def find_chain_evidence(
     chain.require_one_head()
     change = None
     if module_info is not None:
-        state = record_contract(build_module_contract(module_info))
-        change = ChainChange(chain.head.name, compare_states(chain.head.state, state).text)
-    at = module_target.at if module_target else None
+        today = record_contract(build_module_contract(module_info))
+        change = ChainChange(chain.head.name, compare_states(chain.head.state, today).text)
+    at = state.at if state else None
     standing = None if checkpoint is None else _describe_standing(checkpoint, chain, at)
     return ChainEvidence(folder, standing, change)
 

@@ -26,11 +26,13 @@ from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.errors import RevisionError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
+from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.migration.run import run_migration
 from ckptool.migration.write.provenance import RevisionStamp
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Container
+from ckptool.phrases import quote_code, quote_shell
 from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.revision import Revision
@@ -139,6 +141,7 @@ def move_checkpoint(
                 target=target,
                 module=load_module,
                 at=standing.state.at,
+                to=_choose_container(checkpoint) if target is None else None,
                 plan=chain_plan.plan,
                 recorded_plan=chain_plan.recorded_plan,
                 follows_chain=True,
@@ -162,6 +165,12 @@ def move_checkpoint(
         end == chain.head,
         chain_plan.unchecked,
     )
+
+
+def _choose_container(checkpoint: Checkpoint) -> str:
+    """Return the container of a dry run without a target: that of the source."""
+    kinds = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
+    return SAFETENSORS if checkpoint.container in kinds else TORCH
 
 
 def require_revision(checkpoint: Checkpoint, standing: Standing) -> Revision:
@@ -209,8 +218,26 @@ def _describe_outcome(direction: Direction, moved: MovedFile) -> MoveOutcome:
         is_same_as_earlier=is_same,
         unchecked=moved.unchecked or (_NOT_COMPARED if is_uncompared else ""),
         unloaded="" if moved.is_head else _NOT_LOADED,
-        notes=(moved.standing.note,) if moved.standing.note else (),
+        notes=_list_notes(direction, moved),
     )
+
+
+def _list_notes(direction: Direction, moved: MovedFile) -> tuple[str, ...]:
+    """Return what was not believed, and the states of the result that stay as they were."""
+    standing, result = moved.standing, moved.result
+    notes = [standing.note] if standing.note else []
+    if result.to == TORCH and not result.is_alone:
+        notes += [
+            f"{other.text}, and stays as it is: ckptool {direction} --at {quote_shell(other.at)}"
+            for other in standing.others
+            if moved.end not in other.revisions
+        ]
+        notes += [
+            f"the optimizer's state at {quote_code(state.at)} stays as it is"
+            for state in result.checkpoint.states
+            if state.role == "optimizer" and moved.steps
+        ]
+    return tuple(notes)
 
 
 def _find_steps(

@@ -80,5 +80,5 @@ def _describe_standing(path: str, standing: Standing, chain: Chain) -> StandingR
         is_head=is_known and standing.revision == chain.head,
         behind=len(behind) if is_known else 0,
         text=standing.text,
-        note=standing.note,
+        note="; ".join(filter(None, (standing.note, *(o.text for o in standing.others)))),
     )
