@@ -71,7 +71,7 @@ class Standing(Struct, frozen=True):
     revision: Revision | None = None
     """None where it is not known."""
     candidates: tuple[Revision, ...] = ()
-    """Of an ambiguous file: the revisions that it may be at."""
+    """Revisions that record what a file holds whose own is not known, whatever its stamp says."""
     stamp: RevisionStamp | None = None
     difference: StateDifference | None = None
     """From what `revision` recorded, else from the nearest revision; None without one."""
@@ -96,6 +96,11 @@ class Standing(Struct, frozen=True):
         return self.revision is not None and self.kind is not StandingKind.CONTRADICTED
 
     @property
+    def all_candidates(self) -> tuple[Revision, ...]:
+        """Its revision alone if that is known, else the candidates."""
+        return (self.revision,) if self.revision is not None else self.candidates
+
+    @property
     def text(self) -> str:
         """How the revision is known, or why it is not, as the end of a sentence."""
         name = self.revision.name if self.revision else ""
@@ -112,13 +117,13 @@ class Standing(Struct, frozen=True):
                 f"has no stamp, and its {self._evidence} are those of {names}: name its revision "
                 "with --from"
             ),
-            StandingKind.FOREIGN: f"has the stamp of another project, {project}",
+            StandingKind.FOREIGN: f"has the stamp of another project, {project}{self._from_hint}",
             StandingKind.NEWER: (
                 f"is newer than the code: its stamp is revision {revision}, which is not in this "
-                "chain: update the code"
+                f"chain: update the code{self._from_hint}"
             ),
             StandingKind.CONTRADICTED: (
-                f"has the stamp of {name}, but not its keys: {why}"
+                f"has the stamp of {name}, but not its keys: {why}{self._from_hint}"
                 if self.stamp
                 else f"does not have the keys of {name} (--from): {why}"
             ),
@@ -129,16 +134,21 @@ class Standing(Struct, frozen=True):
     @property
     def _evidence(self) -> str:
         """What a file without a stamp has in common with a revision."""
-        return "keys, shapes and dtypes" if self.is_exact else "keys and shapes (not its dtypes)"
+        return "keys, shapes and dtypes" if self.is_exact else "keys and shapes but not its dtypes"
 
     @property
     def _nearest_text(self) -> str:
         if self.nearest is None or self.difference is None:
             return ""
         name = self.nearest.name
-        hint = f"; --from {name} takes it for one of that revision"
-        hint = hint if self.difference.has_same_keys else ""
-        return f" (the nearest is {name}: {self.difference.text}{hint})"
+        return f" (the nearest is {name}: {self.difference.text}{self._from_hint})"
+
+    @property
+    def _from_hint(self) -> str:
+        """How the user says that it is at a revision; "" if it has the keys of none."""
+        if not self.candidates:
+            return ""
+        return f"; --from {self.candidates[-1].name} takes it for a file of that revision"
 
 
 def find_standing(
@@ -267,16 +277,19 @@ def _read_stamp(
     """Return the standing that a stamp says, if the keys do not contradict it."""
     first_state = recorded[0].state
     if stamp.project != chain.project:
-        return Standing(StandingKind.FOREIGN, first_state, stamp=stamp)
+        candidates = _recognise(recorded, chain).all_candidates
+        return Standing(StandingKind.FOREIGN, first_state, None, candidates, stamp=stamp)
     revision = chain.get_revision(stamp.revision)
     if revision is None:
-        return Standing(StandingKind.NEWER, first_state, stamp=stamp)
+        candidates = _recognise(recorded, chain).all_candidates
+        return Standing(StandingKind.NEWER, first_state, None, candidates, stamp=stamp)
     file, difference = _choose_nearest(recorded, revision)
-    kind = StandingKind.STAMPED if difference.has_same_keys else StandingKind.CONTRADICTED
+    is_same = difference.has_same_keys
     return Standing(
-        kind,
+        StandingKind.STAMPED if is_same else StandingKind.CONTRADICTED,
         file.state,
         revision,
+        () if is_same else _recognise(recorded, chain).all_candidates,
         stamp=stamp,
         difference=difference,
         source_digest=record.source_digest,
@@ -302,7 +315,10 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
         chain.revisions, key=lambda r: _count_differences(_choose_nearest(recorded, r)[1])
     )
     file, difference = _choose_nearest(recorded, nearest)
-    return Standing(StandingKind.UNKNOWN, file.state, difference=difference, nearest=nearest)
+    candidates = (nearest,) if difference.has_same_keys else ()
+    return Standing(
+        StandingKind.UNKNOWN, file.state, None, candidates, difference=difference, nearest=nearest
+    )
 
 
 def _match_others(recorded: _RecordedStates, chain: Chain) -> tuple[OtherState, ...]:

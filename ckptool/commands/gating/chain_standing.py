@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.revisions.project_chain import default_folder, find_entry_folder
 from ckptool.commands.target import ModuleTarget, name_object
@@ -11,10 +12,9 @@ from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, StateDict
-from ckptool.phrases import quote_shell
 from ckptool.revisions.chain import Chain, read_chain
 from ckptool.revisions.recorded_state import compare_states, record_contract
-from ckptool.revisions.standing import find_standing
+from ckptool.revisions.standing import StandingKind, find_standing
 from ckptool.rules.chain.arrivals import ChainChange
 from ckptool.rules.chain.standings import RevisionStanding
 from ckptool.rules.fixes.commands import name_result
@@ -66,7 +66,14 @@ def find_chain_evidence(
         today = record_contract(build_module_contract(module_info))
         change = ChainChange(chain.head.name, compare_states(chain.head.state, today).text)
     at = state.at if state else None
-    standing = None if checkpoint is None else _describe_standing(checkpoint, chain, at)
+    if checkpoint is None:
+        return ChainEvidence(folder, None, change)
+    options = () if config.find_entry(checkpoint.path) else _list_module_words(module_target)
+    standing = replace(
+        _describe_standing(checkpoint, chain, at),
+        options=(*_list_place_words(checkpoint, at), *options),
+        has_changed=bool(change and change.difference),
+    )
     return ChainEvidence(folder, standing, change)
 
 
@@ -97,17 +104,33 @@ def _name_module(module_target: ModuleTarget | None) -> str:
 
 
 def _describe_standing(checkpoint: Checkpoint, chain: Chain, at: str | None) -> RevisionStanding:
+    path, head = str(checkpoint.path), chain.head
     try:
         standing = find_standing(checkpoint, chain, at)
     except RevisionError as error:
-        text = str(error).removeprefix(f"{checkpoint.path}: ")
-        return RevisionStanding("unknown", text, "", chain.head.name)
-    source, result = (quote_shell(str(p)) for p in (checkpoint.path, name_result(checkpoint)))
+        text = str(error).removeprefix(f"{path}: ")
+        return RevisionStanding("unknown", text, "", head.name, path=path)
+    participle = "downgraded" if standing.kind is StandingKind.NEWER else "upgraded"
     return RevisionStanding(
         str(standing.kind),
         standing.text,
         standing.revision.name if standing.revision else "",
-        chain.head.name,
+        head.name,
+        head.revision,
         tuple(revision.name for revision in standing.candidates),
-        f"ckptool upgrade {source} -o {result}",
+        path,
+        name_result(checkpoint, participle=participle),
     )
+
+
+def _list_place_words(checkpoint: Checkpoint, at: str | None) -> tuple[str, ...]:
+    return ("--at", at) if at and len(checkpoint.states) > 1 else ()
+
+
+def _list_module_words(module_target: ModuleTarget | None) -> tuple[str, ...]:
+    """Return the options that name a module and its arguments, as they were given."""
+    name = _name_module(module_target)
+    if module_target is None or not name:
+        return ()
+    arguments = (f"{key}={value!r}" for key, value in (module_target.kwargs or {}).items())
+    return ("-m", name, *(word for argument in arguments for word in ("-k", argument)))

@@ -237,15 +237,7 @@ def _run_python_step(
         PlanError: the function changed a value that is not a tensor, or returned one.
     """
     revision = step.revision
-    if not run.run_python:
-        raise UsageError(
-            f"{revision.python_path}: is code of the project, and --no-config runs none"
-        )
-    if step.direction not in list_functions(revision.python_path):
-        raise RevisionError(f"{revision.python_path}: has no function {step.direction}(state)")
-    announce = TRUST_RULE.get().announce_revision
-    if announce is not None:
-        announce(revision.python_path)
+    require_python(revision, step.direction, run_python=run.run_python)
     before, after = (prefix.with_name(f"{prefix.name}-{end}.pth") for end in ("before", "after"))
     run_migration(
         MigrationRequest(
@@ -262,6 +254,23 @@ def _run_python_step(
     target = ModuleTarget(str(revision.python_path))
     run.worker.ask(RunPythonStep(target, revision.python_path, str(step.direction), before, after))
     return _build_value_steps(draft, before, after, run.limits)
+
+
+def require_python(revision: Revision, direction: Direction, *, run_python: bool) -> None:
+    """Check that the function of a Python revision may be run, and announce it.
+
+    Raises:
+        UsageError: it may not.
+        RevisionError: its file has no function of that name.
+    """
+    path = revision.python_path
+    if not run_python:
+        raise UsageError(f"{path}: is code of the project, and --no-config runs none")
+    if direction not in list_functions(path):
+        raise RevisionError(f"{path}: has no function {direction}(state)")
+    announce = TRUST_RULE.get().announce_revision
+    if announce is not None:
+        announce(path)
 
 
 def _build_value_steps(
