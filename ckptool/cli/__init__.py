@@ -26,9 +26,9 @@ COMMAND_GROUPS: Final = {
     },
     "Load an old checkpoint": {
         "explain": "Explain an error message: the probable cause, and what to run next.",
-        "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
+        "migrate": "Write a checkpoint that a module loads strictly; --dry-run shows the plan.",
         "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
-        "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
+        "verify": "Load a checkpoint, run its module on a real or simulated GPU, compare outputs.",
     },
     "Check and fix a module": {
         "audit": "Report state of a module that is not in its state_dict.",

@@ -1,6 +1,7 @@
 """Checkpoint x the modules of a project -> ModelMatch: the best one, and its arguments."""
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.renames import WRAPPERS
 from ckptool.config import TRUST_RULE
 from ckptool.errors import CkptoolError, ReadError
 from ckptool.loaders.model_folder import find_model_folder, read_config
@@ -82,6 +84,28 @@ class _Candidate(Struct, frozen=True):
             return 2.0
         return len(self.diff.matched_keys) / count if count else 0.0
 
+    @property
+    def unwrapped_count(self) -> int:
+        """Number of keys that match once the prefix of a wrapper (DataParallel) is removed."""
+        rewrite = self.diff.rewrite
+        is_wrapper = rewrite is not None and {*rewrite.removed_segments} <= {*WRAPPERS}
+        return len(rewrite.key_map) if rewrite is not None and is_wrapper else 0
+
+    @property
+    def unwrapped_score(self) -> float:
+        count = len(self.diff.module.saved_tensors)
+        return self.unwrapped_count / count if count else 0.0
+
+    @property
+    def outcome(self) -> str:
+        if self.diff.is_strict:
+            return "loads strictly"
+        count = len(self.diff.module.saved_tensors)
+        text = f"assumed: {len(self.diff.matched_keys)} of {count} keys match"
+        if not self.unwrapped_count:
+            return text
+        return f"{text}, {self.unwrapped_count} without the prefix of a wrapper"
+
 
 class ModuleMatcher:
     """Builds the modules of a project, and finds the one that fits a checkpoint."""
@@ -94,6 +118,11 @@ class ModuleMatcher:
         self._errors: dict[str, str] = {}
         self._built: set[str] = set()
         self._needed: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def has_built(self) -> bool:
+        """Whether at least one module was built, so that checkpoints were compared."""
+        return bool(self._built)
 
     @property
     def errors(self) -> dict[str, str]:
@@ -118,21 +147,21 @@ class ModuleMatcher:
                 diff = self._compare(module, arguments.kwargs, checkpoint, folder)
                 if diff is not None:
                     candidates.append(_Candidate(module.target, arguments, diff))
-        best = max(candidates, key=lambda candidate: candidate.score, default=None)
-        if best is None or best.score < _MIN_SHARE:
+        for read_score in (attrgetter("score"), attrgetter("unwrapped_score")):
+            best = max(candidates, key=read_score, default=None)
+            if best is not None and read_score(best) >= _MIN_SHARE:
+                break
+        else:
             return ModelMatch(name, outcome=self._explain_no_match(folder))
-        equals = {c.target: None for c in candidates if c.score == best.score}
+        equals = {c.target: None for c in candidates if read_score(c) == read_score(best)}
         equals.pop(best.target)
         also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
-        diff = best.diff
-        matched = f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} keys match"
-        outcome = "loads strictly" if diff.is_strict else f"assumed: {matched}"
         arguments = best.arguments
         match = ModelMatch(
             name,
             best.target,
             arguments.kwargs,
-            f"{outcome}{also}",
+            f"{best.outcome}{also}",
             arguments.place,
             arguments.argument,
         )
@@ -180,6 +209,8 @@ class ModuleMatcher:
             folder = None
         if folder is not None:
             return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
+        if not self.has_built:
+            return "not compared: no module of the project could be built"
         if self.needed_arguments:
             return "no module that needs no arguments fits its keys and shapes"
         return "no module of the project fits its keys and shapes"

@@ -96,7 +96,7 @@ def test_a_message_without_its_missing_keys(prefix):
 
 @pytest.mark.parametrize("other", ["n_averaged", "modules.weight", "fc.bias", "module"])
 def test_unexpected_keys_of_which_one_has_no_prefix(other):
-    text = f"Unexpected key(s) in state_dict: \"module.a.weight\", \"{other}\". "
+    text = f'Unexpected key(s) in state_dict: "module.a.weight", "{other}". '
     (error,) = explain_log(f"Error(s) in loading state_dict for Net:\n\t{text}")
     assert error.explanation.name != "wrapped-file"
 
