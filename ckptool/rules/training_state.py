@@ -24,8 +24,8 @@ from ckptool.verification.result import ObjectChanges
 PARTITIONED_PARAMETERS: Final = "CK320"
 """Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
-    Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
-    Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
+    Container.TORCH_LEGACY: "in the format of torch before 1.6, not a zip archive",
+    Container.TORCH_TAR: "in the format of torch before 0.2 (tar), not a zip archive",
 }
 
 

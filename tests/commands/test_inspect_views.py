@@ -84,7 +84,7 @@ def test_what_is_refused_is_named(tmp_path):
     assert [checkpoint.safety for checkpoint in ckptool.inspect(paths).checkpoints] == [
         f"{REFUSES} argparse.Namespace at `args`",
         f"{REFUSES} posix.system at `cfg`; weights_only=False would run it",
-        "safe: a safetensors file holds no code",
+        "safe: a safetensors file contains no code",
     ]
 
 

@@ -70,7 +70,7 @@ class _ProjectClasses:
             yield from [*(n for n in named if n.file == node.file), *named][:1]
 
     def find_modules(self) -> dict[tuple[str, str], _ClassNode]:
-        """Return the classes that have a module of a library among their bases, by file and name."""
+        """Return the classes with a module of a library among their bases, by key."""
         found = {n.key: n for n in self.nodes if any(map(_is_library_base, n.bases))}
         while True:
             added = {

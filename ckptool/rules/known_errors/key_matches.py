@@ -114,7 +114,7 @@ def find_wrapped_file(difference: KeyDifference) -> PatternMatch | None:
         return None
     prefix = "".join(f"{segment}." for segment in rewrite.removed_segments)
     is_in_front = all(old == prefix + new for old, new in rewrite.key_map.items())
-    facts = _describe_wrappers(rewrite.removed_segments, is_in_front)
+    facts = _describe_wrappers(rewrite.removed_segments, is_in_front=is_in_front)
     return _match_rewrite(difference, rewrite, facts)
 
 
@@ -127,10 +127,11 @@ def _match_wrapped_keys(keys: Sequence[str]) -> PatternMatch | None:
         segments.pop()
     if not segments:
         return None
-    return PatternMatch(frozenset(keys), _describe_wrappers(segments), Certainty.CERTAIN)
+    facts = _describe_wrappers(segments, is_in_front=True)
+    return PatternMatch(frozenset(keys), facts, Certainty.CERTAIN)
 
 
-def _describe_wrappers(segments: Sequence[str], is_in_front: bool = True) -> dict[str, str]:
+def _describe_wrappers(segments: Sequence[str], *, is_in_front: bool) -> dict[str, str]:
     """Return the wrappers' names, and the code for a key without the segments that they add."""
     prefixes = [f"{segment}." for segment in segments]
     removals = "".join(f".removeprefix({quote_python(prefix)})" for prefix in prefixes)

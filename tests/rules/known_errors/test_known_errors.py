@@ -89,9 +89,9 @@ def test_a_message_without_its_missing_keys(prefix):
     explanation = error.explanation
     assert (explanation.name, explanation.certainty) == ("wrapped-file", Certainty.CERTAIN)
     assert any(advice.command.startswith("ckptool migrate") for advice in explanation.advice)
-    key = prefix + "fc.weight"
     code = next(advice.code for advice in explanation.advice if advice.code)
-    assert eval(re.search(r"\{(.*): value", code)[1]) == "fc.weight"
+    renamed = re.search(r"\{(.*): value", code)[1]
+    assert eval(renamed, {"key": f"{prefix}fc.weight"}) == "fc.weight"
 
 
 @pytest.mark.parametrize("other", ["n_averaged", "modules.weight", "fc.bias", "module"])
