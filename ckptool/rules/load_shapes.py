@@ -91,13 +91,11 @@ def describe_shape_change(expected: tuple[int, ...], actual: tuple[int, ...]) ->
         return f"{len(actual)} dimensions instead of {len(expected)}"
     if expected == actual[::-1]:
         return "transposed"
-    axes = [
-        axis
+    return ", ".join(
+        f"dimension {axis} is {actual_size} instead of {expected_size}"
         for axis, (expected_size, actual_size) in enumerate(zip(expected, actual, strict=True))
         if expected_size != actual_size
-    ]
-    descriptions = [f"dimension {axis} is {actual[axis]} instead of {expected[axis]}" for axis in axes]
-    return ", ".join(descriptions)
+    )
 
 
 _FLOAT_BITS: Final = {

@@ -11,7 +11,7 @@ import pytest
     ("words", "said"),
     [  # of options, click's own words, which differ between its versions
         (["dif"], "ckptool: no such command 'dif': did you mean diff?"),
-        (["zzz"], "ckptool: no such command 'zzz': there are audit, "),
+        (["zzz"], "ckptool: no such command 'zzz': there are inspect, "),
         (["--fo"], "ckptool: no such option"),
         (["diff"], "ckptool diff: missing argument 'PATH'"),
         (["diff", "--no-valuez", "a"], "--no-values"),

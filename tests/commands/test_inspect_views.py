@@ -83,7 +83,7 @@ def test_what_is_refused_is_named(tmp_path):
     paths = [tmp_path / name for name in ("a.pt", "b.pt", "c.safetensors")]
     assert [checkpoint.safety for checkpoint in ckptool.inspect(paths).checkpoints] == [
         f"{REFUSES} argparse.Namespace at `args`",
-        f"{REFUSES} posix.system at `cfg`; weights_only=False would run it",
+        f"dangerous: {REFUSES} posix.system at `cfg`; weights_only=False would run it",
         "safe: a safetensors file contains no code",
     ]
 
@@ -128,7 +128,8 @@ def test_a_filter_a_depth_and_an_order(tmp_path, run_command):
 
     assert list_keys(filter="enc") == list_keys(filter="enc.*") == ["enc.0.w", "enc.1.w"]
     assert list_keys(filter="*.b") == ["dec.b"]
-    assert list_keys(filter="nowhere") == []
+    with pytest.raises(ckptool.errors.UsageError, match="--filter nowhere: no key of the file"):
+        list_keys(filter="nowhere")
     sizes = run_command("inspect", path, "--sort", "size", "-v").out
     assert sizes.index("enc.1.w") < sizes.index("enc.0.w") < sizes.index("dec.b")
     names = run_command("inspect", path, "--sort", "name", "--depth", "1").out
