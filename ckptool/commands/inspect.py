@@ -47,8 +47,7 @@ def inspect(
     (0: all); `sort` is "name", "size" or "dtype"; `key` is a key or a place whose values are shown.
 
     Raises:
-        UsageError: a file has no such `key`, no file a key that matches `filter`, or `sort` is none of
-            these.
+        UsageError: a file has no such `key`, no key matches `filter`, or `sort` is none of these.
     """
     if sort and sort not in SORTS:
         raise UsageError(f"--sort {sort}: expected one of {', '.join(SORTS)}")

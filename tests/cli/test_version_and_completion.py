@@ -28,7 +28,7 @@ def test_a_wrong_word_is_one_line(run_command, words, said):
 
 def test_no_words_show_the_help(ckptool):
     ran = ckptool()
-    assert "Commands:" in ran.out + ran.err
+    assert "Look into checkpoints:" in ran.out + ran.err
 
 
 @pytest.mark.process

@@ -64,7 +64,7 @@ RESIZED = _raise_in_torch(lambda state: {**state, "0.bias": state["0.bias"][:2]}
         (PREFIXED.splitlines()[1].strip(), "in state_dict"),
         (
             PREFIXED.splitlines()[2].strip(),
-            "certain: the checkpoint was saved from a model wrapped",
+            "certain: the checkpoint was saved from",
         ),
         (RESIZED.splitlines()[1].strip(), "0.bias"),
     ],
