@@ -66,22 +66,23 @@ class _ProjectClasses:
     def find_bases(self, node: _ClassNode) -> Iterator[_ClassNode]:
         """Yield the bases that the project defines: of the same file, or else the first found."""
         for base in node.bases:
-            named = [n for n in self._by_name.get(base.rpartition(".")[2], ()) if n is not node]
-            yield from [*(n for n in named if n.file == node.file), *named][:1]
+            namesakes = self._by_name.get(base.rpartition(".")[2], ())
+            others = [other for other in namesakes if other is not node]
+            yield from [*(other for other in others if other.file == node.file), *others][:1]
 
     def find_modules(self) -> dict[tuple[str, str], _ClassNode]:
         """Return the classes with a module of a library among their bases, by key."""
-        found = {n.key: n for n in self.nodes if any(map(_is_library_base, n.bases))}
+        modules = {n.key: n for n in self.nodes if any(map(_is_library_base, n.bases))}
         while True:
-            added = {
+            subclasses = {
                 node.key: node
                 for node in self.nodes
-                if node.key not in found
-                and any(base.key in found for base in self.find_bases(node))
+                if node.key not in modules
+                and any(base.key in modules for base in self.find_bases(node))
             }
-            if not added:
-                return found
-            found |= added
+            if not subclasses:
+                return modules
+            modules |= subclasses
 
     def find_constructor(self, node: _ClassNode) -> ast.FunctionDef | None:
         """Return the `__init__` of a class, or of the first base in the project that has one."""

@@ -22,6 +22,17 @@ _CODE_LOADERS: Final = {
     Container.TORCHSCRIPT: "torch.jit.load runs the code in it",
     Container.TORCH_EXPORT: "torch.export.load runs the program in it",
 }
+_SAFE_LOADERS: Final = {
+    Container.DCP: "torch.distributed.checkpoint reads it, and it names no classes but its own",
+    **dict.fromkeys(
+        (
+            *(Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.TORCH_TAR),
+            *(Container.PICKLE, Container.SHARDED_TORCH, Container.LIVE),
+        ),
+        f"{RESTRICTED_LOAD} reads it",
+    ),
+}
+"""Container -> what loads a file of it without running code, if nothing in it prevents that."""
 _BATCH_NORM_BUFFERS: Final = ("running_mean", "running_var")
 _NUMBER_DTYPES: Final = ("float", "bfloat", "complex")
 
@@ -33,7 +44,9 @@ def describe_safety(checkpoint: Checkpoint) -> str:
         return f"not known whether it is safe: {checkpoint.damage}"
     if checkpoint.container in _SAFETENSORS:
         return _describe_tensors_only(unsafe_uses)
-    return next(_iter_obstacles(checkpoint, unsafe_uses), "") or _describe_loader(checkpoint)
+    return next(
+        _iter_obstacles(checkpoint, unsafe_uses), f"safe: {_SAFE_LOADERS.get(checkpoint.container)}"
+    )
 
 
 def _iter_obstacles(checkpoint: Checkpoint, unsafe_uses: list[GlobalUse]) -> Iterator[str]:
@@ -52,12 +65,6 @@ def _iter_obstacles(checkpoint: Checkpoint, unsafe_uses: list[GlobalUse]) -> Ite
         yield f"{RESTRICTED_LOAD} refuses it: {checkpoint.weights_only_refusal}"
     if checkpoint.unread:
         yield f"not known whether it is safe: {checkpoint.unread[0].what} was not looked at"
-
-
-def _describe_loader(checkpoint: Checkpoint) -> str:
-    if checkpoint.container is Container.DCP:
-        return "safe: torch.distributed.checkpoint reads it, and it names no classes but its own"
-    return f"safe: {RESTRICTED_LOAD} reads it"
 
 
 def count_parameters(states: Sequence[StateDict]) -> int:
