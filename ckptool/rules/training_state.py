@@ -17,6 +17,7 @@ from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result
+from ckptool.rules.fixes.state_code import FULL_STATE_DICT
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
@@ -210,7 +211,7 @@ def _sum_nbytes(state: StateDict) -> int:
             "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
             "module."
         ),
-        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
+        fix=f"Save the full state_dict, on all ranks: {FULL_STATE_DICT}",
         example=(
             "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
             "    torch.save(model.state_dict(), path)"
