@@ -1,7 +1,6 @@
 """Checkpoint x the modules of a project -> ModelMatch: the best one, and its arguments."""
 
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,14 +146,11 @@ class ModuleMatcher:
                 diff = self._compare(module, arguments.kwargs, checkpoint, folder)
                 if diff is not None:
                     candidates.append(_Candidate(module.target, arguments, diff))
-        for read_score in (attrgetter("score"), attrgetter("unwrapped_score")):
-            best = max(candidates, key=read_score, default=None)
-            if best is not None and read_score(best) >= _MIN_SHARE:
-                break
-        else:
+        best_candidates = _select_best(candidates)
+        if not best_candidates:
             return ModelMatch(name, outcome=self._explain_no_match(folder))
-        equals = {c.target: None for c in candidates if read_score(c) == read_score(best)}
-        equals.pop(best.target)
+        best = best_candidates[0]
+        equals = dict.fromkeys(c.target for c in best_candidates if c.target != best.target)
         also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
         arguments = best.arguments
         match = ModelMatch(
@@ -214,6 +210,16 @@ class ModuleMatcher:
         if self.needed_arguments:
             return "no module that needs no arguments fits its keys and shapes"
         return "no module of the project fits its keys and shapes"
+
+
+def _select_best(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Return those with the best score; if none fits, those that do without a wrapper's prefix."""
+    scores = [candidate.score for candidate in candidates]
+    if max(scores, default=0.0) < _MIN_SHARE:
+        scores = [candidate.unwrapped_score for candidate in candidates]
+    best_score = max(scores, default=0.0)
+    pairs = zip(candidates, scores, strict=True)
+    return [c for c, score in pairs if score == best_score >= _MIN_SHARE]
 
 
 def _list_mappings(checkpoint: Checkpoint, folder: Path) -> dict[str, Mapping[str, Any]]:
