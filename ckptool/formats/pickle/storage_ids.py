@@ -46,7 +46,9 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
         )
     if type(location) is not str or not _is_location_tag(location):
         raise PickleTreeError(f"storage {quote_name(key)} has an unknown location tag")
-    dtype = get_storage_dtype(cls, key)
+    dtype = STORAGE_DTYPES.get(cls.name) if type(cls) is GlobalName else None
+    if dtype is None:
+        dtype = get_storage_dtype(cls, key)
     return StorageId(dtype, key, location, numel, parts[5] if fields > 5 else None)
 
 

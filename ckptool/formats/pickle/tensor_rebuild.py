@@ -279,9 +279,9 @@ def _check_args(node: UnresolvedObject, key: str, min_args: int, max_args: int) 
 def _rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    args = _check_args(node, key, 6, 7)
+    args = node.args if len(node.args) == 6 else _check_args(node, key, 6, 7)
     storage = reader.resolve_storage(args[0], key)
-    grad = read_requires_grad(args[4], storage.dtype, key)
+    grad = args[4] is not False and read_requires_grad(args[4], storage.dtype, key)
     tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
     return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
 

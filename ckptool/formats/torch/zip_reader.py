@@ -116,11 +116,15 @@ class ArchiveRecords:
         ]
         self.root_folder = _find_root_folder(self.members, self.main_pickles)
         self._by_name = dict(zip(names, self.members, strict=True))
-        self._by_folded_name = {
-            folded_name: member
-            for folded_name, member in zip(folded_names, self.members, strict=True)
-            if folded_name != member.name
-        }
+        self._by_folded_name = (
+            {}
+            if folded_names is names
+            else {
+                folded_name: member
+                for folded_name, member in zip(folded_names, self.members, strict=True)
+                if folded_name != member.name
+            }
+        )
         """Members with A to Z in their names."""
         self.base_offset = source.start if isinstance(source, SourceSlice) else 0
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
@@ -324,16 +328,27 @@ def resolve_storages(
         PickleTreeError: the record is missing or has another size.
     """
     stored_by_key: dict[str, SavedStorage] = {}
+    path, base_offset = records.source.path, records.base_offset
+    prefix = records.storage_prefix if folder == "data/" else records.storage_prefix + folder
     for node in nodes:
         has_view = allows_view and type(node.id) is tuple and node.id[5:] == (None,)
         storage = parse_storage_id(node, fields=6 if has_view else 5)
-        saved_storage = stored_by_key.get(storage.key)
-        if saved_storage is None:
-            node.target = stored_by_key[storage.key] = _build_stored(
-                storage, records, byteorder, folder
-            )
-        else:
-            node.target = check_repeated_id(saved_storage, storage)
+        key = storage.key
+        if key in stored_by_key:
+            node.target = check_repeated_id(stored_by_key[key], storage)
+            continue
+        member = records.get(folder + key)
+        if member is None or member.nbytes != storage.nbytes:
+            raise PickleTreeError(_describe_wrong_record(storage, member))
+        member.is_referenced = True
+        span = None
+        if member.method == STORED:
+            start = member.data_offset
+            if base_offset:  # else share the int: for 100,000 storages they take megabytes
+                start += base_offset
+            span = Span(path, start, member.nbytes)
+        info = StorageInfo(prefix + key, member.nbytes, storage.location, span, byteorder)
+        node.target = stored_by_key[key] = SavedStorage(info, storage.dtype, storage.numel)
 
 
 def read_metadata(records: ArchiveRecords) -> dict[str, str]:
@@ -484,27 +499,12 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     )
 
 
-def _build_stored(
-    storage: StorageId, records: ArchiveRecords, byteorder: str, folder: str
-) -> SavedStorage:
-    member = records.get(folder + storage.key)
+def _describe_wrong_record(storage: StorageId, member: ZipMember | None) -> str:
+    """Return what is wrong with the record of a storage: there is none, or it has another size."""
+    name = quote_name(storage.key)
     if member is None:
-        raise PickleTreeError(f"storage {quote_name(storage.key)} is missing from the archive")
-    if member.nbytes != storage.nbytes:
-        name, actual_nbytes = quote_name(storage.key), member.nbytes
-        raise PickleTreeError(
-            f"storage {name} should have {storage.nbytes} bytes but has {actual_nbytes}"
-        )
-    member.is_referenced = True
-    span = None
-    if member.method == STORED:
-        start = member.data_offset
-        if records.base_offset:  # else share the int: for 100,000 storages they take megabytes
-            start += records.base_offset
-        span = Span(records.source.path, start, member.nbytes)
-    key = records.storage_prefix + (storage.key if folder == "data/" else folder + storage.key)
-    info = StorageInfo(key, member.nbytes, storage.location, span, byteorder)
-    return SavedStorage(info, storage.dtype, storage.numel)
+        return f"storage {name} is missing from the archive"
+    return f"storage {name} should have {storage.nbytes} bytes but has {member.nbytes}"
 
 
 def _report_unread_headers(records: ArchiveRecords) -> list[Skipped]:
