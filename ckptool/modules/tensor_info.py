@@ -266,7 +266,9 @@ def _describe_torch_tensor(
         )
     layout = str(tensor.layout).removeprefix("torch.")
     has_parts = tensor.is_nested or list_inner_tensors(tensor)
-    storage = None if has_parts else storages.describe_storage(tensor)
+    # A conjugated view has memory in common with another tensor, and other values: no tie.
+    is_lazy_view = not has_parts and (tensor.is_conj() or tensor.is_neg())
+    storage = None if has_parts or is_lazy_view else storages.describe_storage(tensor)
     is_strided = layout == "strided" and not tensor.is_nested
     return TensorInfo(
         key=key,
