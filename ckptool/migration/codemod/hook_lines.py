@@ -3,6 +3,7 @@
 import libcst as cst
 
 from ckptool.errors import PlanError
+from ckptool.migration.codemod.assignments import CONSTRUCTORS
 from ckptool.migration.codemod.attribute_fault import HookRegistration
 
 
@@ -74,7 +75,7 @@ class _ClassEditor(cst.CSTTransformer):
 def _is_constructor(member: cst.BaseStatement) -> bool:
     return (
         isinstance(member, cst.FunctionDef)
-        and member.name.value == "__init__"
+        and member.name.value in CONSTRUCTORS
         and isinstance(member.body, cst.IndentedBlock)
         and bool(member.params.params)
     )

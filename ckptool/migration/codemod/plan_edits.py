@@ -17,6 +17,7 @@ from ckptool.migration.codemod.attribute_fault import (
     LineEdit,
     RefusedFix,
     SourceChange,
+    UseEdit,
 )
 from ckptool.migration.codemod.evidence import (
     choose_style,
@@ -26,6 +27,7 @@ from ckptool.migration.codemod.evidence import (
 )
 from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
 from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
+from ckptool.migration.codemod.uses import examine_uses
 
 
 class EditOptions(Struct, frozen=True):
@@ -52,46 +54,83 @@ def plan_edits(
         hooks: file -> classes that register a hook there.
     """
     edits: dict[Path, list[LineEdit]] = defaultdict(list)
+    uses: dict[Path, list[UseEdit]] = defaultdict(list)
     devices: dict[Path, dict[int, str]] = defaultdict(dict)
     refused: list[RefusedFix] = []
-    for fault in faults:
+    for fault in sorted(faults, key=_is_created):  # an array that is a buffer creates none
         path = resolve_source(fault.location, folder)
-        if fault.kind is FaultKind.CREATED_TENSOR:
-            device = _find_device(fault, path, project)
+        if _is_created(fault):
+            arrays = {edit.fault.attribute for edit in edits[path] if _is_array(edit.fault)}
+            device = _find_device(fault, path, project, arrays)
             if device.startswith("!"):
                 refused.append(RefusedFix(fault, device[1:]))
-                continue
-            devices[path][fault.line] = device
-            edits[path].append(LineEdit(fault, path, _read_line(path, fault.line)))
+            elif device:
+                devices[path][fault.line] = device
+                edits[path].append(LineEdit(fault, path, _read_line(path, fault.line)))
             continue
-        statement = find_statement(fault, path, project)
-        if isinstance(statement, str):
-            refused.append(RefusedFix(fault, statement))
-        elif any(edit.fault.line == fault.line for edit in edits[path]):
+        edit = _plan_edit(fault, path, project)
+        if isinstance(edit, str):
+            refused.append(RefusedFix(fault, edit))
+        elif any(other.fault.line == fault.line for other in edits[path]):
             refused.append(RefusedFix(fault, "another statement of its line is edited"))
         else:
-            before = ast.get_source_segment(_read_text(path), statement.node) or ""
-            is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
-            saved_fault = replace(fault, is_persistent=is_saved)
-            edits[path].append(LineEdit(saved_fault, path, before, statement.class_name))
+            edits[path].append(edit)
+            for use in edit.uses.edits:
+                uses[use.path].append(use)
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     finished: list[LineEdit] = []
-    for path, file_edits in edits.items():
-        if not file_edits:
+    for path in dict.fromkeys((*edits, *uses)):
+        if not edits[path] and not uses[path]:
             continue
         try:
             content = path.read_bytes()
             text, encoding = decode_source(content)
             file_hooks = (hooks or {}).get(path, [])
-            rewritten = rewrite_source(text, file_edits, style, devices[path], file_hooks)
+            rewritten = rewrite_source(
+                text, edits[path], style, devices[path], file_hooks, uses[path]
+            )
             new_content = rewritten.text.encode(encoding)
         except (PlanError, OSError, UnicodeEncodeError) as error:
-            refused += [RefusedFix(edit.fault, str(error)) for edit in file_edits]
-            continue
+            failed = [edit for edit in _join(edits) if _concerns(edit, path)]
+            rest = [fault for fault in faults if fault.location not in {e.fault.location for e in failed}]
+            plan = plan_edits(rest, project, folder, options, hooks)
+            new_refused = [RefusedFix(edit.fault, str(error)) for edit in failed]
+            return replace(plan, refused=(*plan.refused, *new_refused))
         changes[path] = SourceChange(path, content, new_content)
         finished += rewritten.edits
     return EditPlan(changes, tuple(finished), tuple(refused))
+
+
+def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "LineEdit | str":
+    """Return the edit of an assignment and of the uses that need one, or why there is none."""
+    statement = find_statement(fault, path, project)
+    if isinstance(statement, str):
+        return statement
+    uses = examine_uses(fault, statement, path, project)
+    if isinstance(uses, str):
+        return uses
+    before = ast.get_source_segment(_read_text(path), statement.node) or ""
+    is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
+    saved_fault = replace(fault, is_persistent=is_saved)
+    return LineEdit(saved_fault, path, before, statement.class_name, uses=uses)
+
+
+def _is_created(fault: AttributeFault) -> bool:
+    return fault.kind is FaultKind.CREATED_TENSOR
+
+
+def _is_array(fault: AttributeFault) -> bool:
+    return fault.kind is FaultKind.ARRAY
+
+
+def _join(edits: dict[Path, list[LineEdit]]) -> list[LineEdit]:
+    return [edit for file_edits in edits.values() for edit in file_edits]
+
+
+def _concerns(edit: LineEdit, path: Path) -> bool:
+    """Whether an edit changes a file: at its statement, or where the attribute is used."""
+    return edit.path == path or any(use.path == path for use in edit.uses.edits)
 
 
 def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
@@ -119,9 +158,12 @@ def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
 
 
 def _find_device(  # noqa: PLR0911 - a reason each
-    fault: AttributeFault, path: Path, project: ProjectFiles
+    fault: AttributeFault, path: Path, project: ProjectFiles, arrays: set[str]
 ) -> str:
-    """Return the expression of the device that forward's call is given, or "!" and a reason."""
+    """Return the expression of the device that forward's call is given, or "!" and a reason.
+
+    "" if the call is given an array, one of `arrays`, that another edit makes a buffer.
+    """
     tree = project.find_tree(path)
     if tree is None:
         return "!its file is outside of the project"
@@ -139,6 +181,12 @@ def _find_device(  # noqa: PLR0911 - a reason each
         for node in ast.walk(function)
         if isinstance(node, ast.Call) and node.lineno == fault.line and _get_factory(node)
     ]
+    if any(
+        isinstance(node, ast.Attribute) and node.attr in arrays
+        for call in calls
+        for node in ast.walk(call)
+    ):
+        return ""
     parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     if len(calls) != 1:
         return f"!the line has {len(calls)} calls that create a tensor"
@@ -173,5 +221,5 @@ def _read_text(path: Path) -> str:
 
 
 def _read_line(path: Path, line: int) -> str:
-    lines = _read_text(path).splitlines()
+    lines = _read_text(path).split("\n")
     return lines[line - 1].strip() if line <= len(lines) else ""

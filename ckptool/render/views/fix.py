@@ -25,7 +25,7 @@ def build_blocks(report: FixReport, options: RenderOptions) -> Iterator[Block]:
     if options.verbosity < 0:
         return
     if report.diff:
-        yield LinesBlock(tuple(report.diff.rstrip("\n").split("\n")))
+        yield LinesBlock(tuple(report.diff.rstrip("\n").split("\n")), language="diff")
     if report.new_files:
         verb = "added" if report.is_written else "would add"
         yield LinesBlock(tuple(f"{verb}: {name}" for name in report.new_files))
