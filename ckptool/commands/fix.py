@@ -168,12 +168,17 @@ class _FixRun(Struct, frozen=True):
         project: ProjectFiles,
         hooks: "OldFileHooks | None" = None,
     ) -> ProvedEdits:
-        """Return the edits that are proved; with hooks, all of them are tried once, together."""
+        """Return the edits that are proved; with hooks, all of them are tried once, together.
+
+        Only then has an old checkpoint to load, if hooks are to be added.
+        """
         from ckptool.migration.codemod.plan_edits import EditOptions, plan_edits
 
         registrations = hooks.registrations if hooks else None
         new_files = hooks.files if hooks else {}
         targets = [e.fix_target for e in self.examined]
+        if self.keep_old_files and hooks is None:
+            targets = [replace(target, checkpoints=()) for target in targets]
 
         def plan(some_faults: Sequence[AttributeFault]) -> EditPlan:
             options = EditOptions(self.style)
@@ -199,8 +204,7 @@ class _FixRun(Struct, frozen=True):
             edits = self._select([f for f in edits.faults if f not in without_hook], project)
             refused += edits.plan.refused
         hooks = build_old_file_hooks(edits.plan, edits.targets, edits.proofs)
-        if hooks.files:
-            edits = self._select(edits.faults, project, hooks)
+        edits = self._select(edits.faults, project, hooks)
         return replace(edits, plan=replace(edits.plan, refused=refused)), hooks
 
 
