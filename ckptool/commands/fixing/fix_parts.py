@@ -66,9 +66,7 @@ def _list_lines(edit: LineEdit) -> set[tuple[Path, int]]:
     first, count = edit.fault.line, edit.before.count("\n") + 1
     lines = {(edit.path, line) for line in range(first, first + count)}
     return lines | {
-        (use.path, line)
-        for use in edit.uses.edits
-        for line in range(use.start[0], use.end[0] + 1)
+        (use.path, line) for use in edit.uses.edits for line in range(use.start[0], use.end[0] + 1)
     }
 
 
@@ -122,8 +120,8 @@ def describe_reached_modules(edits: ProvedEdits) -> list[str]:
     ]
     if changed:
         notes.append(
-            f"after eval() the outputs of {join_limited(changed, 5)} differ from before: modules in "
-            "plain containers stayed in training mode"
+            f"after eval() the outputs of {join_limited(changed, 5)} differ from before: modules "
+            "in plain containers stayed in training mode"
         )
     return notes
 

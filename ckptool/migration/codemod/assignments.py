@@ -191,10 +191,11 @@ def _iter_calls(call: ast.Call, attribute: str, scope: Scope) -> Iterator[tuple[
 
 
 def _has_unknown_name(call: ast.Call) -> bool:
-    """Whether it is setattr(self, NAME, ...) or __setattr__(NAME, ...) of a module, NAME a variable.
-    """
+    """Whether it is setattr(self, NAME, ...) or super().__setattr__(NAME, ...), NAME a variable."""
     match call:
-        case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id="self"), name, *_]):
+        case ast.Call(
+            func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id="self"), name, *_]
+        ):
             return isinstance(name, ast.Name)
         case ast.Call(
             func=ast.Attribute(
@@ -224,6 +225,10 @@ def _may_format(argument: ast.expr, attribute: str) -> bool:
 
 def get_root(owner: ast.expr | None) -> str:
     """Return the name of the variable that is the object; "self" for super(), else "?"."""
-    if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
+    if (
+        isinstance(owner, ast.Call)
+        and isinstance(owner.func, ast.Name)
+        and owner.func.id == "super"
+    ):
         return "self"
     return owner.id if isinstance(owner, ast.Name) else "?"

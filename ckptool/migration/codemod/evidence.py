@@ -37,7 +37,9 @@ def find_statement(  # noqa: PLR0911 - a reason each
         return "it is an attribute of the class, which all instances share"
     if fault.requires_grad and fault.kind is FaultKind.TENSOR:
         name = fault.attribute
-        return f"it requires gradients: --parameter {name} makes it an nn.Parameter, which is trained"
+        return (
+            f"it requires gradients: --parameter {name} makes it an nn.Parameter, which is trained"
+        )
     if fault.shared_with:
         return f"it shares its memory with `{fault.shared_with}`, and a move would part them"
     if fault.form is ContainerForm.OTHER:
@@ -90,9 +92,10 @@ def _moves_itself(fault: AttributeFault, binding: AttributeBinding) -> bool:
     if fault.kind is not FaultKind.TENSOR or not binding.is_plain:
         return False
     match _get_value(binding):
-        case ast.Call(func=ast.Attribute(value=source, attr=name)) if name in _MOVES:
-            is_same = isinstance(source, ast.Attribute) and get_root(source.value) == binding.root
-            return is_same and source.attr == fault.attribute
+        case ast.Call(
+            func=ast.Attribute(value=ast.Attribute(value=owner, attr=source), attr=name)
+        ) if name in _MOVES:
+            return (get_root(owner), source) == (binding.root, fault.attribute)
         case ast.Call(func=ast.Name(), args=[ast.Attribute(value=ast.Name(id=root), attr=name)]):
             is_apply = binding.function is not None and binding.function.name == "_apply"
             return is_apply and (root, name) == (binding.root, fault.attribute)
@@ -176,7 +179,9 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # 
         return "its value is chosen by a condition"
     if isinstance(value, ast.Attribute) and _is_own_attribute(value, statement):
         return f"it is another name of `self.{value.attr}`"
-    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY} and (owner := _find_owner(value, statement)):
+    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY} and (
+        owner := _find_owner(value, statement)
+    ):
         return f"its value is {owner}, and loading a checkpoint would write into that"
     if isinstance(value, ast.Lambda | ast.Yield | ast.YieldFrom | ast.Starred):
         return "its value is not a plain expression"
@@ -228,9 +233,7 @@ def _is_stored(node: ast.Name) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
-def _find_default(
-    function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str
-) -> ast.expr | None:
+def _find_default(function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str) -> ast.expr | None:
     """Return the default of an argument, None if it has none."""
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]

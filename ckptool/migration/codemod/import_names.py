@@ -17,7 +17,8 @@ class ImportNames:
     def __init__(self, module: cst.Module) -> None:
         bound = {
             node.target.value
-            for node in matchers.findall(module, matchers.AssignTarget(target=matchers.Name()))
+            for node in matchers.findall(module, matchers.AssignTarget())
+            if isinstance(node, cst.AssignTarget) and isinstance(node.target, cst.Name)
         }
         pairs = [pair for pair in _iter_names(module) if pair[1] not in bound]
         self._names = dict(pairs)

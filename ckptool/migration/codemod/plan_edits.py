@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec import Struct
@@ -53,53 +54,80 @@ def plan_edits(
         options: how edits are made.
         hooks: file -> classes that register a hook there.
     """
-    edits: dict[Path, list[LineEdit]] = defaultdict(list)
-    uses: dict[Path, list[UseEdit]] = defaultdict(list)
-    devices: dict[Path, dict[int, str]] = defaultdict(dict)
-    refused: list[RefusedFix] = []
+    planned = _PlannedEdits()
     for fault in sorted(faults, key=_is_created):  # an array that is a buffer creates none
-        path = resolve_source(fault.location, folder)
-        if _is_created(fault):
-            arrays = {edit.fault.attribute for edit in edits[path] if _is_array(edit.fault)}
-            device = _find_device(fault, path, project, arrays)
-            if device.startswith("!"):
-                refused.append(RefusedFix(fault, device[1:]))
-            elif device:
-                devices[path][fault.line] = device
-                edits[path].append(LineEdit(fault, path, _read_line(path, fault.line)))
-            continue
-        edit = _plan_edit(fault, path, project)
-        if isinstance(edit, str):
-            refused.append(RefusedFix(fault, edit))
-        elif any(other.fault.line == fault.line for other in edits[path]):
-            refused.append(RefusedFix(fault, "another statement of its line is edited"))
-        else:
-            edits[path].append(edit)
-            for use in edit.uses.edits:
-                uses[use.path].append(use)
+        planned.add_fault(fault, resolve_source(fault.location, folder), project)
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     finished: list[LineEdit] = []
-    for path in dict.fromkeys((*edits, *uses)):
-        if not edits[path] and not uses[path]:
-            continue
+    for path in planned.paths:
         try:
             content = path.read_bytes()
             text, encoding = decode_source(content)
-            file_hooks = (hooks or {}).get(path, [])
             rewritten = rewrite_source(
-                text, edits[path], style, devices[path], file_hooks, uses[path]
+                text,
+                planned.edits[path],
+                style,
+                planned.devices[path],
+                (hooks or {}).get(path, []),
+                planned.uses[path],
             )
             new_content = rewritten.text.encode(encoding)
         except (PlanError, OSError, UnicodeEncodeError) as error:
-            failed = [edit for edit in _join(edits) if _concerns(edit, path)]
-            rest = [fault for fault in faults if fault.location not in {e.fault.location for e in failed}]
+            failed = planned.list_faults(path)
+            rest = [fault for fault in faults if fault not in failed]
             plan = plan_edits(rest, project, folder, options, hooks)
-            new_refused = [RefusedFix(edit.fault, str(error)) for edit in failed]
+            new_refused = [RefusedFix(fault, str(error)) for fault in failed]
             return replace(plan, refused=(*plan.refused, *new_refused))
         changes[path] = SourceChange(path, content, new_content)
         finished += rewritten.edits
-    return EditPlan(changes, tuple(finished), tuple(refused))
+    return EditPlan(changes, tuple(finished), tuple(planned.refused))
+
+
+@dataclass
+class _PlannedEdits:
+    """Edits by file, before any of them is made."""
+
+    edits: dict[Path, list[LineEdit]] = field(default_factory=lambda: defaultdict(list))
+    uses: dict[Path, list[UseEdit]] = field(default_factory=lambda: defaultdict(list))
+    devices: dict[Path, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+    refused: list[RefusedFix] = field(default_factory=list)
+    _faults: dict[Path, list[AttributeFault]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files that change."""
+        return [path for path in dict.fromkeys((*self.edits, *self.uses)) if self._faults[path]]
+
+    def list_faults(self, path: Path) -> list[AttributeFault]:
+        """Return the faults whose edits change a file."""
+        return self._faults[path]
+
+    def add_fault(self, fault: AttributeFault, path: Path, project: ProjectFiles) -> None:
+        """Add what a fault in the file at `path` needs, or its refusal."""
+        if _is_created(fault):
+            arrays = {e.fault.attribute for e in self.edits[path] if _is_array(e.fault)}
+            device = _find_device(fault, path, project, arrays)
+            if device.startswith("!"):
+                self.refused.append(RefusedFix(fault, device[1:]))
+            elif device:
+                self.devices[path][fault.line] = device
+                self._add_edit(fault, LineEdit(fault, path, _read_line(path, fault.line)))
+            return
+        edit = _plan_edit(fault, path, project)
+        if isinstance(edit, str):
+            self.refused.append(RefusedFix(fault, edit))
+        elif any(other.fault.line == fault.line for other in self.edits[path]):
+            self.refused.append(RefusedFix(fault, "another statement of its line is edited"))
+        else:
+            self._add_edit(fault, edit)
+
+    def _add_edit(self, fault: AttributeFault, edit: LineEdit) -> None:
+        self.edits[edit.path].append(edit)
+        for use in edit.uses.edits:
+            self.uses[use.path].append(use)
+        for path in dict.fromkeys((edit.path, *(use.path for use in edit.uses.edits))):
+            self._faults[path].append(fault)
 
 
 def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "LineEdit | str":
@@ -122,15 +150,6 @@ def _is_created(fault: AttributeFault) -> bool:
 
 def _is_array(fault: AttributeFault) -> bool:
     return fault.kind is FaultKind.ARRAY
-
-
-def _join(edits: dict[Path, list[LineEdit]]) -> list[LineEdit]:
-    return [edit for file_edits in edits.values() for edit in file_edits]
-
-
-def _concerns(edit: LineEdit, path: Path) -> bool:
-    """Whether an edit changes a file: at its statement, or where the attribute is used."""
-    return edit.path == path or any(use.path == path for use in edit.uses.edits)
 
 
 def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:

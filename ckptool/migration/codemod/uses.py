@@ -1,4 +1,4 @@
-"""An attribute that is going to be registered -> what has to change where it is read, or why not."""
+"""An attribute that is to be registered -> what changes where it is read, or why it cannot."""
 
 import ast
 import re
@@ -77,11 +77,16 @@ def examine_uses(
     unrun: dict[str, None] = {}
     related_classes = project.find_related_classes(path, statement.class_name)
     for file, tree in project.iter_trees(rf"\b{re.escape(fault.attribute)}\b"):
-        run_methods = _find_run_methods(tree, {name for f, name in related_classes if f == file})
+        own_names = {name for f, name in related_classes if f == file}
+        if not own_names and not project.may_use_class(file, path, statement.class_name):
+            continue
+        run_methods = _find_run_methods(tree, own_names)
         for use in _iter_uses(file, tree, fault.attribute):
             is_related = (file, use.scope.class_name) in related_classes
             if not (
-                is_related if use.is_self else project.may_use_class(file, path, statement.class_name)
+                is_related
+                if use.is_self
+                else project.may_use_class(file, path, statement.class_name)
             ):
                 continue
             if isinstance(use.node, ast.Constant):
@@ -100,8 +105,7 @@ def examine_uses(
 
 
 def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[AttributeUse]:
-    """Yield the uses of an attribute of any object, of variables for it, and its name as a string.
-    """
+    """Yield uses of an attribute of any object, of variables for it, and its name as a string."""
     aliases: set[tuple[int, str]] = set()  # (id of the function, name of the variable)
     nodes = [*_iter_nodes(tree, (), Scope())]
     for node, parents, scope in nodes:
@@ -115,8 +119,8 @@ def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[Attribu
             case ast.Constant(value=value) if value == attribute:
                 yield AttributeUse(path, node, parents, scope, is_self=True)
     for node, parents, scope in nodes:
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            if (id(scope.function), node.id) in aliases:
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()) if (id(scope.function), name) in aliases:
                 yield AttributeUse(path, node, parents, scope, is_self=True)
 
 
@@ -136,7 +140,7 @@ def _is_self(owner: ast.expr, scope: Scope) -> bool:
     if scope.function is None or not scope.is_method:
         return root == "self"
     parameters = [*scope.function.args.posonlyargs, *scope.function.args.args]
-    return root == "self" or bool(parameters) and root == parameters[0].arg
+    return root == "self" or (bool(parameters) and root == parameters[0].arg)
 
 
 def _find_alias(node: ast.AST, parent: ast.AST) -> str:
@@ -201,7 +205,9 @@ class _Replacement:
     """Text, and expressions whose source is kept."""
 
 
-def _judge_use(fault: AttributeFault, use: AttributeUse) -> "_Replacement | str":
+def _judge_use(  # noqa: PLR0911 - a reason each
+    fault: AttributeFault, use: AttributeUse
+) -> "_Replacement | str":
     """Return a replacement, the reason why the use stands in the way, or ""."""
     node, parent = use.node, use.parent
     match parent:
@@ -250,7 +256,9 @@ def _judge_container_use(  # noqa: PLR0911 - a reason each
             return ""
 
 
-def _judge_array_use(use: AttributeUse) -> "_Replacement | str":
+def _judge_array_use(  # noqa: C901, PLR0911 - a case each
+    use: AttributeUse,
+) -> "_Replacement | str":
     node, parent = use.node, use.parent
     match parent:
         case ast.Attribute(attr="shape" | "ndim"):
@@ -277,7 +285,7 @@ def _judge_array_use(use: AttributeUse) -> "_Replacement | str":
     return "it is used as a NumPy array"
 
 
-def _reaches_numpy(use: AttributeUse) -> bool:
+def _reaches_numpy(use: AttributeUse) -> bool:  # noqa: C901, PLR0911 - a case each
     """Whether NumPy gets the tensor, or what methods, operators or items of it give, as it is."""
     current: ast.AST = use.node
     for parent in use.parents:

@@ -20,4 +20,5 @@ def make_class(constructor: str, forward: str = "return self.linear(x)", more: s
     body = indent(dedent(constructor).strip("\n"), " " * 8)
     result = indent(dedent(forward).strip("\n"), " " * 8)
     methods = indent(dedent(more).strip("\n"), " " * 4)
-    return f"{HEAD}{body}\n\n    def forward(self, x):\n{result}\n{methods and chr(10) + methods + chr(10)}"
+    more_text = f"\n{methods}\n" if methods else ""
+    return f"{HEAD}{body}\n\n    def forward(self, x):\n{result}\n{more_text}"

@@ -4,7 +4,6 @@ import importlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -121,7 +120,9 @@ def test_only_lines_of_edits_change(fixed_zoo):
             for n in range(len(edit.before.splitlines()))
         }
         old_lines = source.splitlines()
-        numbers |= {n for n, line in enumerate(old_lines, 1) if "numpy" in line or "tensor(" in line}
+        numbers |= {
+            n for n, line in enumerate(old_lines, 1) if "numpy" in line or "tensor(" in line
+        }
         remaining = iter(new_lines)
         kept = [line for n, line in enumerate(old_lines, 1) if n not in numbers]
         assert [line for line in kept if line not in remaining] == []
@@ -190,11 +191,9 @@ def test_modules_that_eval_reaches_from_now_on_are_named(project):
         in_training_mode = before.norms[0].train()(before.linear(x))
     report = run_fix(write=True)
     assert report.is_written, report.verdict
-    assert report.notes[:2] == (
-        "from now on train(), eval(), to(), parameters() and state_dict() reach `norms` (net.py:10)",
-        "after eval() the outputs of net:Net differ from before: modules in plain containers stayed "
-        "in training mode",
-    )
+    reached, changed = report.notes[:2]
+    assert reached.endswith("parameters() and state_dict() reach `norms` (net.py:10)")
+    assert changed.startswith("after eval() the outputs of net:Net differ from before: ")
     with torch.no_grad():
         found = build()(x)
     assert torch.equal(found, expected)
@@ -204,7 +203,7 @@ def test_modules_that_eval_reaches_from_now_on_are_named(project):
 def test_edits_that_are_proved_stay_when_others_fail(project, tmp_path):
     source = make_class(
         "self.convs = [nn.Linear(4, 4)]\nself.mask = torch.ones(4)",
-        "count = sum(b.numel() for b in self.buffers())\nreturn self.convs[0](x) * self.mask + count",
+        "n = len([*self.buffers()])\nreturn self.convs[0](x) * self.mask + n",
     )
     project(source)
     report = run_fix(write=True, allow_unproved=True)
@@ -220,16 +219,20 @@ def test_edits_that_are_proved_stay_when_others_fail(project, tmp_path):
 
 
 def test_methods_that_no_proof_runs_are_named(project):
-    project(make_class(MASK, "return x * self.mask", "def inverse(self, y):\n    return y / self.mask"))
+    project(
+        make_class(MASK, "return x * self.mask", "def inverse(self, y):\n    return y / self.mask")
+    )
     assert run_fix().notes == (
         "not checked, because forward does not call it: `mask` in inverse() at net.py:16",
     )
 
 
-def test_one_of_a_class_without_a_constructor_gets_no_hook(project):
-    base = make_class("self.noise = torch.randn(4)", "return self.linear(x) + self.noise + self.mask")
-    source = base.replace("    def __init__(self):", "    _version = 3\n\n    def __init__(self):")
-    project(source.replace("self.noise = torch", "self.mask = torch.ones(4)\n        self.noise = torch"))
+def test_a_class_that_sets_its_version_gets_no_hook(project):
+    statements = "self.mask = torch.ones(4)\nself.noise = torch.randn(4)"
+    source = make_class(statements, "return self.linear(x) + self.noise + self.mask")
+    project(
+        source.replace("    def __init__(self):", "    _version = 3\n\n    def __init__(self):")
+    )
     report = run_fix(keep_old_files=True)
     (refusal,) = report.refused
     assert refusal.reason == (

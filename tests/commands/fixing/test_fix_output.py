@@ -1,4 +1,4 @@
-"""What `ckptool fix` prints: diff, refusals, proofs and notes, whole, as they stand in `snapshots/`.
+"""What `ckptool fix` prints: diff, refusals, proofs and notes, whole, as in `snapshots/`.
 
 `CKPTOOL_SNAPSHOTS=write pytest tests/commands/fixing/test_fix_output.py` writes them anew.
 """
@@ -75,7 +75,7 @@ def test_what_is_printed(fixed, form):
 
 
 def test_the_printed_diff_is_a_patch(fixed, tmp_path):
-    """git applies it, and the result is what fix --write writes."""
+    """Git applies it, and the result is what fix --write writes."""
     report, written = fixed
     (tmp_path / "net.py").write_text(SOURCE)
     subprocess.run(["git", "apply", "-"], input=report.diff, text=True, check=True, cwd=tmp_path)
