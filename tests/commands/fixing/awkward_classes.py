@@ -62,6 +62,8 @@ AWKWARD_FIXED = {
     "under_no_grad": make_class("with torch.no_grad():\n    self.mask = torch.ones(4)\n    self.mask[0] = 0.0", MASKED),
     # how it is written
     "continued": make_class("# above\nself.mask = \\\n    torch.ones(  # in\n        4,\n        # dangling\n    )  # after\n# below", MASKED),
+    "chained_over_lines": make_class("device = None\nself.window = torch.tensor(\n    np.hanning(4), device=device\n).float()", "return self.linear(x) * self.window"),
+    "compared_argument": make_class("self.groups = (groups > 0) + 0.", "return self.linear(x) @ self.groups").replace("(self):", "(self, size=4):", 1).replace("self.groups =", "groups = torch.eye(size)\n        self.groups ="),
     "named_by_walrus": make_class("self.mask = (mask := torch.ones(4))\nself.size = mask.numel()", MASKED),
     "type_comment": make_class("self.mask = torch.ones(4)  # type: torch.Tensor", MASKED),
     "declared_in_class": make_class(MASK, MASKED).replace("class Net(nn.Module):\n", "class Net(nn.Module):\n    mask: torch.Tensor\n\n"),

@@ -218,6 +218,15 @@ def test_edits_that_are_proved_stay_when_others_fail(project, tmp_path):
     assert (tmp_path / "net.py").read_text() == expected
 
 
+def test_outputs_of_a_forward_that_raises_are_not_checked(project):
+    project(make_class(MASK, "return torch.istft(x * self.mask, 4)"))
+    report = run_fix(write=True)
+    assert not report.is_written
+    (proof,) = [proof for proof in report.proofs if proof.name == "same outputs"]
+    assert proof.result == "not checked"
+    assert proof.reason.startswith("forward raises before the edit: RuntimeError: istft")
+
+
 def test_methods_that_no_proof_runs_are_named(project):
     project(
         make_class(MASK, "return x * self.mask", "def inverse(self, y):\n    return y / self.mask")
