@@ -3,6 +3,7 @@
 import libcst as cst
 
 from ckptool.errors import PlanError
+from ckptool.migration.codemod.assignments import CONSTRUCTORS
 from ckptool.migration.codemod.attribute_fault import HookRegistration
 
 
@@ -66,15 +67,23 @@ class _ClassEditor(cst.CSTTransformer):
         version = cst.parse_statement(f"_version = {self._registration.version}")
         if has_docstring:
             version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
+        elif not _begins_with_blank_line(first):
+            blank = cst.EmptyLine(indent=False)
+            members[0] = members[0].with_changes(leading_lines=[blank, *members[0].leading_lines])
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
 
 
+def _begins_with_blank_line(member: cst.BaseStatement) -> bool:
+    lines = getattr(member, "leading_lines", ())
+    return bool(lines) and lines[0].comment is None
+
+
 def _is_constructor(member: cst.BaseStatement) -> bool:
     return (
         isinstance(member, cst.FunctionDef)
-        and member.name.value == "__init__"
+        and member.name.value in CONSTRUCTORS
         and isinstance(member.body, cst.IndentedBlock)
         and bool(member.params.params)
     )
