@@ -186,6 +186,9 @@ def test_each_class_of_a_project_has_its_chain(folder):
     with pytest.raises(UsageError, match="several chains: --chain names one of"):
         ckptool.history(config=config)
     assert ckptool.history(module=f"{MODULES}:Net1", config=config).exit_code == 0
+    for name in ("Net1", "TiedNet1"):
+        report = ckptool.check(chain=f"chains/{name}", config=config)  # its folder names the module
+        assert (report.exit_code, report.path) == (0, f"chains/{name}")
 
 
 @pytest.mark.parametrize(
