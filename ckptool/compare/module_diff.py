@@ -486,6 +486,8 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
         {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
     ).without(diff.quantization.explained_keys if diff.quantization else ())
+    if not (unpaired.missing or unpaired.unexpected):
+        return msgspec.structs.replace(diff, diverged_ties=_find_diverged_ties(diff))
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
     diff = _add_tied_keys_of_rewrite(_find_rewrite(diff, unpaired, expected), unpaired.missing)
@@ -511,6 +513,8 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
 
     left = unpaired.without(diff.explained_keys)
     diff = msgspec.structs.replace(diff, reshaped_keys=_find_reshaped_keys(diff.rewrite, left))
+    if diff.rewrite is not None and not (diff.rewrite.key_map or diff.reshaped_keys):
+        diff = msgspec.structs.replace(diff, rewrite=None)  # other pairs explain all of its keys
     left = left.without(diff.explained_keys)
     tied_keys_by_missing = _find_tied_missing_keys(module, diff.state.tensors)
     return msgspec.structs.replace(

@@ -61,7 +61,7 @@ class FixtureArrival(Struct, frozen=True):
         code="CK876",
         name="unrecorded-change",
         level=Level.ERROR,
-        summary="the state of the module changed since {head}, and no revision says how",
+        summary="the state of the module changed since {head}, and no revision covers that",
         detail="{difference}",
         why=(
             "Files that were saved before do not load into the module any more, and the chain of "
