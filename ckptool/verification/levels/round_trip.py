@@ -52,50 +52,31 @@ def check_round_trip(
     try:
         reloaded_module = _save_and_reload(instance_factory, module)
     except (ModuleError, UserCodeError) as error:
-        failure = f"saving and loading raised {error}"
-        return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, failure, "cpu"), ""
+        return _judge(LevelStatus.FAILED, f"saving and loading raised {error}"), ""
     first_pass, second_pass = (
         cpu.run_on_cpu(module, inputs),
         cpu.run_on_cpu(reloaded_module, inputs),
     )
     pass_error = first_pass.error or second_pass.error
     if pass_error is not None:
-        failure = f"the pass on the CPU raised {pass_error}"
-        return (
-            LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, failure, "cpu"),
-            "",
-        )
+        return _judge(LevelStatus.INCONCLUSIVE, f"the pass on the CPU raised {pass_error}"), ""
     output_difference = compare_outputs(second_pass.output, first_pass.output)
     if output_difference.is_exact:
-        return (
-            LevelResult(
-                VerificationLevel.ROUND_TRIP,
-                LevelStatus.PASSED,
-                "",
-                "cpu",
-                (output_difference.summary,),
-            ),
-            "",
-        )
+        return _judge(LevelStatus.PASSED, "", (output_difference.summary,)), ""
     repeat_difference = compare_outputs(
         cpu.run_on_cpu(instance_factory.create_module(), inputs).output, first_pass.output
     )
-    if not repeat_difference.is_exact:
-        nondeterminism = "two passes of the same module with the same seed differ"
-        return (
-            LevelResult(
-                VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, nondeterminism, "cpu"
-            ),
-            "",
-        )
     text = f"{output_difference.first_difference}, {output_difference.summary}"
-    if factory.is_guess:
-        doubt = f"{text}, or {UNKNOWN_ARGUMENTS}"
-        return (
-            LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, doubt, "cpu"),
-            "",
-        )
-    return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, text, "cpu"), text
+    doubt = f"{text}, or {UNKNOWN_ARGUMENTS}" if factory.is_guess else ""
+    if not repeat_difference.is_exact:
+        doubt = "two passes of the same module with the same seed differ"
+    if doubt:
+        return _judge(LevelStatus.INCONCLUSIVE, doubt), ""
+    return _judge(LevelStatus.FAILED, text), text
+
+
+def _judge(status: LevelStatus, reason: str, details: tuple[str, ...] = ()) -> LevelResult:
+    return LevelResult(VerificationLevel.ROUND_TRIP, status, reason, "cpu", details)
 
 
 def check_persistence(
