@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import ckptool
@@ -156,3 +158,18 @@ def test_an_upgrade_that_changes_nothing_is_no_error(build, tmp_path):
     (level,) = {finding.level for finding in report.findings if finding.code == "CK216"}
     assert level == ("error" if is_changed else "warning")
     assert ckptool.gate(tmp_path / "bare.pth", module=module, values=False).exit_code == is_changed
+
+
+def test_the_same_finding_of_several_files_is_told_once(tmp_path, run_command):
+    """Each file has it; what differs by file is still told of each."""
+    for number in range(3):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({"weight": torch.full((2,), float(number))}, path)
+        assert "format" not in (safe_open(path, "pt").metadata() or {})
+    save_file({"weight": torch.tensor([torch.nan])}, tmp_path / "nan.safetensors", {"format": "pt"})
+    result = run_command("gate", str(tmp_path), "--no-config")
+    assert result.out.count("CK310  the header") == 1
+    assert f"Problems: 3 checkpoints ({tmp_path / '0.safetensors'} and 2 more): 3 warn" in result.out
+    assert "nan.safetensors: 1 error" in result.out
+    report = ckptool.gate(tmp_path)
+    assert [finding.code for finding in report.findings].count("CK310") == 3
