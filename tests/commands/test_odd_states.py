@@ -169,7 +169,9 @@ def test_the_same_finding_of_several_files_is_told_once(tmp_path, run_command):
     save_file({"weight": torch.tensor([torch.nan])}, tmp_path / "nan.safetensors", {"format": "pt"})
     result = run_command("gate", str(tmp_path), "--no-config")
     assert result.out.count("CK310  the header") == 1
-    assert f"Problems: 3 checkpoints ({tmp_path / '0.safetensors'} and 2 more): 3 warn" in result.out
+    assert (
+        f"Problems: 3 checkpoints ({tmp_path / '0.safetensors'} and 2 more): 3 warn" in result.out
+    )
     assert "nan.safetensors: 1 error" in result.out
     report = ckptool.gate(tmp_path)
     assert [finding.code for finding in report.findings].count("CK310") == 3
