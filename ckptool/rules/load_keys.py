@@ -305,7 +305,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         code=WRAPPER_PREFIX,
         name="wrapper-prefix",
         level=Level.WARNING,
-        summary="{count} of the file's keys match once {what}",
+        summary="{count} of the file's keys match if {what}",
         why=(
             "DistributedDataParallel, torch.compile, FSDP, activation checkpointing and "
             "Lightning add segments to keys. With strict=False such a file loads nothing, "
@@ -333,11 +333,11 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     names = " and ".join(f"`{segment}.`" for segment in removed)
-    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} taken out"] if removed else []
+    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} removed"] if removed else []
     if diff.average_counters:
-        steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
+        steps.append(f"`{diff.average_counters[0]}`, the counter of AveragedModel, is left out")
     if rewrite.added_prefix:
-        steps.append(f"`{rewrite.added_prefix}` is put in front")
+        steps.append(f"`{rewrite.added_prefix}` is added in front")
     reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
@@ -377,7 +377,7 @@ def _format_rewrite_code(
 ) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
 
-    A wrapper's segment is taken out wherever it stands, another prefix at the beginning only.
+    A wrapper's segment is removed wherever it occurs, another prefix at the beginning only.
     """
     wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
     prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]

@@ -212,7 +212,9 @@ class CheckpointExaminer(Struct, frozen=True):
             required_levels,
             evidence,
             statistics,
-            find_chain_evidence(self.config, module_target, path, checkpoint, module_info),
+            find_chain_evidence(
+                self.config, module_target, path, checkpoint, module_info, module_diff.state
+            ),
         )
 
     def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:

@@ -45,8 +45,11 @@ class ValueSources:
         anonymous_file: AnonymousFile,
         source_guard: SourceGuard,
         limits: Limits,
+        *,
+        follows_chain: bool = False,
     ) -> None:
         self._target_module = target_module
+        self._follows_chain = follows_chain
         self._donor = donor
         self._anonymous_file = anonymous_file
         self._limits = limits
@@ -59,8 +62,12 @@ class ValueSources:
 
     @property
     def expected(self) -> Mapping[str, TensorInfo] | None:
-        """State_dict tensors of the module by key; None without a module."""
-        if self._target_module is None:
+        """State_dict tensors of the module by key; None without a module.
+
+        None as well for the steps of a chain of migrations: keys and shapes between its revisions
+        are those of earlier code, and are compared with what each revision records.
+        """
+        if self._target_module is None or self._follows_chain:
             return None
         return {
             key: module_tensor.tensor

@@ -35,7 +35,7 @@ _BUFFER_KINDS: Final = frozenset({str(Kind.NON_PERSISTENT_BUFFER)})
         name="load-left-keys-out",
         level=Level.WARNING,
         summary="{module} was loaded without {count}: {keys}",
-        detail="they are not in {source}, and {loader} did not raise{at}",
+        detail="not in {source}, and {loader} did not raise{at}",
         why=(
             "strict=False turns a missing key into a return value that few scripts read. The "
             "module trains or predicts with the initial values of these tensors."

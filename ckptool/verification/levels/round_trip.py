@@ -114,7 +114,7 @@ def check_persistence(
         *_list_details("not tried, because its values cannot be changed in place", unchanged_paths),
     )
     if unexpected_paths:
-        reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
+        reason = f"changes are lost by saving and loading: {_format_paths(unexpected_paths)}"
         if factory.is_guess:
             doubt = f"{reason}, or {UNKNOWN_ARGUMENTS}"
             return LevelResult(
