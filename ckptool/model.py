@@ -634,7 +634,7 @@ def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     keys_by_view: dict[object, list[str]] = {}
     for group in group_by_storage(tensors):
         for t in group:
-            view = (t.storage, t.dtype, t.storage_offset, t.shape, t.stride)
+            view = (t.storage, t.dtype, t.storage_offset, t.shape, t.stride, t.layout)
             keys_by_view.setdefault(view, []).append(t.key)
     return tuple(tuple(keys) for keys in keys_by_view.values() if len(keys) > 1)
 

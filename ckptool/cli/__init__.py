@@ -17,34 +17,46 @@ from click.exceptions import Exit, NoArgsIsHelpError
 from ckptool.errors import CkptoolError
 from ckptool.locations import mask_credentials, suggest_module_option
 
+COMMAND_GROUPS: Final = {
+    "Look into checkpoints": {
+        "inspect": "Describe checkpoints without loading or executing anything.",
+        "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+        "digest": "Compute a content digest that does not depend on the file format.",
+        "merge": "Merge partial diffs computed on several machines.",
+    },
+    "Load an old checkpoint": {
+        "explain": "Explain an error message: the probable cause, and what to run next.",
+        "migrate": "Write a checkpoint that a module loads strictly; --dry-run shows the plan.",
+        "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
+        "verify": "Load a checkpoint, run its module on a real or simulated GPU, compare outputs.",
+    },
+    "Check and fix a module": {
+        "audit": "Report state of a module that is not in its state_dict.",
+        "fix": "Register the state that audit finds, in the source of the module.",
+        "run": "Run a training command, and report what its loads and saves did.",
+    },
+    "Release": {
+        "init": "Write the configuration: the module of each checkpoint in a project.",
+        "lock": "Record a module's state contract in a lock file.",
+        "gate": "Pass or fail a release by a policy, for CI.",
+        "rule": "Explain a rule and how to fix its findings.",
+    },
+    "Versioned migrations": {
+        "revision": "Draft a migration from what changed since the last revision.",
+        "upgrade": "Write a checkpoint at a later revision.",
+        "downgrade": "Write a checkpoint at an earlier revision.",
+        "history": "Show the revisions of the project.",
+        "current": "Show the revision that a checkpoint is at, and how that is known.",
+        "check": "Check that every old file can still be upgraded to the last revision.",
+    },
+}
+"""Heading of `ckptool --help` -> its commands, each with what it does."""
 COMMANDS: Final = {
-    "audit": "Report state of a module that is not in its state_dict.",
-    "check": "Check that every old file still arrives at the head of the chain of migrations.",
-    "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
-    "current": "Show the revision that a checkpoint is at, and how that is known.",
-    "diff": "Compare a checkpoint with a module, or with another checkpoint.",
-    "digest": "Compute a content digest that does not depend on the file format.",
-    "downgrade": "Write a checkpoint at an earlier revision of the chain of migrations.",
-    "explain": "Explain an error message: the probable cause, and what to run next.",
-    "fix": "Register the state that audit finds, in the source of the module.",
-    "gate": "Pass or fail a release by a policy, for CI.",
-    "history": "Show the revisions of a project's chain of migrations.",
-    "init": "Write the configuration: the module of each checkpoint in a project.",
-    "inspect": "Describe checkpoints without loading or executing anything.",
-    "lock": "Record a module's state contract in a lock file.",
-    "merge": "Merge partial diffs computed on several machines.",
-    "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
-    "revision": "Draft a migration from what changed since the last revision.",
-    "rule": "Explain a rule and how to fix its findings.",
-    "run": "Run a training command, and report what its loads and saves did.",
-    "upgrade": "Write a checkpoint at a later revision of the chain of migrations.",
-    "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
+    name: summary for group in COMMAND_GROUPS.values() for name, summary in group.items()
 }
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 """Commands of other tools that are options here: `ckptool help diff` is `ckptool diff --help`."""
-REVISION_COMMANDS: Final = frozenset(
-    {"check", "current", "downgrade", "history", "revision", "upgrade"}
-)
+REVISION_COMMANDS: Final = frozenset(COMMAND_GROUPS["Versioned migrations"])
 """Commands of a chain of migrations; their files are in the folder `revisions` of each layer."""
 COULD_NOT_CHECK: Final = 2
 _EXTRA_ARGUMENT: Final = re.compile(r"Got unexpected extra argument \((?P<word>.*)\)", re.DOTALL)
@@ -99,8 +111,10 @@ class LazyGroup(click.Group):
         ctx: click.Context,  # noqa: ARG002
         formatter: click.HelpFormatter,
     ) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for heading, commands in COMMAND_GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

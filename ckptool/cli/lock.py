@@ -32,7 +32,9 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
 @module_options
 @click.option(
-    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option("--all", "takes_all", is_flag=True,
               help="Every lock in the configuration (`against` in [[models]]).")  # fmt: skip

@@ -34,7 +34,9 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @module_options
 @click.option(
-    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @into_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")

@@ -85,7 +85,7 @@ def convert(  # noqa: PLR0913
     paths = [source] if isinstance(source, PathLike) else list(source)
     reject_unused_options({"--merge-shards": merge_shards and max_shard_size is not None},
                           "makes one file, and --max-shard-size several")  # fmt: skip
-    choices = PlanChoices(renames=renames or {}, dtype=DTYPE_NAMES.get(dtype or "", dtype or ""))
+    choices = PlanChoices(renames=renames or {}, dtype=_resolve_dtype(dtype) if dtype else "")
     conversion = ConversionScope(
         is_state_alone=weights_only or at is not None,
         is_weights_only=weights_only,
@@ -119,3 +119,17 @@ def convert(  # noqa: PLR0913
     sources = list_sources(paths, to)
     batch = run_batch(sources, local_target, suffix, convert_one, dry_run=dry_run, force=force)
     return build_convert_report(batch.reports, batch.errors)
+
+
+def _resolve_dtype(name: str) -> str:
+    """Return torch's name of a dtype.
+
+    Raises:
+        UsageError: tensors cannot be cast to it.
+    """
+    from ckptool.migration.plan.tensor_operations import FLOAT_DTYPES
+
+    dtype = DTYPE_NAMES.get(name, name.removeprefix("torch."))
+    if dtype not in FLOAT_DTYPES:
+        raise UsageError(f"--dtype: {name!r} is not one of {', '.join(sorted(FLOAT_DTYPES))}")
+    return dtype

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.fixing.old_files import build_old_file_hooks
+from ckptool.commands.fixing.edit_selection import EditSelection, ProvedEdits
+from ckptool.commands.fixing.fix_parts import (
+    describe_reached_modules,
+    format_diffs,
+    format_path,
+    report_edits,
+    report_proofs,
+    report_refusals,
+)
+from ckptool.commands.fixing.old_files import (
+    OldFileHooks,
+    build_old_file_hooks,
+    find_hook_obstacles,
+)
 from ckptool.commands.fixing.project_scope import ProjectScope, find_project
 from ckptool.commands.fixing.proofs import FAILED, UNPROVED, FixTarget, TargetProofs, prove_edits
 from ckptool.commands.sources.configured_models import list_configured_targets
@@ -19,18 +32,11 @@ from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.migration.codemod.attribute_fault import AttributeFault, EditPlan, SourceChange
-from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
+from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.model import Skipped
-from ckptool.modules.assignment_locations import format_location
 from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Policy, judge
-from ckptool.reports.fix import (
-    FixReport,
-    ProofReport,
-    RefusedEditReport,
-    SourceEditReport,
-    build_fix_report,
-)
+from ckptool.reports.fix import FixReport, build_fix_report
 from ckptool.rules import Finding, run_rules
 from ckptool.rules.fixes.faults import collect_created_tensors, collect_faults
 
@@ -116,59 +122,84 @@ class _FixRun(Struct, frozen=True):
     keep_old_files: bool
 
     def finish(self, *, write: bool, allow_unproved: bool) -> FixReport:
-        from ckptool.migration.codemod.plan_edits import EditOptions, merge_faults, plan_edits
+        from ckptool.migration.codemod.plan_edits import merge_faults
 
         project = ProjectFiles(self.scope.root)
         faults = merge_faults([f for e in self.examined for f in e.fix_target.faults])
-        options = EditOptions(self.style)
-        plan = plan_edits(faults, project, self.scope.folder, options)
-        targets = _select_fixed(self.examined, plan)
-        proofs = self._prove(targets, plan, {})
-        notes = _describe_old_files(targets, proofs)
-        new_files: dict[Path, bytes] = {}
-        if self.keep_old_files and plan.edits and not _has_failed(proofs, of="builds"):
-            hooks = build_old_file_hooks(plan, targets, proofs)
-            notes, new_files = hooks.notes, hooks.files
-            if hooks.files:
-                plan = plan_edits(faults, project, self.scope.folder, options, hooks.registrations)
-                targets = [_add_saved_file(target) for target in targets]
-                proofs = self._prove(targets, plan, new_files)
-        block = _find_block(proofs, allow_unproved=allow_unproved)
-        is_written = write and bool(plan.edits) and not block
+        edits = self._select(faults, project)
+        notes = [*describe_reached_modules(edits), *_describe_old_files(edits)]
+        new_files: Mapping[Path, bytes] = {}
+        if self.keep_old_files and edits.plan.edits:
+            edits, hooks = self._add_hooks(edits, project)
+            new_files = hooks.files
+            notes = [*describe_reached_modules(edits), *hooks.notes]
+        block = _find_block(edits.proofs, allow_unproved=allow_unproved)
+        is_written = write and bool(edits.plan.edits) and not block
         if is_written:
             from ckptool.migration.codemod.write_files import write_changes
 
             additions = [SourceChange(path, b"", content) for path, content in new_files.items()]
-            write_changes([*plan.changes.values(), *additions], self.scope.root)
+            write_changes([*edits.plan.changes.values(), *additions], self.scope.root)
         findings = [f for e in self.examined for f in e.findings]
         if is_written:
-            findings = [f for target_proofs in proofs for f in target_proofs.findings]
+            findings = [f for proofs in edits.proofs for f in proofs.findings]
         skipped = [Skipped("writes in Python files beyond the first 5,000", "the project is large")]
+        has_failed = any(proofs.failure for proofs in edits.proofs)
         return build_fix_report(
             [e.fix_target.label for e in self.examined],
             judge(findings, self.policy),
-            _report_edits(plan),
-            _report_refusals(plan),
-            [
-                ProofReport(name=p.name, module=p.module, result=p.result, reason=p.reason)
-                for target_proofs in proofs
-                for p in target_proofs.proofs
-            ],
-            diff=_format_diffs(plan),
-            new_files=[_format_path(path) for path in new_files],
-            block=block if write or _has_failed(proofs) else "",
+            report_edits(edits.plan),
+            report_refusals(edits.plan),
+            report_proofs(edits.proofs),
+            diff=format_diffs(edits.plan),
+            new_files=[format_path(path) for path in new_files],
+            block=block if write or has_failed else "",
             is_written=is_written,
             is_asked=write,
             notes=notes,
             skipped=skipped if project.is_cut else (),
         )
 
-    def _prove(
-        self, targets: Sequence[FixTarget], plan: EditPlan, new_files: Mapping[Path, bytes]
-    ) -> list[TargetProofs]:
-        if not plan.edits:
-            return [TargetProofs(()) for _ in targets]
-        return prove_edits(targets, plan, new_files, self.scope, self.policy)
+    def _select(
+        self,
+        faults: Sequence[AttributeFault],
+        project: ProjectFiles,
+        hooks: "OldFileHooks | None" = None,
+    ) -> ProvedEdits:
+        """Return the edits that are proved; with hooks, all of them are tried once, together."""
+        from ckptool.migration.codemod.plan_edits import EditOptions, plan_edits
+
+        registrations = hooks.registrations if hooks else None
+        new_files = hooks.files if hooks else {}
+        targets = [e.fix_target for e in self.examined]
+
+        def plan(some_faults: Sequence[AttributeFault]) -> EditPlan:
+            options = EditOptions(self.style)
+            return plan_edits(some_faults, project, self.scope.folder, options, registrations)
+
+        def prove(some_targets: Sequence[FixTarget], plan: EditPlan) -> list[TargetProofs]:
+            if not plan.edits:
+                return [TargetProofs(()) for _ in some_targets]
+            return prove_edits(some_targets, plan, new_files, self.scope, self.policy)
+
+        if hooks is None:
+            return EditSelection(targets, plan, prove).select_edits(faults)
+        return EditSelection([*map(_add_saved_file, targets)], plan, prove).try_edits(faults)
+
+    def _add_hooks(
+        self, edits: ProvedEdits, project: ProjectFiles
+    ) -> tuple[ProvedEdits, OldFileHooks]:
+        """Return the edits with hooks for the keys that they add, and the hooks."""
+        obstacles = find_hook_obstacles(edits.plan, edits.targets, edits.proofs)
+        refused = (*edits.plan.refused, *obstacles)
+        if obstacles:
+            without_hook = [obstacle.fault for obstacle in obstacles]
+            edits = self._select([f for f in edits.faults if f not in without_hook], project)
+            refused += edits.plan.refused
+        hooks = build_old_file_hooks(edits.plan, edits.targets, edits.proofs)
+        if hooks.files:
+            edits = self._select(edits.faults, project, hooks)
+        return replace(edits, plan=replace(edits.plan, refused=refused)), hooks
 
 
 def _require_libcst() -> None:
@@ -235,31 +266,10 @@ def _examine_target(
     return _ExaminedTarget(fix_target, findings)
 
 
-def _select_fixed(examined: Sequence[_ExaminedTarget], plan: EditPlan) -> list[FixTarget]:
-    """Return the modules, each with those of its faults that an edit repairs."""
-    fixed_lines = {(edit.fault.location, edit.fault.attribute) for edit in plan.edits}
-
-    def is_fixed(fault: AttributeFault) -> bool:
-        return (fault.location, fault.attribute) in fixed_lines
-
-    return [
-        replace(e.fix_target, faults=tuple(filter(is_fixed, e.fix_target.faults))) for e in examined
-    ]
-
-
 def _add_saved_file(target: FixTarget) -> FixTarget:
     """Return the module with its own state_dict as an old checkpoint, if it saves any tensor."""
-    paths = (target.saved_before,) if target.run.state else ()
+    paths = (target.saved_before,) if target.run.keys else ()
     return replace(target, checkpoints=(*target.checkpoints, *paths))
-
-
-def _has_failed(proofs: Sequence[TargetProofs], of: str = "") -> bool:
-    """Whether a proof has failed; with `of`, one of this name."""
-    return any(
-        proof.result == FAILED and of in {"", proof.name}
-        for target_proofs in proofs
-        for proof in target_proofs.proofs
-    )
 
 
 def _find_block(proofs: Sequence[TargetProofs], *, allow_unproved: bool) -> str:
@@ -275,58 +285,14 @@ def _find_block(proofs: Sequence[TargetProofs], *, allow_unproved: bool) -> str:
     return ""
 
 
-def _describe_old_files(
-    targets: Sequence[FixTarget], proofs: Sequence[TargetProofs]
-) -> tuple[str, ...]:
+def _describe_old_files(edits: ProvedEdits) -> list[str]:
     """Return a note for each module whose old state_dicts lack keys after the edit."""
     notes = []
-    for target, target_proofs in zip(targets, proofs, strict=True):
+    for target, target_proofs in zip(edits.targets, edits.proofs, strict=True):
         if target_proofs.new_keys:
             keys = join_limited(target_proofs.new_keys, 3, quote_code)
             notes.append(
                 f"checkpoints of {target.label} saved before lack {keys}: with --keep-old-files "
                 "they load as before"
             )
-    return tuple(notes)
-
-
-def _report_edits(plan: EditPlan) -> list[SourceEditReport]:
-    return [
-        SourceEditReport(
-            keys=edit.fault.keys,
-            codes=edit.fault.codes,
-            where=edit.fault.location,
-            before=edit.before,
-            after=edit.after,
-        )
-        for edit in plan.edits
-    ]
-
-
-def _report_refusals(plan: EditPlan) -> list[RefusedEditReport]:
-    return [
-        RefusedEditReport(
-            keys=refusal.fault.keys,
-            codes=refusal.fault.codes,
-            where=refusal.fault.location,
-            reason=refusal.reason,
-        )
-        for refusal in plan.refused
-    ]
-
-
-def _format_diffs(plan: EditPlan) -> str:
-    from ckptool.migration.codemod.rewrite import format_diff
-
-    return "".join(
-        format_diff(
-            _format_path(path),
-            decode_source(change.old_content)[0],
-            decode_source(change.new_content)[0],
-        )
-        for path, change in plan.changes.items()
-    )
-
-
-def _format_path(path: Path) -> str:
-    return format_location(str(path), 0).removesuffix(":0")
+    return notes

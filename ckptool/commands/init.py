@@ -44,7 +44,7 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
     matcher = ModuleMatcher(root, [module for module in modules if module.is_importable], worker)
     skipped = [Skipped(name, "not looked at") for name in unread_files]
     skipped += [
-        Skipped(module.target, "importing its file would run more than definitions")
+        Skipped(module.target, "not imported: its file runs code outside of functions and classes")
         for module in modules
         if not module.is_importable
     ]
@@ -69,7 +69,9 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
         findings=(),
         skipped=build_skipped_reports(skipped),
         exit_code=ExitCode.PASSED if text else ExitCode.FAILED,
-        verdict=_format_verdict(file, text, matches, len(modules), dry_run=dry_run),
+        verdict=_format_verdict(
+            file, text, matches, len(modules), has_built=matcher.has_built, dry_run=dry_run
+        ),
         path=str(file),
         text=text,
         models=tuple(
@@ -157,12 +159,20 @@ def _check_content(file: Path, content: str, matches: list[ModelMatch]) -> None:
 
 
 def _format_verdict(
-    file: Path, text: str, matches: list[ModelMatch], module_count: int, *, dry_run: bool
+    file: Path,
+    text: str,
+    matches: list[ModelMatch],
+    module_count: int,
+    *,
+    has_built: bool,
+    dry_run: bool,
 ) -> str:
     if not module_count:
         return "nothing was written: the project has no class or factory of an nn.Module"
     if not matches:
         return "nothing was written: there is no checkpoint in the project"
+    if not text and not has_built:
+        return "nothing was written: no module of the project could be built"
     if not text:
         return "nothing was written: no module fits a checkpoint"
     count = sum(bool(match.target) for match in matches)

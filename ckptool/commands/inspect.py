@@ -47,7 +47,7 @@ def inspect(
     (0: all); `sort` is "name", "size" or "dtype"; `key` is a key or a place whose values are shown.
 
     Raises:
-        UsageError: a file has nothing called `key`, or `sort` is none of these.
+        UsageError: a file has no such `key`, no key matches `filter`, or `sort` is none of these.
     """
     if sort and sort not in SORTS:
         raise UsageError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
@@ -81,6 +81,8 @@ def inspect(
         InspectView(filter, depth, sort),
         tuple(read_values(checkpoint, key) for checkpoint in checkpoints) if key else (),
     )
+    if filter and checkpoints and not any(c.states for c in inspect_report.checkpoints):
+        raise UsageError(f"--filter {filter}: no key of the {_name_files(checkpoints)} matches")
     if not pictures:
         return inspect_report
     from ckptool.commands.comparison.previews import add_checkpoint_previews
@@ -88,11 +90,15 @@ def inspect(
     return add_checkpoint_previews(inspect_report, checkpoints)
 
 
+def _name_files(checkpoints: Sequence[Checkpoint]) -> str:
+    return f"file {checkpoints[0].path}" if len(checkpoints) == 1 else f"{len(checkpoints)} files"
+
+
 def read_values(checkpoint: Checkpoint, key: str) -> TensorValuesReport:
     """Return the values of the tensor or plain value called `key`, a key of a state or a place.
 
     Raises:
-        UsageError: nothing in the file is called so.
+        UsageError: there is no such key in the file.
         ReadError: the file became unreadable.
     """
     tensors = {
@@ -114,4 +120,4 @@ def read_values(checkpoint: Checkpoint, key: str) -> TensorValuesReport:
     names = [*dict.fromkeys((*tensors, *texts, *keys))][:_MAX_COMPARED_KEYS]
     close_matches = get_close_matches(key, names, n=1)
     hint = f"; did you mean {quote_code(close_matches[0])}?" if close_matches else ""
-    raise UsageError(f"{checkpoint.path}: --key {key}: nothing in the file is called so{hint}")
+    raise UsageError(f"{checkpoint.path}: --key {key}: no such key in the file{hint}")

@@ -229,6 +229,7 @@ class _LoadJob:
             at=self.at if chain_at is None else chain_at,
             plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             plan_name=str(plan) if is_file else "",
+            follows_chain=chain_at is not None,
             choices=self.answers.choices,
             drop_extra=True,
             dry_run=True,

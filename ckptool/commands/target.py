@@ -29,6 +29,7 @@ from ckptool.errors import ModuleError, UsageError
 from ckptool.formats import open_stream
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.loaders.folder_hint import suggest_folder
 from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
@@ -411,7 +412,7 @@ def need_target(
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
-            f"{suggest_module(checkpoint)}"
+            f"{suggest_module(checkpoint) or suggest_folder(path)}"
         )
     return module_target
 

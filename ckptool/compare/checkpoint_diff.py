@@ -154,7 +154,7 @@ def build_checkpoint_diff(
         differing_keys=None
         if results is None
         else tuple(key for key in structure.old_tensors if results.equal.get(key) is False),
-        uncompared_keys=_order_by(results_or_empty.untold, common_keys),
+        uncompared_keys=_order_by(results_or_empty.uncompared, common_keys),
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,

@@ -513,6 +513,8 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
 
     left = unpaired.without(diff.explained_keys)
     diff = msgspec.structs.replace(diff, reshaped_keys=_find_reshaped_keys(diff.rewrite, left))
+    if diff.rewrite is not None and not (diff.rewrite.key_map or diff.reshaped_keys):
+        diff = msgspec.structs.replace(diff, rewrite=None)  # other pairs explain all of its keys
     left = left.without(diff.explained_keys)
     tied_keys_by_missing = _find_tied_missing_keys(module, diff.state.tensors)
     return msgspec.structs.replace(

@@ -184,7 +184,7 @@ def _iter_parts_beside(
     if place == ALL_STATES:
         return
     for state in checkpoint.states:
-        if state.at != place:
+        if state.at != place and state.tensors:
             yield f"`{state.at or '.'}` ({pluralize(len(state.tensors), 'tensor')})"
     other_places = tuple(f"{s.at}." for s in checkpoint.states if s.at and s.at != place)
     yield from (f"`{part}`" for part in unpaired_places if not part.startswith(other_places))

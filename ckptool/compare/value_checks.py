@@ -52,7 +52,7 @@ class ValueResults(Struct, frozen=True):
 
     equal: Mapping[str, bool] = {}
     """Key in both files -> whether the values are equal."""
-    untold: Mapping[str, str] = {}
+    uncompared: Mapping[str, str] = {}
     """Key in both files -> why its values could not be compared."""
     renamed: Mapping[str, str] = {}
     """Removed key -> added key with the same values."""
@@ -128,7 +128,7 @@ def run_value_checks(
     )
     return ValueResults(
         equal=equal_by_key,
-        untold=uncompared_reasons,
+        uncompared=uncompared_reasons,
         renamed=proved_renames,
         possible=possible_renames,
         refuted=refuted,
@@ -145,7 +145,7 @@ def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
     result_list = tuple(shard_results)
     return ValueResults(
         equal={k: v for result in result_list for k, v in result.equal.items()},
-        untold={k: v for result in result_list for k, v in result.untold.items()},
+        uncompared={k: v for result in result_list for k, v in result.uncompared.items()},
         renamed={k: v for result in result_list for k, v in result.renamed.items()},
         possible={k: v for result in result_list for k, v in result.possible.items()},
         refuted=tuple(key for result in result_list for key in result.refuted),
@@ -157,7 +157,7 @@ def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
 
 def first_unchecked_key(structure: StructuralDiff, results: ValueResults) -> str:
     """Return the first key in both files without a result; "" if all have one."""
-    checked_keys = results.equal.keys() | results.untold.keys()
+    checked_keys = results.equal.keys() | results.uncompared.keys()
     checked_keys |= results.measured.keys() | results.unmeasured.keys()
     return next(
         (

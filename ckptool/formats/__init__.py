@@ -27,6 +27,7 @@ from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
     MAX_LISTED,
+    TRAINING_STATE_PATTERN,
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text
@@ -242,8 +243,9 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if dangling := [name for name in files if is_dangling(directory / name)]:
         listed = join_limited(dangling, MAX_LISTED, quote_text)
         return f"has no weights but {listed}, a link to a file that does not exist"
+    weights = [name for name in files if not re.fullmatch(TRAINING_STATE_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
-    candidates = files or list(folders)
+    candidates = weights or list(folders) or files
     if not candidates:
         return "is a directory without a checkpoint"
     names_text = join_limited(candidates, MAX_LISTED, quote_text)

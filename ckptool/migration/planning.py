@@ -109,8 +109,8 @@ def apply_suggested(
         PlanError: a step cannot be applied.
     """
     plan = suggested.plan
-    is_chain_step = request.stamp is not None  # steps of several revisions may be the same
-    already_applied = not is_chain_step and is_applied(plan, read_provenance_text(draft.checkpoint))
+    record_text = None if request.follows_chain else read_provenance_text(draft.checkpoint)
+    already_applied = is_applied(plan, record_text)
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
     diff = predict_load(target_module, result, to)
     return PlannedResult(plan, draft, result, diff, already_applied)

@@ -68,6 +68,9 @@ class MigrationRequest:
     """Place of the result in a chain of migrations, which its record gets; None without a chain."""
     recorded_plan: Plan | None = None
     """Plan as the record has it; None for `plan`."""
+    follows_chain: bool = False
+    """Whether `plan` is the steps of a chain of migrations: keys in between need not be those of
+    the module, and equal steps of two revisions are not one plan that is applied already."""
     limits: Limits = DEFAULT_LIMITS
     progress: ProgressCallback = lambda _: None
     forward_check: ForwardCheck | None = None

@@ -121,7 +121,12 @@ def _run_stages(
     module_info = target_module.module_info if target_module else None
     draft = _create_source_draft(request, to, checkpoint, module_info, stripped_places)
     sources = ValueSources(
-        target_module, request.donor, anonymous_file, source_guard, request.limits
+        target_module,
+        request.donor,
+        anonymous_file,
+        source_guard,
+        request.limits,
+        follows_chain=request.follows_chain,
     )
     suggested = choose_plan(request, draft, target_module, sources)
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)

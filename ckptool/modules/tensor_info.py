@@ -283,13 +283,15 @@ def _describe_torch_tensor(
     layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
     components = list_components(tensor)
     is_strided = layout == "strided"
+    # A conjugated view has memory in common with another tensor, and other values: no tie.
+    has_storage = not components and not tensor.is_conj() and not tensor.is_neg()
     return TensorInfo(
         key=key,
         shape=get_shape(tensor),
         dtype=str(tensor.dtype).removeprefix("torch."),
         stride=tuple(map(int, tensor.stride())) if is_strided else (),
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
-        storage=None if components else storages.describe_storage(tensor),
+        storage=storages.describe_storage(tensor) if has_storage else None,
         layout="quantized" if tensor.is_quantized else layout,
         wrapper=get_wrapper_name(tensor),
         kind=kind,

@@ -44,6 +44,8 @@ class ModuleWalk:
     none_buffers: Mapping[str, str]
     hidden_modules: Mapping[str, str]
     """Path of a module that `named_modules()` does not list -> its class."""
+    hidden_instances: "tuple[nn.Module, ...]"
+    """Those modules, in the order of `hidden_modules`; their own sub-modules are not repeated."""
     unsearched_paths: tuple[str, ...]
     """Paths of containers nested deeper than MAX_DEPTH."""
 
@@ -64,6 +66,7 @@ def walk_module(module: "nn.Module") -> ModuleWalk:
         modules=members,
         none_buffers=search.none_buffers,
         hidden_modules=search.hidden_modules,
+        hidden_instances=tuple(search.hidden_instances),
         unsearched_paths=tuple(search.unsearched_paths),
     )
 
@@ -155,6 +158,7 @@ class _ModuleSearch:
     registered_ids: set[int]
     none_buffers: dict[str, str] = field(default_factory=dict)
     hidden_modules: dict[str, str] = field(default_factory=dict)
+    hidden_instances: "list[nn.Module]" = field(default_factory=list)
     unsearched_paths: list[str] = field(default_factory=list)
     hidden_ids: set[int] = field(default_factory=set)
 
@@ -209,6 +213,7 @@ class _ModuleSearch:
         if id(module) in self.registered_ids or id(module) in self.hidden_ids:
             return
         self.hidden_modules[path] = get_qualified_name(type(module))
+        self.hidden_instances.append(module)
         for prefix, member in module.named_modules():
             if id(member) in self.registered_ids or id(member) in self.hidden_ids:
                 continue

@@ -1,5 +1,6 @@
 """Report -> aligned text for a terminal."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import wrap
@@ -33,6 +34,11 @@ _COLORS: Final = {
     "passed": "32",
     "failed": "31",
 }
+_WORD: Final = r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s'"`;])+"""
+_COMMAND: Final = re.compile(rf"ckptool [a-z]+(?: {_WORD}(?<![,.:)]))*")
+"""A command within a sentence, up to its punctuation."""
+_UNBROKEN_SPACE: Final = "\x1f"
+"""Stands for a space within a command; printable text has no control characters."""
 _INDENT: Final = 2
 _BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
@@ -50,7 +56,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         match block:
             case VerdictBlock():
                 tone = "failed" if block.has_failed else "passed"
-                lines = _wrap_text(make_printable(block.text), 0, options)
+                lines = wrap_text(make_printable(block.text), 0, options)
                 parts.append("\n".join(_color_text(line, tone, options) for line in lines))
             case LinesBlock():
                 parts.append("\n".join(_wrap_lines(block.lines, options)))
@@ -72,7 +78,7 @@ def _color_text(text: str, tone: str, options: RenderOptions) -> str:
 def _wrap_lines(lines: tuple[str, ...], options: RenderOptions) -> Iterator[str]:
     """Wrap the lines to the width; continuation lines are indented."""
     for line in lines:
-        first, *continuation = _wrap_text(make_printable(line), _INDENT, options)
+        first, *continuation = wrap_text(make_printable(line), _INDENT, options)
         yield first
         yield from (" " * _INDENT + continuation_line for continuation_line in continuation)
 
@@ -166,7 +172,7 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
     margin = " " * len(label)
     for card in shown_cards:
         for index, line in enumerate(card.lines):
-            head, *continuation = _wrap_text(make_printable(line.message), len(label), options)
+            head, *continuation = wrap_text(make_printable(line.message), len(label), options)
             yield (margin if index else _color_text(label, card.level, options)) + head
             yield from (margin + text for text in continuation)
             if line.fix:
@@ -185,18 +191,21 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
 
 
 def _iter_indented(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
-    for line in _wrap_text(make_printable(text), indent, options):
+    for line in wrap_text(make_printable(text), indent, options):
         yield " " * indent + line
 
 
 def _iter_bullet_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
-    head, *continuation = _wrap_text(make_printable(text), indent + _INDENT, options)
+    head, *continuation = wrap_text(make_printable(text), indent + _INDENT, options)
     yield f"{' ' * indent}- {head}"
     yield from (" " * (indent + _INDENT) + line for line in continuation)
 
 
-def _wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:
+def wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:
+    """Wrap printable text to the width; a command stays on one line, so that it can be pasted."""
     if not options.width:
         return [text]
     width = max(options.width - indent, 30)
-    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    text = _COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN_SPACE), text)
+    lines = wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return [line.replace(_UNBROKEN_SPACE, " ") for line in lines]

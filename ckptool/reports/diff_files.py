@@ -173,7 +173,7 @@ def build_diff_shard_report(
     return DiffShardReport(
         command="diff",
         findings=(),
-        skipped=build_skipped_reports(_build_skipped(shard.answers.untold, "values of")),
+        skipped=build_skipped_reports(_build_skipped(shard.answers.uncompared, "values of")),
         exit_code=ExitCode.PASSED,
         verdict=f"part {shard.number} of {shard.of}: not judged until all parts are merged",
         old=shard.old.path,
@@ -191,7 +191,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
     "breaking": code that loads the old file strictly does not load the new file strictly.
     "compatible": it does, but a dtype or a tie differs, or not all values were compared.
-    "same state": what stands beside it has no counterpart, and was not compared.
+    "same state": other content has no counterpart, and was not compared.
     """
     if _is_breaking(diff):
         return "breaking"

@@ -41,7 +41,7 @@ class DigestCheckReport(Struct, frozen=True, kw_only=True):
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     added: tuple[str, ...]
-    untold: tuple[str, ...]
+    uncompared: tuple[str, ...]
     """Keys that cannot be compared: one side has no digest."""
 
 
@@ -95,7 +95,7 @@ def build_digest_check_report(
             changed=diff.changed_keys,
             missing=diff.missing_keys,
             added=diff.added_keys,
-            untold=diff.uncompared_keys,
+            uncompared=diff.uncompared_keys,
         ),
     )
 

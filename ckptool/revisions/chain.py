@@ -65,7 +65,7 @@ class Chain(Struct, frozen=True):
             return self.head if name == "head" else self.revisions[0]
         stem = name.removesuffix(".toml")
         exact = [r for r in self.revisions if stem in {r.revision, r.name}]
-        numbered = [r for r in self.revisions if r.name.partition("_")[0] == stem]
+        numbered = [r for r in self.revisions if _is_same_number(r.name.partition("_")[0], stem)]
         prefixed = [
             r for r in self.revisions if len(stem) >= _MIN_PREFIX and r.revision.startswith(stem)
         ]
@@ -74,7 +74,7 @@ class Chain(Struct, frozen=True):
             return matches[0]
         names = join_limited(matches or self.revisions, MAX_NAMED, lambda r: r.name)
         problem = "may be" if matches else "is not a revision; there are"
-        raise RevisionError(f"{self.folder}: {name!r} {problem} {names}")
+        raise RevisionError(f"{self.folder}: {name!r:.80} {problem} {names}")
 
     def list_between(self, start: Revision, end: Revision) -> tuple[Revision, ...]:
         """Return the revisions after `start` up to `end`; () if `end` is not after `start`.
@@ -85,6 +85,12 @@ class Chain(Struct, frozen=True):
         self.require_one_head()
         first, last = (self.revisions.index(r) for r in (start, end))
         return self.revisions[first + 1 : last + 1]
+
+
+def _is_same_number(first: str, second: str) -> bool:
+    """Whether two texts are the same number, with or without leading zeros."""
+    numbers = [text.lstrip("0") or "0" for text in (first, second) if text.isdecimal()]
+    return len(numbers) == 2 and numbers[0] == numbers[1]
 
 
 def read_chain(folder: Path) -> Chain:
@@ -129,14 +135,24 @@ def order_revisions(folder: Path, revisions: Sequence[Revision]) -> Chain:
         ordered.append(pending.pop(0))
         pending += children.get(ordered[-1].revision, [])
     if len(ordered) < len(revisions):
-        cyclic = [r for r in revisions if r not in ordered]
-        names = join_limited(cyclic, MAX_NAMED, lambda r: r.name)
-        raise RevisionError(f"{folder}: {names}: the parents form a cycle: correct `parent`")
+        cycle = _find_cycle(by_identifier, next(r for r in revisions if r not in ordered))
+        names = join_limited(cycle, MAX_NAMED, lambda r: r.name)
+        verb = "follow each other" if len(cycle) > 1 else "follows itself"
+        raise RevisionError(f"{folder}: {names} {verb}: correct `parent`")
     projects = sorted({revision.project for revision in revisions})
     if len(projects) > 1:
         raise RevisionError(f"{folder}: has revisions of several projects: {', '.join(projects)}")
     heads = tuple(r for r in ordered if r.revision not in children)
     return Chain(folder, tuple(ordered), heads)
+
+
+def _find_cycle(by_identifier: Mapping[str, Revision], revision: Revision) -> list[Revision]:
+    """Return the revisions of the cycle that the parents of `revision` lead into, in order."""
+    path: list[Revision] = []
+    while revision not in path:
+        path.append(revision)
+        revision = by_identifier[revision.parent]
+    return path[path.index(revision) :][::-1]
 
 
 def _index_revisions(folder: Path, revisions: Sequence[Revision]) -> Mapping[str, Revision]:

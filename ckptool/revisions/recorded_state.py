@@ -92,13 +92,13 @@ def record_contract(contract: Contract) -> RecordedState:
         for key, entry in saved_entries.items()
         if entry.tied is not None and entry.tied != key and entry.tied in saved_entries
     }
-    return RecordedState(_sort_keys(forms | dict.fromkeys(contract.non_tensors, NO_TENSOR)), ties)
+    return RecordedState(sort_keys(forms | dict.fromkeys(contract.non_tensors, NO_TENSOR)), ties)
 
 
 def record_draft(draft: Draft) -> RecordedState:
     """Return the state that a draft writes."""
     forms = {key: _describe_form(item.describe_tensor(key)) for key, item in draft.items.items()}
-    return RecordedState(_sort_keys(forms | dict.fromkeys(draft.non_tensor_keys, NO_TENSOR)))
+    return RecordedState(sort_keys(forms | dict.fromkeys(draft.non_tensor_keys, NO_TENSOR)))
 
 
 def compare_states(recorded: RecordedState, state: RecordedState) -> StateDifference:
@@ -134,7 +134,7 @@ def list_common_prefixes(state: RecordedState) -> tuple[str, ...]:
 def strip_prefix(state: RecordedState, prefix: str) -> RecordedState:
     """Return the state with a prefix taken off its keys."""
     forms = {key.removeprefix(prefix): form for key, form in state.forms.items()}
-    return RecordedState(_sort_keys(forms))
+    return RecordedState(sort_keys(forms))
 
 
 def format_state(state: RecordedState) -> str:
@@ -184,7 +184,8 @@ def _describe_form(tensor: TensorInfo) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}{layout}"
 
 
-def _sort_keys(forms: Mapping[str, str]) -> dict[str, str]:
+def sort_keys(forms: Mapping[str, str]) -> dict[str, str]:
+    """Return the forms with their keys in natural order."""
     return {key: forms[key] for key in sorted(forms, key=natural_sort_key)}
 
 

@@ -1,19 +1,23 @@
 """Checkpoint x Chain -> Standing: the revision that a file is at, and how that is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.digest import digest_checkpoint
-from ckptool.compare.states import list_model_states, require_state_or_part
+from ckptool.compare.states import (
+    find_loaded_state,
+    list_model_states,
+    require_state_or_part,
+)
 from ckptool.errors import RevisionError
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.write.provenance import ProvenanceRecord, RevisionStamp, read_provenance
 from ckptool.migration.write.tied_items import restore_ties
 from ckptool.model import Checkpoint, StateDict
-from ckptool.phrases import MAX_NAMED, join_limited
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.recorded_state import (
     RecordedState,
@@ -30,6 +34,8 @@ class StandingKind(StrEnum):
     """How the revision of a file is known, or why it is not."""
 
     STAMPED = "stamped"
+    GIVEN = "given"
+    """The user said it (--from), and its keys are those of that revision."""
     RECOGNISED = "recognised"
     """By its keys, shapes and dtypes, or by keys and shapes, which are those of one revision."""
     AMBIGUOUS = "ambiguous"
@@ -38,7 +44,22 @@ class StandingKind(StrEnum):
     FOREIGN = "of another project"
     NEWER = "newer than the code"
     CONTRADICTED = "contradicted"
-    """It is stamped, and its keys are not those of that revision."""
+    """It is stamped, or was said to be at a revision, and its keys are not those of it."""
+
+
+class OtherState(Struct, frozen=True):
+    """A further state of a file that is at a revision of the chain, such as an average (EMA)."""
+
+    at: str
+    revisions: tuple[Revision, ...]
+    """Those that record what it holds."""
+
+    @property
+    def text(self) -> str:
+        """The state and its revision, as a clause: "`ema` is at 0001_the_first_one"."""
+        names = join_limited(self.revisions, MAX_NAMED, lambda r: r.name)
+        verb = "is at" if len(self.revisions) == 1 else "has the keys and shapes of"
+        return f"{quote_code(self.at or '.')} {verb} {names}"
 
 
 class Standing(Struct, frozen=True):
@@ -50,7 +71,7 @@ class Standing(Struct, frozen=True):
     revision: Revision | None = None
     """None where it is not known."""
     candidates: tuple[Revision, ...] = ()
-    """Of an ambiguous file: the revisions that it may be at."""
+    """Revisions that record what a file holds whose own is not known, whatever its stamp says."""
     stamp: RevisionStamp | None = None
     difference: StateDifference | None = None
     """From what `revision` recorded, else from the nearest revision; None without one."""
@@ -62,6 +83,8 @@ class Standing(Struct, frozen=True):
     """What was not believed, "" for nothing."""
     prefix: str = ""
     """What all keys begin with before those of the revision, as a wrapper leaves it: "module."."""
+    others: tuple[OtherState, ...] = ()
+    """Further states of the file that are at a revision."""
 
     @property
     def is_exact(self) -> bool:
@@ -73,6 +96,11 @@ class Standing(Struct, frozen=True):
         return self.revision is not None and self.kind is not StandingKind.CONTRADICTED
 
     @property
+    def all_candidates(self) -> tuple[Revision, ...]:
+        """Its revision alone if that is known, else the candidates."""
+        return (self.revision,) if self.revision is not None else self.candidates
+
+    @property
     def text(self) -> str:
         """How the revision is known, or why it is not, as the end of a sentence."""
         name = self.revision.name if self.revision else ""
@@ -81,19 +109,24 @@ class Standing(Struct, frozen=True):
         why = self.difference.text if self.difference else ""
         texts = {
             StandingKind.STAMPED: f"is at {name}, by its stamp",
+            StandingKind.GIVEN: f"is at {name}, according to --from",
             StandingKind.RECOGNISED: (
                 f"is at {name}, recognised by its {self._evidence} (it has no stamp)"
             ),
             StandingKind.AMBIGUOUS: (
-                f"has no stamp, and its {self._evidence} are those of {names}: --from names its "
-                "revision"
+                f"has no stamp, and its {self._evidence} are those of {names}: name its revision "
+                "with --from"
             ),
-            StandingKind.FOREIGN: f"has the stamp of another project, {project}",
+            StandingKind.FOREIGN: f"has the stamp of another project, {project}{self._from_hint}",
             StandingKind.NEWER: (
                 f"is newer than the code: its stamp is revision {revision}, which is not in this "
-                "chain: update the code"
+                f"chain: update the code{self._from_hint}"
             ),
-            StandingKind.CONTRADICTED: f"has the stamp of {name}, but not its keys: {why}",
+            StandingKind.CONTRADICTED: (
+                f"has the stamp of {name}, but not its keys: {why}{self._from_hint}"
+                if self.stamp
+                else f"does not have the keys of {name} (--from): {why}"
+            ),
             StandingKind.UNKNOWN: f"is at no revision of this chain{self._nearest_text}",
         }
         return texts[self.kind]
@@ -101,16 +134,21 @@ class Standing(Struct, frozen=True):
     @property
     def _evidence(self) -> str:
         """What a file without a stamp has in common with a revision."""
-        return "keys, shapes and dtypes" if self.is_exact else "keys and shapes, not its dtypes"
+        return "keys, shapes and dtypes" if self.is_exact else "keys and shapes but not its dtypes"
 
     @property
     def _nearest_text(self) -> str:
         if self.nearest is None or self.difference is None:
             return ""
         name = self.nearest.name
-        hint = f"; --from {name} takes it for one of that revision"
-        hint = hint if self.difference.has_same_keys else ""
-        return f" (the nearest is {name}: {self.difference.text}{hint})"
+        return f" (the nearest is {name}: {self.difference.text}{self._from_hint})"
+
+    @property
+    def _from_hint(self) -> str:
+        """How the user says that it is at a revision; "" if it has the keys of none."""
+        if not self.candidates:
+            return ""
+        return f"; --from {self.candidates[-1].name} takes it for a file of that revision"
 
 
 def find_standing(
@@ -128,23 +166,67 @@ def find_standing(
         RevisionError: `from_` is no revision, or the file has no state.
         NoStateError: it has no state at `at`.
     """
-    states = (
-        [require_state_or_part(checkpoint, at)]
-        if at is not None
-        else [state for state in list_model_states(checkpoint) if state.tensors]
-    )
+    all_states = _list_states(checkpoint)
+    states = all_states if at is None else [require_state_or_part(checkpoint, at)]
     if not states:
         raise RevisionError(f"{checkpoint.path}: has no state_dict of a model")
-    recorded = [_RecordedFile(state, record_state(checkpoint, state)) for state in states]
+    recorded = _record_states(checkpoint, states)
+    standing = _find_standing_of(recorded, all_states, chain, checkpoint, from_)
+    others = [state for state in all_states if state.at != standing.state.at]
+    found_others = _match_others(_record_states(checkpoint, others), chain)
+    is_usual = standing.state is find_loaded_state(checkpoint)
+    is_chosen = at is not None or standing.stamp is not None or is_usual
+    if found_others and standing.is_known and not is_chosen:
+        places = sorted([standing.state.at, *(other.at for other in found_others)])
+        raise RevisionError(
+            f"{checkpoint.path}: has several states of this chain, "
+            f"{join_limited(places, MAX_NAMED, quote_code)}: name one with --at"
+        )
+    return replace(standing, others=found_others)
+
+
+def _find_standing_of(
+    recorded: "_RecordedStates",
+    all_states: Sequence[StateDict],
+    chain: Chain,
+    checkpoint: Checkpoint,
+    from_: str | None,
+) -> Standing:
+    """Return the standing of the states that were asked about; the stamp may be of another."""
     if from_ is not None:
         return _take_revision(recorded, chain.find_revision(from_))
     record = read_provenance(checkpoint)
     if record is None or record.stamp is None:
         return _recognise(recorded, chain)
-    if record.is_beside and not _has_digest(checkpoint, states, record.result_digest):
+    stamped_state = _find_stamped_state(checkpoint, all_states, record)
+    if stamped_state is None:
         note = "the record next to it is of another file, and was not used"
         return replace(_recognise(recorded, chain), note=note)
-    return _read_stamp(recorded, chain, record, record.stamp)
+    stamped = [file for file in recorded if file.state.at == stamped_state.at]
+    if not stamped:
+        return _recognise(recorded, chain)
+    return _read_stamp(stamped, chain, record, record.stamp)
+
+
+def _list_states(checkpoint: Checkpoint) -> list[StateDict]:
+    """Return the states that may be a model's, that in the usual place first."""
+    usual = find_loaded_state(checkpoint)
+    states = [state for state in list_model_states(checkpoint) if state.tensors]
+    return sorted(states, key=lambda state: state is not usual)
+
+
+def _find_stamped_state(
+    checkpoint: Checkpoint, states: Sequence[StateDict], record: ProvenanceRecord
+) -> StateDict | None:
+    """Return the state that a record was written for; None if it is of another file.
+
+    A record in the metadata of a safetensors file is of its only state; one next to a file is of
+    the state whose content digest it has, which reads the bytes of the states.
+    """
+    if not record.is_beside:
+        return states[0] if states else None
+    digests = ((state, digest_checkpoint(checkpoint, state.at).digest) for state in states)
+    return next((state for state, digest in digests if digest == record.result_digest), None)
 
 
 def create_chain_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
@@ -169,6 +251,10 @@ class _RecordedFile(Struct, frozen=True):
 _RecordedStates = Sequence[_RecordedFile]
 
 
+def _record_states(checkpoint: Checkpoint, states: Sequence[StateDict]) -> list[_RecordedFile]:
+    return [_RecordedFile(state, record_state(checkpoint, state)) for state in states]
+
+
 def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:
     """Return the states, and behind them each without what all of its keys begin with."""
     unwrapped = [
@@ -181,11 +267,8 @@ def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:
 
 def _take_revision(recorded: _RecordedStates, revision: Revision) -> Standing:
     file, difference = _choose_nearest(_add_unwrapped(recorded), revision)
-    kind = StandingKind.STAMPED if difference.has_same_keys else StandingKind.CONTRADICTED
-    note = "its revision was given with --from"
-    return Standing(
-        kind, file.state, revision, difference=difference, note=note, prefix=file.prefix
-    )
+    kind = StandingKind.GIVEN if difference.has_same_keys else StandingKind.CONTRADICTED
+    return Standing(kind, file.state, revision, difference=difference, prefix=file.prefix)
 
 
 def _read_stamp(
@@ -194,16 +277,19 @@ def _read_stamp(
     """Return the standing that a stamp says, if the keys do not contradict it."""
     first_state = recorded[0].state
     if stamp.project != chain.project:
-        return Standing(StandingKind.FOREIGN, first_state, stamp=stamp)
+        candidates = _recognise(recorded, chain).all_candidates
+        return Standing(StandingKind.FOREIGN, first_state, None, candidates, stamp=stamp)
     revision = chain.get_revision(stamp.revision)
     if revision is None:
-        return Standing(StandingKind.NEWER, first_state, stamp=stamp)
+        candidates = _recognise(recorded, chain).all_candidates
+        return Standing(StandingKind.NEWER, first_state, None, candidates, stamp=stamp)
     file, difference = _choose_nearest(recorded, revision)
-    kind = StandingKind.STAMPED if difference.has_same_keys else StandingKind.CONTRADICTED
+    is_same = difference.has_same_keys
     return Standing(
-        kind,
+        StandingKind.STAMPED if is_same else StandingKind.CONTRADICTED,
         file.state,
         revision,
+        () if is_same else _recognise(recorded, chain).all_candidates,
         stamp=stamp,
         difference=difference,
         source_digest=record.source_digest,
@@ -215,14 +301,13 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
     for is_match in (_is_same, _has_same_shapes):
         for file in _add_unwrapped(recorded):
             held_state = file.recorded
-            matches = [r for r in chain.revisions if is_match(compare_states(r.state, held_state))]
-            if matches:
+            if matches := _match_revisions(file, chain, is_match):
                 is_one = len(matches) == 1
                 return Standing(
                     StandingKind.RECOGNISED if is_one else StandingKind.AMBIGUOUS,
                     file.state,
                     matches[0] if is_one else None,
-                    () if is_one else tuple(matches),
+                    () if is_one else matches,
                     difference=compare_states(matches[0].state, held_state),
                     prefix=file.prefix,
                 )
@@ -230,7 +315,28 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
         chain.revisions, key=lambda r: _count_differences(_choose_nearest(recorded, r)[1])
     )
     file, difference = _choose_nearest(recorded, nearest)
-    return Standing(StandingKind.UNKNOWN, file.state, difference=difference, nearest=nearest)
+    candidates = (nearest,) if difference.has_same_keys else ()
+    return Standing(
+        StandingKind.UNKNOWN, file.state, None, candidates, difference=difference, nearest=nearest
+    )
+
+
+def _match_others(recorded: _RecordedStates, chain: Chain) -> tuple[OtherState, ...]:
+    """Return the states that are at a revision, or have the keys and shapes of several."""
+    return tuple(
+        OtherState(file.state.at, matches)
+        for file in recorded
+        if (
+            matches := _match_revisions(file, chain, _is_same)
+            or _match_revisions(file, chain, _has_same_shapes)
+        )
+    )
+
+
+def _match_revisions(
+    file: _RecordedFile, chain: Chain, is_match: Callable[[StateDifference], bool]
+) -> tuple[Revision, ...]:
+    return tuple(r for r in chain.revisions if is_match(compare_states(r.state, file.recorded)))
 
 
 def _is_same(difference: StateDifference) -> bool:
@@ -251,8 +357,3 @@ def _choose_nearest(
 
 def _count_differences(difference: StateDifference) -> int:
     return len(difference.missing) + len(difference.unexpected) + len(difference.changed)
-
-
-def _has_digest(checkpoint: Checkpoint, states: Sequence[StateDict], digest: str) -> bool:
-    """Whether one of the states has this content digest, which reads all of its bytes."""
-    return any(digest_checkpoint(checkpoint, state.at).digest == digest for state in states)

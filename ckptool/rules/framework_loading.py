@@ -26,6 +26,11 @@ UNINITIALIZED_BUFFER: Final = "CK227"
             "persistent=False new memory, and calls _init_weights(). What the constructor "
             "computed is lost: the model runs with whatever was in that memory, without an error."
         ),
+        general_advice=(
+            "Fill it in _init_weights(), for example init.copy_(module.NAME, ...); or save its "
+            'value: register_buffer("NAME", ...) without persistent=False, and save the checkpoint '
+            "again."
+        ),
         fix=(
             "Fill it in _init_weights(), for example init.copy_(module.{name}, ...); or save its"
             " value: register_buffer({name:py}, ...) without persistent=False, and save the"

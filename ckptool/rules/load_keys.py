@@ -21,7 +21,7 @@ from ckptool.rules.fixes.commands import (
     format_migrate_command,
     format_rename_command,
 )
-from ckptool.rules.fixes.rewrite_code import format_rewrite_code
+from ckptool.rules.fixes.rewrite_code import format_rewrite_code, list_rewrite_steps
 from ckptool.rules.fixes.subtrees import SubtreeFinder, format_drop_code
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import MIGRATE, Level, Rule, RuleHit, check, check_other_subject, hit
@@ -306,7 +306,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         code=WRAPPER_PREFIX,
         name="wrapper-prefix",
         level=Level.WARNING,
-        summary="{count} of the file's keys match once {what}",
+        summary="{count} of the file's keys match if {what}",
         why=(
             "DistributedDataParallel, torch.compile, FSDP, activation checkpointing and "
             "Lightning add segments to keys. With strict=False such a file loads nothing, "
@@ -333,12 +333,9 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     if placeholders and not matched_keys | reshaped_keys:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
-    names = " and ".join(f"`{segment}.`" for segment in removed)
-    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} taken out"] if removed else []
+    steps = list_rewrite_steps(rewrite)
     if diff.average_counters:
-        steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
-    if rewrite.added_prefix:
-        steps.append(f"`{rewrite.added_prefix}` is put in front")
+        steps.append(f"`{diff.average_counters[0]}`, the counter of AveragedModel, is left out")
     reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",

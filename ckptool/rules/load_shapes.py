@@ -88,16 +88,14 @@ def _describe_slice(expected: tuple[int, ...], actual: tuple[int, ...], rank_cou
 def describe_shape_change(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
     """Describe how two shapes differ: number of dimensions, transposition, or sizes."""
     if len(expected) != len(actual):
-        return f"{len(actual)} dimensions for {len(expected)}"
+        return f"{len(actual)} dimensions instead of {len(expected)}"
     if expected == actual[::-1]:
         return "transposed"
-    axes = [
-        axis
+    return ", ".join(
+        f"dimension {axis} is {actual_size} instead of {expected_size}"
         for axis, (expected_size, actual_size) in enumerate(zip(expected, actual, strict=True))
         if expected_size != actual_size
-    ]
-    descriptions = [f"dimension {axis} is {actual[axis]} for {expected[axis]}" for axis in axes]
-    return ", ".join(descriptions)
+    )
 
 
 _FLOAT_BITS: Final = {

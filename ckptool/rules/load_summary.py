@@ -111,8 +111,10 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
             effect = "its own loading code receives no version, which usually has the same effect"
             yield _build_version_hit(prefix, Level.NOTE, module_class.name, 1, effect)
         elif module_class.has_custom_load:
+            level = _choose_upgrade_level(diff)
             effect = "its own loading code runs as for version 1"
-            level = Level.NOTE if _has_upgraded_keys(diff) else None
+            if level is Level.WARNING:
+                effect += ", and copies every tensor unchanged"
             yield _build_version_hit(prefix, level, module_class.name, module_class.version, effect)
         elif (module_class.version or 1) > 1:
             yield _build_torch_version_hit(
@@ -120,10 +122,18 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
             )
 
 
-def _has_upgraded_keys(diff: ModuleDiff) -> bool:
-    """Whether its own code was asked, and upgraded keys of an old file without changing values."""
+def _choose_upgrade_level(diff: ModuleDiff) -> Level | None:
+    """Return the level for loading code that was asked and changes no value; None where it may.
+
+    What else the code sets in the module is not looked at: a file that nothing was upgraded in is
+    a warning, one whose keys were renamed is an old file.
+    """
     kinds = {step.kind for step in diff.load_steps}
-    return diff.loads_whole and LoadStepKind.RENAMED in kinds and LoadStepKind.COMPUTED not in kinds
+    if not diff.loads_whole or LoadStepKind.COMPUTED in kinds:
+        return None
+    if LoadStepKind.RENAMED in kinds:
+        return Level.NOTE
+    return None if kinds else Level.WARNING
 
 
 def _build_torch_version_hit(

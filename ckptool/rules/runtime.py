@@ -11,7 +11,7 @@ from ckptool.rules.fixes.source_lines import (
     format_registration,
     format_value_registration,
 )
-from ckptool.rules.fixes.state_code import format_tie_code
+from ckptool.rules.fixes.state_code import format_attribute, format_tie_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import (
     DeviceMismatch,
@@ -142,8 +142,14 @@ def _build_round_trip_hit(module: str, difference: str) -> RuleHit:
             "constructor computes it."
         ),
         fix=(
-            "If you build on the meta device: save it (drop persistent=False, or register it), or "
-            "compute it after loading. Otherwise ignore CK701."
+            "If you build on the meta device, set it after loading: {code} (cpu_module: the module "
+            "as its constructor builds it on the CPU), or save it as a buffer without "
+            "persistent=False. Otherwise ignore CK701."
+        ),
+        general_advice=(
+            "If you build on the meta device, set it after loading: module.NAME = cpu_module.NAME "
+            "(cpu_module: the module as its constructor builds it on the CPU), or save it as a "
+            "buffer without persistent=False. Otherwise ignore CK701."
         ),
         example=(
             'with torch.device("meta"):\n'
@@ -154,7 +160,8 @@ def _build_round_trip_hit(module: str, difference: str) -> RuleHit:
 )
 def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
     for path in verification.uninitialized_paths:
-        yield hit(path)
+        value = format_attribute(path, "cpu_module")
+        yield hit(path, code=f"{format_attribute(path, 'module')} = {value}")
 
 
 @check(

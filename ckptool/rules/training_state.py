@@ -17,6 +17,7 @@ from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result
+from ckptool.rules.fixes.state_code import FULL_STATE_DICT
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 from ckptool.verification.result import ObjectChanges
@@ -24,8 +25,8 @@ from ckptool.verification.result import ObjectChanges
 PARTITIONED_PARAMETERS: Final = "CK320"
 """Code of the one finding for all placeholders without elements."""
 _LEGACY_CONTAINERS: Final = {
-    Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
-    Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
+    Container.TORCH_LEGACY: "in the format of torch before 1.6, not a zip archive",
+    Container.TORCH_TAR: "in the format of torch before 0.2 (tar), not a zip archive",
 }
 
 
@@ -210,7 +211,7 @@ def _sum_nbytes(state: StateDict) -> int:
             "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
             "module."
         ),
-        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
+        fix=f"Save the full state_dict, on all ranks: {FULL_STATE_DICT}",
         example=(
             "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
             "    torch.save(model.state_dict(), path)"

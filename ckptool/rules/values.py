@@ -311,8 +311,8 @@ def _find_raw_key(inner_key: str, reversed_raw_keys: Sequence[str]) -> str:
             "Tensors of one or two distinct values (masks) and optimizer state are not reported."
         ),
         fix=(
-            "Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
-            "that has it."
+            "Initialise it before saving: module.get_submodule({owner:py}).reset_parameters(), or "
+            "load a checkpoint that has it."
         ),
         example=(
             'state["proj.weight"] = torch.empty(512, 512)  # never filled in\n'
@@ -336,6 +336,7 @@ def find_uninitialised_tensors(statistics: CheckpointStatistics) -> Iterator[Rul
                 largest=f"{tensor_statistics.largest_magnitude:.1e}",
                 denormals=tensor_statistics.denormal_count,
                 numel=tensor_statistics.numel,
+                owner=statistics.tensors[key].key.rpartition(".")[0],
             )
 
 

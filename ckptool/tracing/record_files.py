@@ -41,16 +41,6 @@ class RecordWriter:
             os.close(descriptor)
 
 
-class RecordList:
-    """Sink that keeps the records: for a trace within this process."""
-
-    def __init__(self) -> None:
-        self.records: list[AnyRecord] = []
-
-    def write_record(self, record: AnyRecord) -> None:
-        self.records.append(record)
-
-
 def read_records(folder: Path) -> Iterator[AnyRecord]:
     """Yield the records of all processes, each process's in its order; a broken line is said."""
     decoder = msgspec.json.Decoder(AnyRecord)

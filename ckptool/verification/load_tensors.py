@@ -59,9 +59,8 @@ def load_tensors(
         torch_state = (
             torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
         )
-        tensors.update(
-            {keys.get(key, key): torch_state[key] for key in other_keys if key in torch_state}
-        )
+        # A key that is not a str is shown as one, and load_state_dict takes neither.
+        tensors.update({keys.get(key, key): torch_state.get(key) for key in other_keys})
     if state.versions is not None:
         versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
         tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -7,13 +7,13 @@ FAMILIES = {
     "CK2": "A checkpoint against a module",
     "CK3": "Files and containers",
     "CK4": "Values",
-    "CK5": "Sharing",
+    "CK5": "Tied and shared tensors",
     "CK6": "Shards",
-    "CK7": "Ways of loading",
-    "CK8": "Two releases, and what a policy asks for",
+    "CK7": "assign=True and the meta device",
+    "CK8": "Releases, policies and revisions",
     "CK9": "Optimizer state",
 }
-MADE = "Made from the code by `docs/generate.py`. `ckptool rule CODE` says the same."
+MADE = "Made from the code by `docs/generate.py`. `ckptool rule CODE` shows the same."
 
 
 def page() -> str:
@@ -42,7 +42,7 @@ def _level(rule: Rule) -> str:
 def _section(rule: Rule) -> list[str]:
     lines = [f"### {rule.code} {rule.name}", "", f"**Level**: {_level(rule)}", ""]
     lines += [
-        f"**Says**: {_escape(rule.general_message)}",
+        f"**Message**: {_escape(rule.general_message)}",
         "",
         f"**Why it matters**: {rule.why}",
         "",

@@ -11,7 +11,7 @@ import pytest
     ("words", "said"),
     [  # of options, click's own words, which differ between its versions
         (["dif"], "ckptool: no such command 'dif': did you mean diff?"),
-        (["zzz"], "ckptool: no such command 'zzz': there are audit, "),
+        (["zzz"], "ckptool: no such command 'zzz': there are inspect, "),
         (["--fo"], "ckptool: no such option"),
         (["diff"], "ckptool diff: missing argument 'PATH'"),
         (["diff", "--no-valuez", "a"], "--no-values"),
@@ -28,7 +28,7 @@ def test_a_wrong_word_is_one_line(run_command, words, said):
 
 def test_no_words_show_the_help(ckptool):
     ran = ckptool()
-    assert "Commands:" in ran.out + ran.err
+    assert "Look into checkpoints:" in ran.out + ran.err
 
 
 @pytest.mark.process

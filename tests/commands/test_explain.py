@@ -62,7 +62,10 @@ RESIZED = _raise_in_torch(lambda state: {**state, "0.bias": state["0.bias"][:2]}
         (PREFIXED, "DataParallel"),
         (PREFIXED.partition("\n")[2], "DataParallel"),
         (PREFIXED.splitlines()[1].strip(), "in state_dict"),
-        (PREFIXED.splitlines()[2].strip(), "`module.0.weight`"),
+        (
+            PREFIXED.splitlines()[2].strip(),
+            "certain: the checkpoint was saved from",
+        ),
         (RESIZED.splitlines()[1].strip(), "0.bias"),
     ],
 )

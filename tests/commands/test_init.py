@@ -138,10 +138,38 @@ def test_what_is_assumed_and_what_was_not_looked_at_is_said(project: Path):
     assert '# assumed: 2 of 3 keys match\n[[models]]\npath = "old.ckpt"' in report.text
     assert outcomes["other.pth"] == "no module of the project fits its keys and shapes"
     skipped = {entry.what: entry.reason for entry in report.skipped}
-    assert "would run more than definitions" in skipped["train.py:Trainer"]
+    assert "runs code outside of functions" in skipped["train.py:Trainer"]
     assert "never" in skipped["net.py:Fails"]
     assert any(what.startswith("broken.py") for what in skipped)
     assert not (project / "ckptool.toml").exists()
+
+
+def test_two_files_with_a_class_of_one_name(tmp_path, monkeypatch):
+    source = "from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n"
+    (tmp_path / "a_script.py").write_text(f"{source}\nfor _ in range(1): Net(2, 3)\n")
+    (tmp_path / "net.py").write_text(
+        source.replace("    pass", "    def __init__(self): super().__init__(2, 3)")
+    )
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "plain.pth")
+    torch.save(nn.DataParallel(nn.Linear(2, 3)).state_dict(), tmp_path / "wrapped.pth")
+    monkeypatch.chdir(tmp_path)
+    report = package.init(dry_run=True)
+    outcomes = {model.path: (model.module, model.outcome) for model in report.models}
+    assert outcomes["plain.pth"] == ("net.py:Net", "loads strictly")
+    text = "assumed: 0 of 2 keys match, 2 without the prefix of a wrapper"
+    assert outcomes["wrapped.pth"] == ("net.py:Net", text)
+
+
+def test_nothing_is_said_of_modules_that_were_not_built(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Linear):\n    pass\n\nfor _ in [0]: Net(2, 3)\n"
+    )
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "plain.pth")
+    monkeypatch.chdir(tmp_path)
+    report = package.init(dry_run=True)
+    assert report.verdict == "nothing was written: no module of the project could be built"
+    assert report.models[0].outcome.startswith("not compared")
+    assert report.skipped[0].what == "train.py:Net"
 
 
 @pytest.mark.parametrize("names", [(), ("net.py",), ("net.pt",)])

@@ -14,6 +14,8 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import UsageError
+from ckptool.model import Container
+from ckptool.reports.details import load_safety
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -76,6 +78,11 @@ def test_the_answer_is_that_of_torch_load(tmp_path, name):
     assert ("refuses" in checkpoint.safety or "not safe" in checkpoint.safety) != loads
 
 
+def test_every_container_has_its_loader():
+    tables = (load_safety._SAFE_LOADERS, load_safety._CODE_LOADERS)
+    assert {*Container} == {*load_safety._SAFETENSORS, *tables[0], *tables[1]}
+
+
 def test_what_is_refused_is_named(tmp_path):
     FILES["namespace"](tmp_path / "a.pt")
     FILES["payload"](tmp_path / "b.pt")
@@ -83,8 +90,8 @@ def test_what_is_refused_is_named(tmp_path):
     paths = [tmp_path / name for name in ("a.pt", "b.pt", "c.safetensors")]
     assert [checkpoint.safety for checkpoint in ckptool.inspect(paths).checkpoints] == [
         f"{REFUSES} argparse.Namespace at `args`",
-        f"{REFUSES} posix.system at `cfg`; weights_only=False would run it",
-        "safe: a safetensors file holds no code",
+        f"dangerous: {REFUSES} posix.system at `cfg`; weights_only=False would run it",
+        "safe: a safetensors file contains no code",
     ]
 
 
@@ -128,7 +135,8 @@ def test_a_filter_a_depth_and_an_order(tmp_path, run_command):
 
     assert list_keys(filter="enc") == list_keys(filter="enc.*") == ["enc.0.w", "enc.1.w"]
     assert list_keys(filter="*.b") == ["dec.b"]
-    assert list_keys(filter="nowhere") == []
+    with pytest.raises(UsageError, match="--filter nowhere: no key of the file"):
+        list_keys(filter="nowhere")
     sizes = run_command("inspect", path, "--sort", "size", "-v").out
     assert sizes.index("enc.1.w") < sizes.index("enc.0.w") < sizes.index("dec.b")
     names = run_command("inspect", path, "--sort", "name", "--depth", "1").out

@@ -11,8 +11,10 @@ from render.widths import WIDTHS, assert_no_word_is_cut
 from ckptool import api
 from ckptool.commands.lock import lock_all
 from ckptool.config import ModelEntry, ProjectConfig, Settings
+from ckptool.render import RenderOptions
 from ckptool.render.blocks import Column, ColumnKind
 from ckptool.render.column_widths import fit_columns
+from ckptool.render.table import wrap_text
 
 MODULE = WITH_BUFFER[1]
 KWARGS = {"d_in": 3, "d_out": 2, "context_length": 6}
@@ -58,6 +60,26 @@ REPORTS = {
 def test_no_word_of_a_report_is_cut(name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     assert_no_word_is_cut(REPORTS[name](tmp_path))
+
+
+COMMANDS = (
+    "ckptool convert old.pth -o old-converted.pth",
+    "ckptool migrate 'my runs/a.pth' -o a-migrated.pth -m models.net:Net -k 'cfg={\"d\": 3}'",
+    "ckptool run -- python train.py --epochs 3",
+)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_stays_on_one_line(command: str, width: int) -> None:
+    before = "Take it from a checkpoint that has it, or write one with the constructor's value: "
+    for text in (before + command, f"{before}{command}; or in code: model.fc = nn.Linear(2, 3)"):
+        lines = wrap_text(text, 0, RenderOptions(width=width))
+        assert len(lines) > 1
+        (line,) = (line for line in lines if "ckptool" in line)
+        assert command in line
+        assert all(len(line) <= width for line in lines if "ckptool" not in line)
+        assert " ".join(" ".join(lines).split()) == text
 
 
 @pytest.mark.parametrize("width", WIDTHS)

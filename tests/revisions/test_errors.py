@@ -92,7 +92,8 @@ def test_parents_in_a_cycle(ask, repository, command):
     files = list_files(repository)
     edit(files[1], f'parent = "{read_id(files[0])}"', f'parent = "{read_id(files[4])}"')
     line = ask(*COMMANDS[command])
-    assert "the parents form a cycle" in line
+    assert "0003_mask_is_a_buffer, 0004_qkv_is_three_layers, 0005_scale_in_float32" in line
+    assert "follow each other: correct `parent`" in line
 
 
 @pytest.mark.parametrize(

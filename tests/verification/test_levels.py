@@ -253,7 +253,7 @@ def test_a_named_instance_is_left_as_it_is(tmp_path):
 
 def test_what_stays_behind_is_told_without_inputs_too(tmp_path):
     report = verify(saved(tmp_path, "WithoutScale"), "WithoutScale")
-    assert level(report, "device").details == ("do not move with the module: scale",)
+    assert level(report, "device").details == ("not moved with the module: scale",)
 
 
 def test_two_runs_say_the_same(tmp_path):

@@ -19,7 +19,9 @@ chain_option = click.option(
     help="Folder of the revisions.  [default: ckpt_migrations next to the configuration]",
 )
 at_option = click.option(
-    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 
 model_option = click.option(

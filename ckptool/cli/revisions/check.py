@@ -32,7 +32,7 @@ def command(
 ) -> None:
     r"""Check that every old file still arrives at the head of the chain of migrations.
 
-    Exits 1 if the state of the module changed and no revision says how, or if the fixture of a
+    Exits 1 if the state of the module changed and no revision covers that, or if the fixture of a
     revision does not arrive, does not load, or computes something else.
 
     \b

@@ -68,6 +68,7 @@ def command(  # noqa: PLR0913
     ckptool revision -m "the first one"
     ckptool revision -m "mask is a buffer"
     ckptool revision -m "another layout" --python
+    ckptool revision --fixture old.pth
     """
     report = api.revision(
         message,
@@ -85,6 +86,7 @@ def command(  # noqa: PLR0913
         drop=drop,
         accept_renames=accept_renames,
         merge=merge,
+        run_python=not ctx.params["no_config"],
         dry_run=dry_run,
         limits=limits,
         config=ctx.obj["config"],

@@ -16,7 +16,9 @@ from ckptool.migration.codemod.attribute_fault import (
     FaultKind,
     HookRegistration,
     LineEdit,
+    RefusedFix,
 )
+from ckptool.migration.codemod.project_files import decode_source
 from ckptool.migration.hook.hook_check import (
     MAX_EXAMPLE_NUMEL,
     HookCheck,
@@ -35,6 +37,35 @@ class OldFileHooks(Struct, frozen=True):
     files: dict[Path, bytes]
     """New files: hooks, tests, and old state_dicts."""
     notes: tuple[str, ...] = ()
+
+
+def find_hook_obstacles(
+    plan: EditPlan, targets: Sequence[FixTarget], proofs: Sequence[TargetProofs]
+) -> list[RefusedFix]:
+    """Return the edits that add keys to a class in which no hook can be registered, and why."""
+    import libcst as cst
+
+    from ckptool.migration.codemod.hook_lines import add_hook_lines
+
+    obstacles: list[RefusedFix] = []
+    for (path, class_name), added in _collect_added_state(plan, targets, proofs).items():
+        text = decode_source(plan.changes[path].new_content)[0]
+        registration = HookRegistration(class_name, added.version, "import torch", "register")
+        try:
+            add_hook_lines(cst.parse_module(text), registration)
+        except PlanError as error:
+            obstacles += [
+                RefusedFix(edit.fault, f"no hook for old files can be registered: {error}")
+                for edit in plan.edits
+                if (edit.path, edit.class_name) == (path, class_name)
+                and not _is_constant_buffer(edit)
+            ]
+    return obstacles
+
+
+def _is_constant_buffer(edit: LineEdit) -> bool:
+    """Whether the edit makes a buffer with persistent=False, for which files need no hook."""
+    return edit.fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY} and not edit.fault.is_persistent
 
 
 class _AddedState(Struct):
@@ -176,7 +207,7 @@ def _build_test(target: FixTarget, hook_path: Path) -> dict[Path, bytes]:
         target.label,
         target.facts.module_info.arguments,
     )
-    if not target.run.state:  # a state_dict without tensors is no checkpoint
+    if not target.run.keys:  # a state_dict without tensors is no checkpoint
         return {}
     states = open_weights(target.saved_before).states
     numel = sum(tensor.numel for state in states for tensor in state.tensors.values())

@@ -13,7 +13,7 @@ from ckptool.commands.fixing.project_scope import ProjectScope
 from ckptool.commands.migrate import migrate
 from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleTarget
-from ckptool.commands.worker.fix_requests import ModuleRun, RunModule
+from ckptool.commands.worker.fix_requests import InitialValues, ModuleRun, RunModule
 from ckptool.commands.worker.requests import DescribeModule, ModuleFacts, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, stop_using_worker, use_worker
 from ckptool.compare.loader_diff import build_loaded_diff
@@ -25,7 +25,7 @@ from ckptool.loaders.folder_weights import open_weights
 from ckptool.migration.codemod.attribute_fault import AttributeFault, EditPlan, FaultKind
 from ckptool.migration.codemod.source_overlay import build_overlay, move_into_overlay
 from ckptool.model import ModuleInfo
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.policy import Policy, judge
 from ckptool.rules import Finding, run_rules
 from ckptool.verification.result import LevelStatus
@@ -73,6 +73,14 @@ class TargetProofs(Struct, frozen=True):
     """What the rules find after the edit."""
     new_keys: tuple[str, ...] = ()
     """Keys of the state_dict that a file saved before lacks."""
+    is_eval_changed: bool = False
+    """Whether eval() alone gives other outputs than before, since it reaches more modules."""
+
+    @property
+    def failure(self) -> str:
+        """Name and reason of the first proof that failed, "" for none."""
+        failed = (p for p in self.proofs if p.result == FAILED)
+        return next((f"{proof.name}: {proof.reason}" for proof in failed), "")
 
 
 @contextmanager
@@ -118,11 +126,11 @@ def _prove_target(
     module_info = facts.apply_effects()
     rules_findings = run_rules([module_info, *facts.forward_effects])
     findings = judge(rules_findings, policy).findings
-    new_keys = tuple(key for key in run.state if key not in target.run.state)
+    new_keys = tuple(key for key in run.keys if key not in target.run.keys)
     answers = [
         ("builds", *_judge_build(target, run, scope, overlay)),
         ("audit", *_judge_findings(target, findings)),
-        ("same initial values", *_judge_state(target.run, run)),
+        ("same initial values", *_judge_initial_values(target, run.initial_values)),
         ("same outputs", *_judge_outputs(target.run, run)),
         ("device", *_judge_device(target, run)),
     ]
@@ -131,7 +139,15 @@ def _prove_target(
         for path in target.checkpoints
     ]
     proofs = tuple(Proof(name, target.label, result, reason) for name, result, reason in answers)
-    return TargetProofs(proofs, module_info, findings, new_keys)
+    before_eval = target.run.outputs_after_eval
+    is_eval_changed = before_eval != (run.outputs_after_eval or run.outputs.get("eval"))
+    return TargetProofs(
+        proofs,
+        module_info,
+        findings,
+        new_keys,
+        is_eval_changed=bool(before_eval) and is_eval_changed,
+    )
 
 
 def _judge_build(
@@ -156,12 +172,21 @@ def _judge_findings(target: FixTarget, findings: Sequence[Finding]) -> tuple[str
     return PASSED, "the findings are gone"
 
 
-def _judge_state(before: ModuleRun, after: ModuleRun) -> tuple[str, str]:
-    different = [key for key, value in before.state.items() if after.state.get(key) != value]
-    if different:
-        keys = join_limited(different, 3, quote_code)
+def _judge_initial_values(target: FixTarget, after: InitialValues) -> tuple[str, str]:
+    """Say whether every tensor, registered or not, has the value that it had."""
+    before = target.run.initial_values
+    new_parameters = {
+        key for fault in target.faults if fault.kind is FaultKind.PARAMETER for key in fault.keys
+    }
+    changed = [path for path in before.digests if before.digests[path] != after.digests.get(path)]
+    if changed:
+        keys = join_limited(changed, 3, quote_code)
         return FAILED, f"built under one seed, the values differ at {keys}"
-    return PASSED, f"{len(before.state)} tensors under one seed"
+    unlike = (before.requiring_grad ^ after.requiring_grad) - new_parameters
+    if unlike & before.digests.keys():
+        keys = join_limited(sorted(unlike & before.digests.keys()), 3, quote_code)
+        return FAILED, f"requires_grad differs at {keys}"
+    return PASSED, f"{pluralize(len(before.digests), 'tensor')} under one seed"
 
 
 def _judge_outputs(before: ModuleRun, after: ModuleRun) -> tuple[str, str]:

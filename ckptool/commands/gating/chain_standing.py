@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.revisions.project_chain import default_folder, find_entry_folder
 from ckptool.commands.target import ModuleTarget, name_object
@@ -10,11 +11,10 @@ from ckptool.compare.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import quote_shell
+from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.revisions.chain import Chain, read_chain
 from ckptool.revisions.recorded_state import compare_states, record_contract
-from ckptool.revisions.standing import find_standing
+from ckptool.revisions.standing import StandingKind, find_standing
 from ckptool.rules.chain.arrivals import ChainChange
 from ckptool.rules.chain.standings import RevisionStanding
 from ckptool.rules.fixes.commands import name_result
@@ -40,8 +40,17 @@ def find_chain_evidence(
     location: Location | None,
     checkpoint: Checkpoint | None,
     module_info: ModuleInfo | None,
+    state: StateDict | None = None,
 ) -> ChainEvidence | None:
     """Return where a checkpoint stands; None if its project has no chain.
+
+    Args:
+        config: names the chain.
+        module_target: the module; None without one.
+        location: path of the checkpoint; None without one.
+        checkpoint: None of a module without a checkpoint.
+        module_info: the module described; None without one.
+        state: what was compared with the module; None takes the state that fits the chain best.
 
     Raises:
         RevisionError: the chain is inconsistent, or has several heads.
@@ -54,10 +63,17 @@ def find_chain_evidence(
     chain.require_one_head()
     change = None
     if module_info is not None:
-        state = record_contract(build_module_contract(module_info))
-        change = ChainChange(chain.head.name, compare_states(chain.head.state, state).text)
-    at = module_target.at if module_target else None
-    standing = None if checkpoint is None else _describe_standing(checkpoint, chain, at)
+        today = record_contract(build_module_contract(module_info))
+        change = ChainChange(chain.head.name, compare_states(chain.head.state, today).text)
+    at = state.at if state else None
+    if checkpoint is None:
+        return ChainEvidence(folder, None, change)
+    options = () if config.find_entry(checkpoint.path) else _list_module_words(module_target)
+    standing = replace(
+        _describe_standing(checkpoint, chain, at),
+        options=(*_list_place_words(checkpoint, at), *options),
+        has_changed=bool(change and change.difference),
+    )
     return ChainEvidence(folder, standing, change)
 
 
@@ -88,17 +104,33 @@ def _name_module(module_target: ModuleTarget | None) -> str:
 
 
 def _describe_standing(checkpoint: Checkpoint, chain: Chain, at: str | None) -> RevisionStanding:
+    path, head = str(checkpoint.path), chain.head
     try:
         standing = find_standing(checkpoint, chain, at)
     except RevisionError as error:
-        text = str(error).removeprefix(f"{checkpoint.path}: ")
-        return RevisionStanding("unknown", text, "", chain.head.name)
-    source, result = (quote_shell(str(p)) for p in (checkpoint.path, name_result(checkpoint)))
+        text = str(error).removeprefix(f"{path}: ")
+        return RevisionStanding("unknown", text, "", head.name, path=path)
+    participle = "downgraded" if standing.kind is StandingKind.NEWER else "upgraded"
     return RevisionStanding(
         str(standing.kind),
         standing.text,
         standing.revision.name if standing.revision else "",
-        chain.head.name,
+        head.name,
+        head.revision,
         tuple(revision.name for revision in standing.candidates),
-        f"ckptool upgrade {source} -o {result}",
+        path,
+        name_result(checkpoint, participle=participle),
     )
+
+
+def _list_place_words(checkpoint: Checkpoint, at: str | None) -> tuple[str, ...]:
+    return ("--at", at) if at and len(checkpoint.states) > 1 else ()
+
+
+def _list_module_words(module_target: ModuleTarget | None) -> tuple[str, ...]:
+    """Return the options that name a module and its arguments, as they were given."""
+    name = _name_module(module_target)
+    if module_target is None or not name:
+        return ()
+    arguments = (f"{key}={value!r}" for key, value in (module_target.kwargs or {}).items())
+    return ("-m", name, *(word for argument in arguments for word in ("-k", argument)))

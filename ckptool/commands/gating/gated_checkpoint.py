@@ -33,6 +33,7 @@ from ckptool.config import ProjectConfig
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
+from ckptool.loaders.folder_hint import suggest_folder
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
@@ -73,16 +74,22 @@ class GatedCheckpoint(Struct, frozen=True):
     """None if values were not read."""
     chain: ChainEvidence | None = None
     """Place in the project's chain of migrations; None without a chain."""
+    module_hint: str = ""
+    """Without a module: a sentence about the configuration around the file; "" if there is none."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
         entries += self.evidence.skipped
-        entries += self.module_info.skipped if self.module_info else [NO_MODULE]
+        entries += self.module_info.skipped if self.module_info else [self._unnamed_module]
         entries += self.verification.skipped if self.verification else ()
         if self.checkpoint:
             entries += self.statistics.skipped if self.statistics else [NO_VALUES]
         return tuple(dict.fromkeys(entries))
+
+    @property
+    def _unnamed_module(self) -> Skipped:
+        return Skipped(NO_MODULE.what, f"{NO_MODULE.reason}{self.module_hint}")
 
 
 def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
@@ -172,6 +179,7 @@ class CheckpointExaminer(Struct, frozen=True):
             return GatedCheckpoint(
                 str(path),
                 checkpoint,
+                module_hint=suggest_folder(path),
                 required_levels=required_levels,
                 evidence=evidence,
                 statistics=statistics,
@@ -204,7 +212,9 @@ class CheckpointExaminer(Struct, frozen=True):
             required_levels,
             evidence,
             statistics,
-            find_chain_evidence(self.config, module_target, path, checkpoint, module_info),
+            find_chain_evidence(
+                self.config, module_target, path, checkpoint, module_info, module_diff.state
+            ),
         )
 
     def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:

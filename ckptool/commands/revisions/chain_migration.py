@@ -1,37 +1,48 @@
-"""Checkpoint x chain -> the file at another revision: what `upgrade` and `downgrade` share."""
+"""Checkpoint x chain -> the file at another revision, and UpgradeReport: up or down."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from ckptool.commands.revisions.chain_steps import (
     ChainRun,
     ChainStep,
+    Direction,
     list_reverse_steps,
     list_steps,
     open_chain_plan,
 )
-from ckptool.commands.revisions.project_chain import ProjectChain
-from ckptool.commands.target import open_checkpoint_or_stdin
+from ckptool.commands.revisions.project_chain import (
+    ChainOptions,
+    ProjectChain,
+    find_project_chain,
+)
+from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
-from ckptool.errors import RevisionError
+from ckptool.errors import RevisionError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import Location
+from ckptool.locations import Location, parse_location
+from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.migration.run import run_migration
 from ckptool.migration.write.provenance import RevisionStamp
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Container
+from ckptool.phrases import quote_code, quote_shell
+from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.revision import Revision
 from ckptool.revisions.standing import Standing, find_standing
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
+
+_NOT_COMPARED: Final = "the earlier file: the stamp does not record one at that revision"
+_NOT_LOADED: Final = "today's module loads files at the head of the chain only"
 
 
 class MoveOptions(Struct, frozen=True):
@@ -64,13 +75,34 @@ class MovedFile(Struct, frozen=True):
     """Why results were not compared with what the revisions record, "" if they were."""
 
 
+def move_to_revision(
+    direction: Direction,
+    source: PathLike,
+    target: PathLike | None,
+    chain_options: ChainOptions,
+    options: MoveOptions,
+) -> UpgradeReport:
+    """Write the file at another revision of its project's chain, and report it.
+
+    Raises:
+        UsageError: there is no target, and it is not a dry run.
+        CkptoolError: as for `move_checkpoint`.
+    """
+    if target is None and not options.dry_run:
+        raise UsageError("no output was given: -o OUT, or --dry-run to see only the steps")
+    location = parse_location(source)
+    target_path = None if target is None else require_local_path(target)
+    project_chain = find_project_chain(chain_options, location)
+    moved = move_checkpoint(direction, location, target_path, project_chain, options)
+    return build_upgrade_report(_describe_outcome(direction, moved))
+
+
 def move_checkpoint(
+    direction: Direction,
     source: Location,
     target: Path | None,
     project_chain: ProjectChain,
     options: MoveOptions,
-    *,
-    is_downgrade: bool,
 ) -> MovedFile:
     """Write the file at another revision of the chain.
 
@@ -88,7 +120,7 @@ def move_checkpoint(
     checkpoint = open_checkpoint_or_stdin(source, options.limits)
     standing = find_standing(checkpoint, chain, options.at, options.from_)
     start = require_revision(checkpoint, standing)
-    steps = _find_steps(source, chain, start, end, is_downgrade=is_downgrade)
+    steps = _find_steps(direction, source, chain, start, end)
     load_module = _find_module_loader(project_chain, chain, end, worker)
     assert standing.difference is not None
     run = ChainRun(
@@ -109,8 +141,10 @@ def move_checkpoint(
                 target=target,
                 module=load_module,
                 at=standing.state.at,
+                to=_choose_container(checkpoint) if target is None else None,
                 plan=chain_plan.plan,
                 recorded_plan=chain_plan.recorded_plan,
+                follows_chain=True,
                 stamp=RevisionStamp(
                     chain.project, end.revision, "" if standing.prefix else start.revision
                 ),
@@ -133,6 +167,12 @@ def move_checkpoint(
     )
 
 
+def _choose_container(checkpoint: Checkpoint) -> str:
+    """Return the container of a dry run without a target: that of the source."""
+    kinds = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
+    return SAFETENSORS if checkpoint.container in kinds else TORCH
+
+
 def require_revision(checkpoint: Checkpoint, standing: Standing) -> Revision:
     """Return the revision that a file is at.
 
@@ -150,22 +190,73 @@ def needs_module(steps: tuple[ChainStep, ...]) -> bool:
     return any(source.partition(":")[0] in {"constructor", "seed"} for source in sources)
 
 
+def compare_with_earlier(moved: MovedFile) -> bool | None:
+    """Return whether the result has the content of the file that was upgraded; None if unknown.
+
+    The stamp records the content digest of that file's state, and the revision that it was at.
+    """
+    stamp, digests = moved.standing.stamp, moved.result.digests
+    if stamp is None or digests is None or stamp.source_revision != moved.end.revision:
+        return None
+    recorded_digest = moved.standing.source_digest
+    return digests.result == recorded_digest if recorded_digest else None
+
+
+def _describe_outcome(direction: Direction, moved: MovedFile) -> MoveOutcome:
+    """Return what the report is built from."""
+    is_downgrade = direction is Direction.DOWNGRADE
+    is_same = compare_with_earlier(moved) if is_downgrade else None
+    is_uncompared = is_downgrade and is_same is None and bool(moved.steps)
+    return MoveOutcome(
+        command=str(direction),
+        result=moved.result,
+        plan=moved.recorded_plan,
+        known_by=moved.standing.text,
+        start=moved.start,
+        end=moved.end,
+        revisions=tuple(step.revision for step in moved.steps),
+        is_same_as_earlier=is_same,
+        unchecked=moved.unchecked or (_NOT_COMPARED if is_uncompared else ""),
+        unloaded="" if moved.is_head else _NOT_LOADED,
+        notes=_list_notes(direction, moved),
+    )
+
+
+def _list_notes(direction: Direction, moved: MovedFile) -> tuple[str, ...]:
+    """Return what was not believed, and the states of the result that stay as they were."""
+    standing, result = moved.standing, moved.result
+    notes = [standing.note] if standing.note else []
+    if result.to == TORCH and not result.is_alone:
+        notes += [
+            f"{other.text}, and stays as it is: ckptool {direction} --at {quote_shell(other.at)}"
+            for other in standing.others
+            if moved.end not in other.revisions
+        ]
+        notes += [
+            f"the optimizer's state at {quote_code(state.at)} stays as it is"
+            for state in result.checkpoint.states
+            if state.role == "optimizer" and moved.steps
+        ]
+    return tuple(notes)
+
+
 def _find_steps(
-    source: Location, chain: Chain, start: Revision, end: Revision, *, is_downgrade: bool
+    direction: Direction, source: Location, chain: Chain, start: Revision, end: Revision
 ) -> tuple[ChainStep, ...]:
-    if is_downgrade:
-        undone = chain.list_between(end, start)
-        if not undone and start != end:
-            raise RevisionError(
-                f"{source}: is at {start.name}, which comes before {end.name}: ckptool upgrade"
-            )
-        return list_reverse_steps(end, undone)
-    taken = chain.list_between(start, end)
-    if not taken and start != end:
+    """Return the steps from `start` to `end`, () if they are the same.
+
+    Raises:
+        RevisionError: `end` is in the other direction, or a revision cannot be undone.
+    """
+    is_upgrade = direction is Direction.UPGRADE
+    first, last = (start, end) if is_upgrade else (end, start)
+    between = chain.list_between(first, last)
+    if not between and start != end:
+        place, other = ("after", "downgrade") if is_upgrade else ("before", "upgrade")
         raise RevisionError(
-            f"{source}: is at {start.name}, which comes after {end.name}: ckptool downgrade"
+            f"{source}: is at {start.name}, which comes {place} {end.name}: ckptool {other}"
         )
-    return list_steps(taken)
+    return list_steps(between) if is_upgrade else list_reverse_steps(end, between)
 
 
 def _find_module_loader(

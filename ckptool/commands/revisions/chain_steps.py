@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -41,8 +42,12 @@ from ckptool.values.fingerprint_many import fingerprint_tensor
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
 
-UPGRADE: Final = "upgrade"
-DOWNGRADE: Final = "downgrade"
+
+class Direction(StrEnum):
+    """Way through a chain: the name of the command, and of the function in a Python revision."""
+
+    UPGRADE = "upgrade"
+    DOWNGRADE = "downgrade"
 
 
 class ChainStep(Struct, frozen=True):
@@ -52,7 +57,20 @@ class ChainStep(Struct, frozen=True):
     """The revision whose steps are taken, or are undone."""
     result: RecordedState
     """What is recorded of the state after it."""
-    is_undone: bool = False
+    direction: Direction = Direction.UPGRADE
+
+    @property
+    def operations(self) -> tuple[Op, ...]:
+        """The steps of its plan in this direction; sources are absolute paths."""
+        return self._orient_plan(self.revision.plan)
+
+    @property
+    def named_operations(self) -> tuple[Op, ...]:
+        """The same with sources that are relative to the folder of the chain."""
+        return self._orient_plan(Plan(list_named_steps(self.revision)))
+
+    def _orient_plan(self, plan: Plan) -> tuple[Op, ...]:
+        return (plan if self.direction is Direction.UPGRADE else reverse_plan(plan)).ops
 
 
 class ChainPlan(Struct, frozen=True):
@@ -104,13 +122,13 @@ def list_reverse_steps(
         if reason:
             raise RevisionError(f"{revision.name} cannot be undone: {reason}")
     pairs = zip(reversed(chain_revisions), reversed(states), strict=True)
-    return tuple(ChainStep(revision, state, is_undone=True) for revision, state in pairs)
+    return tuple(ChainStep(revision, state, Direction.DOWNGRADE) for revision, state in pairs)
 
 
 def find_irreversible_step(revision: Revision) -> str:
     """Return why a revision cannot be undone, "" if it can."""
     if revision.python:
-        has_downgrade = DOWNGRADE in list_functions(revision.python_path)
+        has_downgrade = Direction.DOWNGRADE in list_functions(revision.python_path)
         return "" if has_downgrade else f"{revision.python} has no function downgrade(state)"
     try:
         reverse_plan(revision.plan)
@@ -130,7 +148,14 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
     """
     with TemporaryDirectory(prefix="ckptool-chain-") as folder, AnonymousFile() as anonymous_file:
         checkpoint = inflate_storages(run.checkpoint, anonymous_file, run.limits)
-        sources = ValueSources(run.target_module, None, anonymous_file, SourceGuard(), run.limits)
+        sources = ValueSources(
+            run.target_module,
+            None,
+            anonymous_file,
+            SourceGuard(),
+            run.limits,
+            follows_chain=True,
+        )
         draft = create_chain_draft(checkpoint, run.state)
         operations = _prepare_draft(run, draft)
         draft = apply_plan(operations, draft, sources)
@@ -143,8 +168,8 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
                     new = _run_python_step(run, step, tuple(operations), draft, prefix)
                     recorded_operations += _name_sources(new, step)
                 else:
-                    new = _list_operations(step, revision.plan)
-                    recorded_operations += _list_operations(step, Plan(list_named_steps(revision)))
+                    new = step.operations
+                    recorded_operations += step.named_operations
                 draft = apply_plan(new, draft, sources)
             except PlanError as error:
                 raise RevisionError(f"{revision.name} does not apply: {error}") from error
@@ -169,10 +194,6 @@ def _prepare_draft(run: ChainRun, draft: Draft) -> list[Op]:
     return operations
 
 
-def _list_operations(step: ChainStep, plan: Plan) -> tuple[Op, ...]:
-    return (reverse_plan(plan) if step.is_undone else plan).ops
-
-
 def _check_result(run: ChainRun, step: ChainStep, draft: Draft) -> None:
     """Compare the state after a revision with what is recorded, as far as the source was like it.
 
@@ -186,7 +207,8 @@ def _check_result(run: ChainRun, step: ChainStep, draft: Draft) -> None:
     elif run.difference.changed:
         is_same = difference.has_same_keys and not difference.reshaped
     if not is_same:
-        verb = "undoing it does not lead" if step.is_undone else "its steps do not lead"
+        is_upgrade = step.direction is Direction.UPGRADE
+        verb = "its steps do not lead" if is_upgrade else "undoing it does not lead"
         raise RevisionError(
             f"{step.revision.name}: {verb} to the state that is recorded: {difference.text}"
         )
@@ -215,16 +237,7 @@ def _run_python_step(
         PlanError: the function changed a value that is not a tensor, or returned one.
     """
     revision = step.revision
-    if not run.run_python:
-        raise UsageError(
-            f"{revision.python_path}: is code of the project, and --no-config runs none"
-        )
-    function = DOWNGRADE if step.is_undone else UPGRADE
-    if function not in list_functions(revision.python_path):
-        raise RevisionError(f"{revision.python_path}: has no function {function}(state)")
-    announce = TRUST_RULE.get().announce_revision
-    if announce is not None:
-        announce(revision.python_path)
+    require_python(revision, step.direction, run_python=run.run_python)
     before, after = (prefix.with_name(f"{prefix.name}-{end}.pth") for end in ("before", "after"))
     run_migration(
         MigrationRequest(
@@ -234,12 +247,30 @@ def _run_python_step(
             plan=Plan(operations),
             drop_extra=True,
             record_provenance=False,
+            follows_chain=True,
             limits=run.limits,
         )
     )
     target = ModuleTarget(str(revision.python_path))
-    run.worker.ask(RunPythonStep(target, revision.python_path, function, before, after))
+    run.worker.ask(RunPythonStep(target, revision.python_path, str(step.direction), before, after))
     return _build_value_steps(draft, before, after, run.limits)
+
+
+def require_python(revision: Revision, direction: Direction, *, run_python: bool) -> None:
+    """Check that the function of a Python revision may be run, and announce it.
+
+    Raises:
+        UsageError: it may not.
+        RevisionError: its file has no function of that name.
+    """
+    path = revision.python_path
+    if not run_python:
+        raise UsageError(f"{path}: is code of the project, and --no-config runs none")
+    if direction not in list_functions(path):
+        raise RevisionError(f"{path}: has no function {direction}(state)")
+    announce = TRUST_RULE.get().announce_revision
+    if announce is not None:
+        announce(path)
 
 
 def _build_value_steps(
@@ -271,8 +302,7 @@ def _read_only_state(path: Path, limits: Limits) -> StateDict:
 
 def _name_sources(operations: tuple[Op, ...], step: ChainStep) -> tuple[Op, ...]:
     """Return the steps of a Python revision as they are recorded: without temporary files."""
-    function = DOWNGRADE if step.is_undone else UPGRADE
-    source = f"python:{step.revision.python}#{function}"
+    source = f"python:{step.revision.python}#{step.direction}"
     return tuple(
         replace(op, source=source) if isinstance(op, InjectTensor) else op for op in operations
     )

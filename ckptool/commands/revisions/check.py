@@ -1,20 +1,32 @@
 """Chain x today's module -> ChainCheckReport: whether files of each revision reach the head."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.revisions.chain_migration import MovedFile, MoveOptions, move_checkpoint
-from ckptool.commands.revisions.chain_steps import find_irreversible_step
-from ckptool.commands.revisions.downgrade import compare_with_earlier
-from ckptool.commands.revisions.fixtures import find_fixture, find_golden
-from ckptool.commands.revisions.project_chain import ProjectChain, find_project_chain
+from ckptool.commands.revisions.chain_migration import (
+    MovedFile,
+    MoveOptions,
+    compare_with_earlier,
+    move_checkpoint,
+)
+from ckptool.commands.revisions.chain_steps import Direction, find_irreversible_step
+from ckptool.commands.revisions.fixtures import (
+    FIXTURES_FOLDER,
+    find_fixture,
+    find_golden,
+    list_fixture_paths,
+)
+from ckptool.commands.revisions.project_chain import (
+    ProjectChain,
+    build_options,
+    find_project_chain,
+)
 from ckptool.commands.revisions.skeleton import apply_to_skeleton
-from ckptool.commands.revisions.upgrade import build_options
 from ckptool.commands.worker.migration_requests import WorkerModule
 from ckptool.commands.worker.requests import DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import get_worker
@@ -25,6 +37,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.plan.target_module import TargetModule
 from ckptool.model import Skipped
+from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.policy import Policy, judge
 from ckptool.reports.revisions.check import (
     ArrivalReport,
@@ -85,7 +98,12 @@ def check(
     change = ChainChange(
         revision_chain.head.name, compare_states(revision_chain.head.state, state).text
     )
-    examiner = _FixtureExaminer(project, revision_chain, target_module, change, run_python, limits)
+    words = [] if chain is None else ["--chain", str(chain)]
+    words += ["--module", module] if isinstance(module, str) else []
+    words += [word for key, value in (kwargs or {}).items() for word in ("-k", f"{key}={value!r}")]
+    examiner = _FixtureExaminer(
+        project, revision_chain, target_module, change, run_python, limits, tuple(words)
+    )
     results = [examiner.examine(revision) for revision in revision_chain.revisions]
     subjects = [change, *(result.arrival for result in results)]
     findings = run_rules(subjects, revision_chain.folder)
@@ -95,7 +113,10 @@ def check(
         [result.report for result in results],
         judge(findings, policy or Policy()),
         change.difference,
-        [skipped for result in results for skipped in result.skipped],
+        [
+            *_join_reasons(skipped for result in results for skipped in result.skipped),
+            *_find_lost_fixtures(revision_chain),
+        ],
     )
 
 
@@ -122,18 +143,30 @@ class _FixtureExaminer(Struct, frozen=True):
     change: ChainChange
     run_python: bool
     limits: Limits
+    options: tuple[str, ...]
+    """Words of a command about this chain."""
 
     def examine(self, revision: Revision) -> _FixtureResult:
         """Return what became of the fixture of a revision, and of its steps."""
         step_failure = self._check_steps(revision)
         fixture = find_fixture(revision)
-        arrival = FixtureArrival(revision.name, "", "", step_failure=step_failure)
+        golden = find_golden(revision)
+        arrival = FixtureArrival(
+            revision.name,
+            "" if fixture is None else str(fixture),
+            "",
+            step_failure=step_failure,
+            path=str(revision.path),
+            golden="" if golden is None else str(golden),
+            message=revision.message,
+            is_head=revision == self.chain.head,
+            options=self.options,
+        )
         report = ArrivalReport(name=revision.name, message=revision.message)
         if fixture is None:
-            reason = 'it has none: ckptool revision --fixture FILE -m "..." keeps one'
+            reason = "it has none: ckptool revision --fixture FILE keeps one"
             skipped = Skipped(f"fixture of {revision.name}", reason)
             return _FixtureResult(arrival, report, (skipped,))
-        arrival = replace(arrival, fixture=str(fixture))
         report = replace(report, fixture=fixture.name)
         with tempfile.TemporaryDirectory(prefix="ckptool-check-") as folder:
             try:
@@ -202,11 +235,10 @@ class _FixtureExaminer(Struct, frozen=True):
         project: ProjectChain,
         to: str,
         from_: str | None = None,
-        *,
-        is_downgrade: bool = False,
+        direction: Direction = Direction.UPGRADE,
     ) -> MovedFile:
         options = MoveOptions(to, from_, run_python=self.run_python, limits=self.limits)
-        return move_checkpoint(source, target, project, options, is_downgrade=is_downgrade)
+        return move_checkpoint(direction, source, target, project, options)
 
     def _replay(self, revision: Revision, path: Path) -> tuple[str, str, str]:
         """Return how the outputs differ ("" if not), the result, and why they were not compared."""
@@ -237,10 +269,32 @@ class _FixtureExaminer(Struct, frozen=True):
         for later in undone:
             if reason := find_irreversible_step(later):
                 return _NOT_CHECKED, f"{later.name} cannot be undone: {reason}"
-        moved = self._move(path, target, self.project, revision.revision, is_downgrade=True)
+        moved = self._move(
+            path, target, self.project, revision.revision, direction=Direction.DOWNGRADE
+        )
         if compare_with_earlier(moved):
             return _PASSED, ""
         return _FAILED, "downgraded again, it is another state"
+
+
+def _join_reasons(skipped: Iterable[Skipped]) -> Iterator[Skipped]:
+    """Yield what was skipped, and for one reason once: "downgrade to 0001_a, 0002_b"."""
+    checks: dict[tuple[str, str], list[str]] = {}
+    for item in skipped:
+        kind, _, name = item.what.rpartition(" ")
+        checks.setdefault((kind, item.reason), []).append(name)
+    for (kind, reason), names in checks.items():
+        yield Skipped(f"{kind} {join_limited(names, MAX_NAMED)}", reason)
+
+
+def _find_lost_fixtures(chain: Chain) -> Iterator[Skipped]:
+    """Yield the files in the folder of fixtures that are of no revision."""
+    kept = {path for revision in chain.revisions for path in list_fixture_paths(revision)}
+    folder = chain.folder / FIXTURES_FOLDER
+    lost = sorted(p.name for p in folder.glob("*") if p.is_file() and p not in kept)
+    if lost:
+        reason = "no revision has that name: was its file renamed?"
+        yield Skipped(f"{FIXTURES_FOLDER}/ {join_limited(lost, MAX_NAMED)}", reason)
 
 
 def _read_load(moved: MovedFile) -> str:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptool.commands.revisions.project_chain import find_project_chain
-from ckptool.commands.revisions.upgrade import build_options
+from ckptool.commands.revisions.project_chain import build_options, find_project_chain
 from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.config import ProjectConfig
 from ckptool.errors import NoStateError, ReadError, RevisionError, UsageError
@@ -81,5 +80,5 @@ def _describe_standing(path: str, standing: Standing, chain: Chain) -> StandingR
         is_head=is_known and standing.revision == chain.head,
         behind=len(behind) if is_known else 0,
         text=standing.text,
-        note=standing.note,
+        note="; ".join(filter(None, (standing.note, *(o.text for o in standing.others)))),
     )

@@ -4,21 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from ckptool.commands.revisions.chain_migration import MovedFile, MoveOptions, move_checkpoint
-from ckptool.commands.revisions.project_chain import find_project_chain
-from ckptool.commands.revisions.upgrade import build_options, describe_outcome, require_target
+from ckptool.commands.revisions.chain_migration import MoveOptions, move_to_revision
+from ckptool.commands.revisions.chain_steps import Direction
+from ckptool.commands.revisions.project_chain import build_options
 from ckptool.commands.target import PathLike
 from ckptool.config import ProjectConfig
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import parse_location
-from ckptool.reports.revisions.upgrade import UpgradeReport, build_upgrade_report
+from ckptool.reports.revisions.upgrade import UpgradeReport
 
 if TYPE_CHECKING:
     from torch import nn
-
-_NOT_COMPARED = "the earlier file: the stamp does not record one at that revision"
 
 
 def downgrade(  # noqa: PLR0913
@@ -64,37 +59,8 @@ def downgrade(  # noqa: PLR0913
         RevisionError: a step cannot be undone; else as for `upgrade`.
         ReadError, ModuleError, PlanError, WriteError, UsageError: as for `upgrade`.
     """
-    location = parse_location(source)
-    moved = move_checkpoint(
-        location,
-        require_target(target, dry_run=dry_run),
-        find_project_chain(build_options(config, module, kwargs, loader, chain), location),
-        MoveOptions(
-            to,
-            from_,
-            at,
-            run_python,
-            drop_extra=drop_extra,
-            force=force,
-            dry_run=dry_run,
-            limits=limits,
-            progress=progress,
-        ),
-        is_downgrade=True,
+    options = MoveOptions(
+        to, from_, at, run_python, drop_extra, force, dry_run, limits=limits, progress=progress
     )
-    outcome = describe_outcome("downgrade", moved, is_same_as_earlier=compare_with_earlier(moved))
-    if outcome.is_same_as_earlier is None and moved.steps and not outcome.unchecked:
-        outcome = replace(outcome, unchecked=_NOT_COMPARED)
-    return build_upgrade_report(outcome)
-
-
-def compare_with_earlier(moved: MovedFile) -> bool | None:
-    """Return whether the result has the content of the file that was upgraded; None if unknown.
-
-    The stamp records the content digest of that file's state, and the revision that it was at.
-    """
-    stamp, digests = moved.standing.stamp, moved.result.digests
-    if stamp is None or digests is None or stamp.source_revision != moved.end.revision:
-        return None
-    recorded_digest = moved.standing.source_digest
-    return digests.result == recorded_digest if recorded_digest else None
+    chain_options = build_options(config, module, kwargs, loader, chain)
+    return move_to_revision(Direction.DOWNGRADE, source, target, chain_options, options)

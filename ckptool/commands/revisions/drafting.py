@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _FROZEN: Final = frozenset({"constructor", "seed", "file", "npz"})
 """Sources whose value may be another later, or be gone."""
+_SHAPED: Final = frozenset({"literal", "zeros"})
+"""Sources whose dtype and shape are by default those of today's module, which may change."""
 
 _ANSWERS: Final = (
     "answer with --rename, --inject, --drop or --accept-renames; --save-plan FILE writes the steps "
@@ -145,15 +147,17 @@ def _freeze_values(
         draft = build_skeleton(name, start)
         sources = ValueSources(target_module, None, anonymous_file, SourceGuard(), DEFAULT_LIMITS)
         for op in plan.ops:
-            if not isinstance(op, InjectTensor) or op.source.partition(":")[0] not in _FROZEN:
+            kind = op.source.partition(":")[0] if isinstance(op, InjectTensor) else ""
+            if not isinstance(op, InjectTensor) or kind not in _FROZEN | _SHAPED:
                 steps.append((op, op))
                 continue
             try:
                 tensor = sources.locate_value(op, draft)
             except PlanError as error:
                 raise RevisionError(f"{name.stem}: {error}") from error
-            if tensor.dtype not in SAFETENSORS_DTYPES:
-                steps.append((op, op))
+            if kind in _SHAPED or tensor.dtype not in SAFETENSORS_DTYPES:
+                shaped = replace(op, dtype=tensor.dtype, shape=tensor.shape)
+                steps.append((shaped, shaped))
                 continue
             content = b"".join(map(bytes, iter_elements(tensor))) if tensor.numel else b""
             source = "zeros"

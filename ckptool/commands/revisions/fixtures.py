@@ -57,6 +57,12 @@ def find_golden(revision: Revision) -> Path | None:
     return path if path.is_file() else None
 
 
+def list_fixture_paths(revision: Revision) -> list[Path]:
+    """Return the fixture of a revision and its recorded outputs, as far as they exist."""
+    paths = (find_fixture(revision), find_golden(revision))
+    return [path for path in paths if path is not None]
+
+
 def take_fixture(
     path: Path,
     chain: Chain,

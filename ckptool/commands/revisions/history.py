@@ -4,8 +4,7 @@ from pathlib import Path
 
 from ckptool.commands.revisions.chain_steps import find_irreversible_step
 from ckptool.commands.revisions.fixtures import find_fixture
-from ckptool.commands.revisions.project_chain import find_project_chain
-from ckptool.commands.revisions.upgrade import build_options
+from ckptool.commands.revisions.project_chain import build_options, find_project_chain
 from ckptool.config import ProjectConfig
 from ckptool.reports.revisions.history import (
     HistoryReport,

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ckptool.commands.sources.configured_models import build_entry_target
 from ckptool.commands.target import ModuleOptions, ModuleTarget
-from ckptool.config import ModelEntry, ProjectConfig
+from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import RevisionError, UsageError
 from ckptool.locations import Location
 from ckptool.phrases import join_limited
@@ -33,6 +33,18 @@ class ChainOptions(Struct, frozen=True):
     def own_target(self) -> ModuleTarget | None:
         """The module that the command names, or None."""
         return ModuleOptions(self.module, self.kwargs, loader=self.loader).target
+
+
+def build_options(
+    config: ProjectConfig | None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
+    chain: str | Path | None = None,
+) -> ChainOptions:
+    """Return the options of a command about a chain, with the nearest configuration by default."""
+    settings = load_config(Path.cwd()) if config is None else config
+    return ChainOptions(settings, module, kwargs, loader, None if chain is None else Path(chain))
 
 
 class ProjectChain(Struct, frozen=True):

@@ -20,12 +20,18 @@ from ckptool.commands.revisions.drafting import (
 from ckptool.commands.revisions.fixtures import (
     NewFixture,
     build_fixture,
+    find_fixture,
     list_fixture_files,
     take_fixture,
 )
+from ckptool.commands.revisions.keep_fixture import keep_fixture
 from ckptool.commands.revisions.merge_heads import merge_heads
-from ckptool.commands.revisions.project_chain import ProjectChain, find_project_chain
-from ckptool.commands.revisions.upgrade import build_options
+from ckptool.commands.revisions.project_chain import (
+    ProjectChain,
+    build_options,
+    find_project_chain,
+)
+from ckptool.commands.revisions.revision_files import write_chain_files
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import WorkerModule
@@ -94,6 +100,7 @@ def revision(  # noqa: PLR0913
     drop: Sequence[str] = (),
     accept_renames: bool = False,
     merge: bool = False,
+    run_python: bool = True,
     dry_run: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     config: ProjectConfig | None = None,
@@ -113,13 +120,15 @@ def revision(  # noqa: PLR0913
         save_plan: file for the steps so far and the questions, where questions are open.
         python: write a Python file with a function `upgrade(state)` to fill in, instead of steps.
         fixture: a small checkpoint, kept as the fixture of the revision that it is at; None makes
-            one with the constructor's values, if the state is small.
+            one with the constructor's values, if the state is small. Without `message` no revision
+            is drafted.
         inputs: arguments of forward, as for `verify`: outputs are recorded with the fixture.
         renames: key or pattern before -> key or pattern now, as for `migrate`.
         inject: key, or pattern of new keys -> source of its value, as for `migrate`.
         drop: keys to leave out.
         accept_renames: take renames that nothing proves where nothing else fits as well.
         merge: put one of two heads after the other instead of drafting a revision.
+        run_python: whether `merge` may run revisions that are Python functions.
         dry_run: write nothing.
         limits: bounds on the memory and time that reading a file may take.
         config: the configuration; None takes the nearest one from the current directory up.
@@ -139,7 +148,10 @@ def revision(  # noqa: PLR0913
         reject_unused_options(
             step_options, "is for a new revision, and --merge orders those there are"
         )
-        return merge_heads(project.read(), dry_run=dry_run)
+        return merge_heads(project.read(), run_python=run_python, dry_run=dry_run)
+    if message is None and fixture is not None:
+        target = project.require_target("a fixture")
+        return keep_fixture(project.read(), target, Path(fixture), inputs, limits, dry_run=dry_run)
     if not message or not message.strip():
         raise UsageError('a revision needs a message: ckptool revision -m "what changed"')
     reject_unused_options(
@@ -159,11 +171,8 @@ def revision(  # noqa: PLR0913
     fixture_path = None if fixture is None else Path(fixture)
     outcome = _add_fixture(job, outcome, fixture_path, inputs, limits)
     if not dry_run:
-        from ckptool.commands.fixing.hook_files import write_hook_files as write_new_files
-
-        for folder in sorted({path.parent for path in outcome.files}):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_new_files(outcome.files, force=False)
+        parent = outcome.revisions[0].parent
+        write_chain_files(project.folder, [parent] if parent else [], outcome.files)
     return build_revision_report(replace(outcome, is_written=not dry_run))
 
 
@@ -320,7 +329,10 @@ def _add_fixture(
         old = job.project.read().revisions if has_chain else ()
         chain = order_revisions(folder, [*old, *outcome.revisions])
         fixtures.append(take_fixture(path, chain, new, job.target, inputs, job.worker, limits))
-    if all(fixture.revision != new for fixture in fixtures):
+    kept_fixture = find_fixture(new)
+    if kept_fixture is not None:
+        notes.append(f"{kept_fixture.name} is kept as the fixture of {new.name}")
+    elif all(fixture.revision != new for fixture in fixtures):
         built = build_fixture(new, job.target, inputs, job.worker)
         if isinstance(built, str):
             notes.append(built)

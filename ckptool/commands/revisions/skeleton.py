@@ -83,7 +83,14 @@ def apply_to_skeleton(
         blank_file = Path(folder, "blank")
         blank_file.touch()
         draft = build_skeleton(name, state, blank_file)
-        sources = ValueSources(target_module, None, anonymous_file, SourceGuard(), DEFAULT_LIMITS)
+        sources = ValueSources(
+            target_module,
+            None,
+            anonymous_file,
+            SourceGuard(),
+            DEFAULT_LIMITS,
+            follows_chain=True,
+        )
         try:
             return record_draft(apply_plan(operations, draft, sources))
         except PlanError as error:

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptool.commands.revisions.chain_migration import MovedFile, MoveOptions, move_checkpoint
-from ckptool.commands.revisions.project_chain import ChainOptions, find_project_chain
-from ckptool.commands.target import PathLike, require_local_path
-from ckptool.config import ProjectConfig, load_config
-from ckptool.errors import UsageError
+from ckptool.commands.revisions.chain_migration import MoveOptions, move_to_revision
+from ckptool.commands.revisions.chain_steps import Direction
+from ckptool.commands.revisions.project_chain import build_options
+from ckptool.commands.target import PathLike
+from ckptool.config import ProjectConfig
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import Location, parse_location
-from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
+from ckptool.reports.revisions.upgrade import UpgradeReport
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,65 +63,8 @@ def upgrade(  # noqa: PLR0913
         PlanError, WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    location = parse_location(source)
-    moved = move_checkpoint(
-        location,
-        require_target(target, dry_run=dry_run),
-        find_project_chain(build_options(config, module, kwargs, loader, chain), location),
-        MoveOptions(
-            to,
-            from_,
-            at,
-            run_python,
-            drop_extra=drop_extra,
-            force=force,
-            dry_run=dry_run,
-            limits=limits,
-            progress=progress,
-        ),
-        is_downgrade=False,
+    options = MoveOptions(
+        to, from_, at, run_python, drop_extra, force, dry_run, limits=limits, progress=progress
     )
-    return build_upgrade_report(describe_outcome("upgrade", moved))
-
-
-def build_options(
-    config: ProjectConfig | None,
-    module: "str | nn.Module | Callable[..., nn.Module] | None",
-    kwargs: Mapping[str, object] | None,
-    loader: str | None,
-    chain: str | Path | None,
-) -> ChainOptions:
-    """Return the options of a command about a chain, with the nearest configuration by default."""
-    settings = load_config(Path.cwd()) if config is None else config
-    return ChainOptions(settings, module, kwargs, loader, None if chain is None else Path(chain))
-
-
-def require_target(target: PathLike | Location | None, *, dry_run: bool) -> Path | None:
-    """Return the file to write; None in a dry run without one.
-
-    Raises:
-        UsageError: none was given.
-    """
-    if target is None and not dry_run:
-        raise UsageError("no output was given: -o OUT, or --dry-run to see only the steps")
-    return None if target is None else require_local_path(target)
-
-
-def describe_outcome(
-    command: str, moved: MovedFile, *, is_same_as_earlier: bool | None = None
-) -> MoveOutcome:
-    """Return what the report of an upgrade or a downgrade is built from."""
-    standing = moved.standing
-    return MoveOutcome(
-        command,
-        moved.result,
-        moved.recorded_plan,
-        standing.text,
-        moved.start,
-        moved.end,
-        tuple(step.revision for step in moved.steps),
-        is_same_as_earlier,
-        moved.unchecked,
-        "" if moved.is_head else "today's module loads files at the head of the chain only",
-        (standing.note,) if standing.note else (),
-    )
+    chain_options = build_options(config, module, kwargs, loader, chain)
+    return move_to_revision(Direction.UPGRADE, source, target, chain_options, options)

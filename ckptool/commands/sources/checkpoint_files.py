@@ -13,16 +13,12 @@ from ckptool.formats.files.source import list_names
 from ckptool.formats.files.weight_names import is_index_name, is_weights_name, list_weights
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.sharded.reader import list_shard_names
-from ckptool.formats.sharded.sibling_files import CHECKPOINT_PATTERN
+from ckptool.formats.sharded.sibling_files import CHECKPOINT_PATTERN, TRAINING_STATE_PATTERN
 from ckptool.loaders.model_folder import MODEL_CONFIGS, find_model_folder
 
 _FILE_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt)"
 """Names of files that are taken without having been named: `.pkl` and `.tar` are often others."""
 _DCP_METADATA: Final = ".metadata"
-_TRAINING_STATE_PATTERN: Final = (
-    r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
-)
-"""What Trainer and accelerate's save_state write next to weights to resume from."""
 _PASSED_OVER: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 MAX_VISITED: Final = 200_000
 """Names that one pattern or folder may have below it."""
@@ -128,7 +124,7 @@ def _list_checkpoint_names(file_names: Sequence[str]) -> list[str]:
     names = [name for name in file_names if _is_checkpoint_name(name)]
     if not any(map(is_weights_name, file_names)):
         return names
-    return [name for name in names if not re.fullmatch(_TRAINING_STATE_PATTERN, name)]
+    return [name for name in names if not re.fullmatch(TRAINING_STATE_PATTERN, name)]
 
 
 def _is_checkpoint_name(name: str) -> bool:

@@ -19,6 +19,7 @@ from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.renames import WRAPPERS
 from ckptool.config import TRUST_RULE
 from ckptool.errors import CkptoolError, ReadError
 from ckptool.loaders.model_folder import find_model_folder, read_config
@@ -82,6 +83,28 @@ class _Candidate(Struct, frozen=True):
             return 2.0
         return len(self.diff.matched_keys) / count if count else 0.0
 
+    @property
+    def unwrapped_count(self) -> int:
+        """Number of keys that match once the prefix of a wrapper (DataParallel) is removed."""
+        rewrite = self.diff.rewrite
+        is_wrapper = rewrite is not None and {*rewrite.removed_segments} <= {*WRAPPERS}
+        return len(rewrite.key_map) if rewrite is not None and is_wrapper else 0
+
+    @property
+    def unwrapped_score(self) -> float:
+        count = len(self.diff.module.saved_tensors)
+        return self.unwrapped_count / count if count else 0.0
+
+    @property
+    def outcome(self) -> str:
+        if self.diff.is_strict:
+            return "loads strictly"
+        count = len(self.diff.module.saved_tensors)
+        text = f"assumed: {len(self.diff.matched_keys)} of {count} keys match"
+        if not self.unwrapped_count:
+            return text
+        return f"{text}, {self.unwrapped_count} without the prefix of a wrapper"
+
 
 class ModuleMatcher:
     """Builds the modules of a project, and finds the one that fits a checkpoint."""
@@ -94,6 +117,11 @@ class ModuleMatcher:
         self._errors: dict[str, str] = {}
         self._built: set[str] = set()
         self._needed: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def has_built(self) -> bool:
+        """Whether at least one module was built, so that checkpoints were compared."""
+        return bool(self._built)
 
     @property
     def errors(self) -> dict[str, str]:
@@ -118,21 +146,18 @@ class ModuleMatcher:
                 diff = self._compare(module, arguments.kwargs, checkpoint, folder)
                 if diff is not None:
                     candidates.append(_Candidate(module.target, arguments, diff))
-        best = max(candidates, key=lambda candidate: candidate.score, default=None)
-        if best is None or best.score < _MIN_SHARE:
+        best_candidates = _select_best(candidates)
+        if not best_candidates:
             return ModelMatch(name, outcome=self._explain_no_match(folder))
-        equals = {c.target: None for c in candidates if c.score == best.score}
-        equals.pop(best.target)
+        best = best_candidates[0]
+        equals = dict.fromkeys(c.target for c in best_candidates if c.target != best.target)
         also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
-        diff = best.diff
-        matched = f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} keys match"
-        outcome = "loads strictly" if diff.is_strict else f"assumed: {matched}"
         arguments = best.arguments
         match = ModelMatch(
             name,
             best.target,
             arguments.kwargs,
-            f"{outcome}{also}",
+            f"{best.outcome}{also}",
             arguments.place,
             arguments.argument,
         )
@@ -180,9 +205,21 @@ class ModuleMatcher:
             folder = None
         if folder is not None:
             return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
+        if not self.has_built:
+            return "not compared: no module of the project could be built"
         if self.needed_arguments:
             return "no module that needs no arguments fits its keys and shapes"
         return "no module of the project fits its keys and shapes"
+
+
+def _select_best(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Return those with the best score; if none fits, those that do without a wrapper's prefix."""
+    scores = [candidate.score for candidate in candidates]
+    if max(scores, default=0.0) < _MIN_SHARE:
+        scores = [candidate.unwrapped_score for candidate in candidates]
+    best_score = max(scores, default=0.0)
+    pairs = zip(candidates, scores, strict=True)
+    return [c for c, score in pairs if score == best_score >= _MIN_SHARE]
 
 
 def _list_mappings(checkpoint: Checkpoint, folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -1,11 +1,13 @@
 """Questions about a module before and after an edit of its source."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.worker.requests import ModuleRequest
@@ -17,14 +19,33 @@ if TYPE_CHECKING:
     from ckptool.commands.worker.session import ModuleSession
     from ckptool.verification.forward_pass import Inputs
 
+_ITEM: Final = re.compile(r"\[(?:(\d+)|'(\w+)')\]")
+UNINITIALIZED: Final = "uninitialized"
+
+
+class InitialValues(Struct, frozen=True):
+    """Tensors and arrays of a module that was built under a seed, registered or not."""
+
+    digests: Mapping[str, str] = {}
+    """Path, in which `convs[0]` of a list is written as `convs.0`, as of an nn.ModuleList ->
+    digest, or UNINITIALIZED for memory of torch.empty()."""
+    requiring_grad: frozenset[str] = frozenset()
+    """Paths of those that require gradients."""
+
 
 class ModuleRun(Struct, frozen=True):
     """What a module computes, as digests that another process can compare."""
 
-    state: Mapping[str, str]
-    """Key of the state_dict -> digest of the value that building under a seed gives it."""
+    keys: tuple[str, ...]
+    """Of the state_dict."""
+    initial_values: InitialValues = InitialValues()
     outputs: Mapping[str, Mapping[str, str]] = {}
-    """Mode, "eval" or "train" -> place in the output -> digest."""
+    """Mode, "eval" or "train" -> place in the output -> digest.
+
+    All modules are in this mode, those in plain containers too, which eval() does not reach.
+    """
+    outputs_after_eval: Mapping[str, str] = {}
+    """Outputs after eval() alone; {} if it reaches all modules, or if forward raises."""
     errors: Mapping[str, str] = {}
     """Mode in which forward raised -> the error."""
     unrun_reason: str = ""
@@ -51,16 +72,18 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
         spec = self.target.build_spec(FileArguments())
         with open_module_factory(spec) as factory:
             module = factory.create_module()
-            state = {key: _digest(value) for key, value in module.state_dict().items()}
+            keys = tuple(module.state_dict())
             if self.save_to is not None:
                 import torch
 
                 torch.save(module.state_dict(), self.save_to)
+            initial_values = _digest_initial_values(factory.create_module)
             source_files = tuple(sorted({*_iter_source_files(module)}))
+            run = ModuleRun(keys, initial_values, source_files=source_files)
             inputs = self._find_inputs(module)
             if isinstance(inputs, str):
-                return ModuleRun(state, unrun_reason=inputs, source_files=source_files)
-            return self._run_modes(factory.create_module, inputs, state, source_files)
+                return replace(run, unrun_reason=inputs)
+            return self._run_modes(factory.create_module, inputs, run)
 
     def _find_inputs(self, module: "nn.Module") -> "Inputs | str":
         """Return the inputs, or why there are none.
@@ -78,41 +101,110 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
         input_sources.require_matching_inputs(module, inputs)
         return inputs
 
-    def _run_modes(
-        self,
-        create_module: Any,
-        inputs: "Inputs",
-        state: Mapping[str, str],
-        source_files: tuple[str, ...],
-    ) -> ModuleRun:
-        from torch import Tensor
-
+    def _run_modes(self, create_module: Any, inputs: "Inputs", run: ModuleRun) -> ModuleRun:
         from ckptool.modules.user_code import UserCodeError
-        from ckptool.verification.forward_pass import prepare_forward
         from ckptool.verification.levels import device_and_forward
-        from ckptool.verification.pytree import iter_leaves
 
-        outputs: dict[str, dict[str, str]] = {}
+        outputs: dict[str, Mapping[str, str]] = {}
         errors: dict[str, str] = {}
         for mode in ("eval", "train"):
-            module, copies = create_module(), inputs.map_tensors(Tensor.clone)
             try:
-                with prepare_forward(module, training=mode == "train"):
-                    output = module(*copies.args, **copies.kwargs)
-                outputs[mode] = {path: _digest(leaf) for path, leaf in iter_leaves(output)}
+                outputs[mode] = _run_forward(create_module(), inputs, mode)
             except UserCodeError as error:
                 errors[mode] = str(error)
         device = device_and_forward.select_device(self.device)
         results = device_and_forward.run_device_levels(device, create_module, inputs)
-        return ModuleRun(
-            state,
-            outputs,
-            errors,
-            "",
-            results.levels[0],
-            results.device_mismatches,
-            source_files,
+        return replace(
+            run,
+            outputs=outputs,
+            outputs_after_eval=_run_after_eval(create_module(), inputs),
+            errors=errors,
+            device_level=results.levels[0],
+            device_mismatches=results.device_mismatches,
         )
+
+
+def _run_forward(
+    module: "nn.Module", inputs: "Inputs", mode: str, *, with_hidden: bool = True
+) -> dict[str, str]:
+    """Run forward in "eval" or "train" mode; return digests of its outputs.
+
+    Args:
+        module: a new instance.
+        inputs: of forward; they are copied.
+        mode: of all modules.
+        with_hidden: set the mode of modules in plain containers too.
+
+    Raises:
+        UserCodeError: forward raises.
+    """
+    from torch import Tensor
+
+    from ckptool.modules.walk import walk_module
+    from ckptool.verification.forward_pass import prepare_forward
+    from ckptool.verification.pytree import iter_leaves
+
+    hidden_modules = walk_module(module).hidden_instances if with_hidden else ()
+    copies = inputs.map_tensors(Tensor.clone)
+    is_training = mode == "train"
+    with prepare_forward(module, training=is_training):
+        for hidden in hidden_modules:
+            hidden.train(is_training)
+        output = module(*copies.args, **copies.kwargs)
+    return {path: _digest(leaf) for path, leaf in iter_leaves(output)}
+
+
+def _run_after_eval(module: "nn.Module", inputs: "Inputs") -> dict[str, str]:
+    """Return the outputs after eval() alone; {} if it reaches all modules, or forward raises."""
+    from ckptool.modules.user_code import UserCodeError
+    from ckptool.modules.walk import walk_module
+
+    if not any(hidden.training for hidden in walk_module(module).hidden_instances):
+        return {}
+    try:
+        return _run_forward(module, inputs, "eval", with_hidden=False)
+    except UserCodeError:
+        return {}
+
+
+def _digest_initial_values(create_module: Any) -> InitialValues:
+    """Return digests of what a new instance holds, with the memory of torch.empty() marked."""
+    import torch
+
+    from ckptool.modules.uninitialized import UninitializedMemoryFill
+    from ckptool.modules.walk import walk_module
+
+    with UninitializedMemoryFill():
+        module = create_module()
+    digests: dict[str, str] = {}
+    requiring_grad: set[str] = set()
+    for location in walk_module(module).tensors:
+        path = format_registered_path(location.path)
+        try:
+            tensor = torch.as_tensor(location.value)  # an array as well
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        digests[path] = UNINITIALIZED if _is_uninitialized(tensor) else _digest(tensor)
+        if tensor.requires_grad:
+            requiring_grad.add(path)
+    return InitialValues(digests, frozenset(requiring_grad))
+
+
+def _is_uninitialized(tensor: "Tensor") -> bool:
+    """Whether a tensor that was made under UninitializedMemoryFill was never written."""
+    import torch
+
+    from ckptool.modules.uninitialized import is_filled
+
+    is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_quantized
+    has_memory = is_plain and tensor.layout is torch.strided and not tensor.is_meta
+    is_marked = has_memory and bool(tensor.numel()) and tensor.dtype is not torch.bool
+    return is_marked and is_filled(tensor.detach())
+
+
+def format_registered_path(path: str) -> str:
+    """Return the path that a tensor has once its list or dict is registered: `convs.0.weight`."""
+    return _ITEM.sub(r".\1\2", path)
 
 
 def _digest(value: object) -> str:
@@ -127,9 +219,11 @@ def _digest(value: object) -> str:
 
 
 def _hash_elements(tensor: "Tensor") -> str:
+    import torch
+
     from ckptool.values.torch_bytes import copy_tensor_bytes
 
-    if tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         return hashlib.sha256(repr(tensor).encode()).hexdigest()
     elements = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     content = copy_tensor_bytes(elements) if elements.numel() else b""

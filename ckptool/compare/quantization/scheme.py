@@ -118,10 +118,6 @@ class QuantizationInfo(Struct, frozen=True):
     side_keys: frozenset[str] = frozenset()
     """Keys outside of the layers that belong to one of their schemes."""
 
-    @property
-    def complete_layers(self) -> tuple[QuantizedLayer, ...]:
-        return tuple(layer for layer in self.layers if layer.is_complete)
-
 
 def format_part_key(part: str, prefix: str, name: str) -> str:
     """Return the key of a part of the weight `name` in the layer at `prefix`."""

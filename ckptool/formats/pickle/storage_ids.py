@@ -78,6 +78,19 @@ def get_storage_dtype(cls: object, key: str) -> str:
     return dtype
 
 
+def find_untyped_storage(nodes: Iterable[PersistentReference]) -> str:
+    """Return the key of the first storage whose class has no dtype, "" if all have one.
+
+    torch.save writes such a class for dtypes that came after the typed storages (float8, uint16):
+    a zip archive can be loaded, an earlier file cannot.
+    """
+    storages = (node.id for node in nodes if type(node.id) is tuple and len(node.id) > 2)
+    for _, cls, key, *_ in storages:
+        if type(cls) is GlobalName and cls.name in _UNTYPED_STORAGES:
+            return str(key)
+    return ""
+
+
 def select_byte_storages(nodes: Iterable[PersistentReference]) -> dict[str, StorageInfo]:
     """Return place -> storage of the resolved references to storages of bytes, each once."""
     return {
@@ -105,6 +118,7 @@ DEVICE_TYPE: Final = re.compile(f"cpu|meta|{_ACCELERATORS}")
 _LOCATION_TAG: Final = re.compile(rf"cpu|meta|(?:{_ACCELERATORS})(?::\d{{1,6}})?", re.ASCII)
 """Location tags that torch or one of its device backends registers; torch.load refuses others."""
 
+_UNTYPED_STORAGES: Final = ("UntypedStorage", "_UntypedStorage")
 STORAGE_DTYPES: Final[Mapping[str, str]] = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -123,7 +137,6 @@ STORAGE_DTYPES: Final[Mapping[str, str]] = {
     "QInt32Storage": "qint32",
     "QUInt4x2Storage": "quint4x2",
     "QUInt2x4Storage": "quint2x4",
-    "UntypedStorage": "uint8",
-    "_UntypedStorage": "uint8",
+    **dict.fromkeys(_UNTYPED_STORAGES, "uint8"),
 }
 """Name of a storage class -> dtype of its elements."""

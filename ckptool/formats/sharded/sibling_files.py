@@ -10,6 +10,10 @@ from ckptool.model import Skipped
 from ckptool.phrases import join_limited, quote_code
 
 CHECKPOINT_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)"
+TRAINING_STATE_PATTERN: Final = (
+    r"(?:optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)(?:_\d+)?\.\w+"
+)
+"""What Trainer and accelerate's save_state write next to weights to resume from."""
 MAX_LISTED: Final = 5
 
 

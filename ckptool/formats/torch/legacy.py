@@ -16,8 +16,10 @@ from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_pickle, select_dangerous
 from ckptool.formats.pickle.storage_ids import (
+    STORAGE_DTYPES,
     StorageId,
     check_repeated_id,
+    find_untyped_storage,
     parse_storage_id,
     select_byte_storages,
 )
@@ -280,7 +282,8 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
             source.path, f"a pickle that {describe_tensorless_pickle(pickle.root)}"
         )
     checkpoint = _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
-    return replace(checkpoint, load_refusal=_PICKLE_REFUSAL)
+    refusal = _find_dtype_without_storage(state_tree.states) or _PICKLE_REFUSAL
+    return replace(checkpoint, load_refusal=refusal)
 
 
 def _build_embedded_finder(
@@ -325,6 +328,34 @@ def read_embedded_storage(blob_slice: SourceSlice, limits: Limits) -> Persistent
     return root
 
 
+def _find_dtype_without_storage(found_states: Iterable[StateDict]) -> str:
+    """Return why pickle.load refuses a tensor that pickle.dump wrote; "" if it refuses none.
+
+    Its storage is embedded as a file of before 1.6, whose reader asks the storage's class for the
+    dtype.
+    """
+    typed = {*STORAGE_DTYPES.values()}
+    tensors = (tensor for state in found_states for tensor in state.tensors.values())
+    tensor = next((t for t in tensors if t.storage is not None and t.dtype not in typed), None)
+    if tensor is None:
+        return ""
+    return (
+        f"it was written by pickle.dump, which cannot be loaded again with {tensor.dtype} tensors "
+        f"such as {quote_name(tensor.key)}"
+    )
+
+
+def _find_stream_refusal(pickle: ParsedPickle, found_states: Iterable[StateDict]) -> str:
+    """Return why torch.load refuses what a file before 1.6 holds, "" if it does not."""
+    key = find_untyped_storage(pickle.persistent_references)
+    if not key:
+        return _find_nested_tensor(found_states)
+    return (
+        f"storage {quote_name(key)} has no dtype, as torch.save writes it for float8, uint16 and "
+        "other late dtypes, and only a zip archive can be loaded with it"
+    )
+
+
 def _find_nested_tensor(found_states: Iterable[StateDict]) -> str:
     """Return why torch.load refuses a nested tensor before 1.6; "" if there is none.
 
@@ -357,7 +388,7 @@ def _build_checkpoint(
         unread=pickle.list_unread(),
         opaque=tuple(state_tree.opaque),
         contents=state_tree.contents,
-        load_refusal=_find_nested_tensor(state_tree.states) if is_stream else "",
+        load_refusal=_find_stream_refusal(pickle, state_tree.states) if is_stream else "",
         weights_only_refusal=stream.refusal,
         byte_storages=select_byte_storages(pickle.persistent_references),
     )

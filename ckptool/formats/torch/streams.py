@@ -44,10 +44,6 @@ class PickleStream:
         self.position = self._data_offset + pickle.end
         return pickle
 
-    def peek_pickle(self) -> ParsedPickle:
-        """Return the pickle at `position`, valid or not, without advancing."""
-        return self._read_next_pickle()
-
     def find_blob_offset(self, pickle: ParsedPickle, blob: bytes) -> int:
         """Return the file offset of a byte string of the last pickle; -1 if unknown."""
         offset = pickle.blob_offsets.get(id(blob), -1)

@@ -24,10 +24,10 @@ def check_restricted_load(pending_file: PendingFile, limits: Limits) -> CheckRes
         WriteError: it is refused.
     """
     if pending_file.is_safetensors:
-        return CheckResult(RESTRICTED_LOAD, "passed", "every tensor equals what was meant")
+        return CheckResult(RESTRICTED_LOAD, "passed", "every tensor has the expected value")
     for path in _iter_torch_files(pending_file.path):
         _load_restricted(path, pending_file.target, limits)
-    reason = "torch.load(weights_only=True) reads it; every tensor equals what was meant"
+    reason = "torch.load(weights_only=True) reads it; every tensor has the expected value"
     return CheckResult(RESTRICTED_LOAD, "passed", reason)
 
 

@@ -127,8 +127,14 @@ class LoadPlanner:
         return replace(restore_ties(create_draft(self.checkpoint, state)), is_extracted=True)
 
     def _open_sources(self, target: TargetModule) -> ValueSources:
-        limits = self.request.limits
-        return ValueSources(target, None, self.anonymous_file, self.source_guard, limits)
+        return ValueSources(
+            target,
+            None,
+            self.anonymous_file,
+            self.source_guard,
+            self.request.limits,
+            follows_chain=self.request.follows_chain,
+        )
 
     def _apply(self, suggested: SuggestedPlan, draft: Draft, target: TargetModule) -> PlannedLoad:
         sources = self._open_sources(target)

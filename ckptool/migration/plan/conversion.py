@@ -146,4 +146,4 @@ def _explain_unmatched_pattern(checkpoint: Checkpoint, pattern: str, places: Ite
     matches = get_close_matches(pattern, names[:_MAX_COMPARED_PLACES], n=1)
     top_level = [name for name in names if "." not in name][:8]
     hint = f"did you mean `{matches[0]}`?" if matches else f"it has {', '.join(top_level)}"
-    return f"{checkpoint.path}: --strip {pattern}: nothing in the file is called so; {hint}"
+    return f"{checkpoint.path}: --strip {pattern}: no such key in the file; {hint}"

@@ -19,7 +19,7 @@ from ckptool.migration.plan.npz import read_array
 from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from_file
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
-from ckptool.phrases import MAX_NAMED, join_limited
+from ckptool.phrases import MAX_NAMED, join_limited, quote_shell
 from ckptool.values.elements import unreadable_reason
 from ckptool.values.torch_bytes import copy_tensor_bytes
 
@@ -45,8 +45,11 @@ class ValueSources:
         anonymous_file: AnonymousFile,
         source_guard: SourceGuard,
         limits: Limits,
+        *,
+        follows_chain: bool = False,
     ) -> None:
         self._target_module = target_module
+        self._follows_chain = follows_chain
         self._donor = donor
         self._anonymous_file = anonymous_file
         self._limits = limits
@@ -59,8 +62,12 @@ class ValueSources:
 
     @property
     def expected(self) -> Mapping[str, TensorInfo] | None:
-        """State_dict tensors of the module by key; None without a module."""
-        if self._target_module is None:
+        """State_dict tensors of the module by key; None without a module.
+
+        None as well for the steps of a chain of migrations: keys and shapes between its revisions
+        are those of earlier code, and are compared with what each revision records.
+        """
+        if self._target_module is None or self._follows_chain:
             return None
         return {
             key: module_tensor.tensor
@@ -137,6 +144,8 @@ class ValueSources:
 
     def _resolve_source(self, op: InjectTensor, draft: Draft) -> TensorInfo:
         kind, _, argument = op.source.partition(":")
+        if kind not in {"attribute", "file"}:
+            _require_dense(op, (self.expected or {}).get(op.key))
         if kind == "attribute":
             return self._read_attribute(op, argument or op.key, draft)
         if kind == "constructor" and not argument:
@@ -238,6 +247,18 @@ def describe_rounding(differences: Mapping[str, float]) -> tuple[str, ...]:
     others = f", the largest of {len(differences)} such steps" if len(differences) > 1 else ""
     difference = f"changes elements of the weight by at most {differences[step]:.1e}"
     return (f"equal up to rounding: {step} {difference}{others}",)
+
+
+def _require_dense(op: InjectTensor, expected: TensorInfo | None) -> None:
+    """Raise PlanError if the module has a tensor there that elements alone do not describe."""
+    if expected is None:
+        return
+    kind = expected.wrapper or expected.layout
+    if kind not in {"strided", "lazy"}:
+        raise PlanError(
+            f"inject `{op.key}`: the module has a {kind} tensor there, which only another file can "
+            f"give: --inject {quote_shell(f'{op.key}=file:DONOR#{op.key}')}"
+        )
 
 
 def _format_source(op: InjectTensor) -> str:

@@ -48,13 +48,61 @@ class _ClassNode:
     bases: tuple[str, ...]
     is_importable: bool
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The file and the name: two files may define classes of one name."""
+        return self.file, self.node.name
+
+
+class _ProjectClasses:
+    """Classes of a project, found by the name that a class statement uses for its base."""
+
+    def __init__(self, nodes: Sequence[_ClassNode]) -> None:
+        self.nodes = nodes
+        self._by_name: dict[str, list[_ClassNode]] = {}
+        for node in nodes:
+            self._by_name.setdefault(node.node.name, []).append(node)
+
+    def find_bases(self, node: _ClassNode) -> Iterator[_ClassNode]:
+        """Yield the bases that the project defines: of the same file, or else the first found."""
+        for base in node.bases:
+            namesakes = self._by_name.get(base.rpartition(".")[2], ())
+            others = [other for other in namesakes if other is not node]
+            yield from [*(other for other in others if other.file == node.file), *others][:1]
+
+    def find_modules(self) -> dict[tuple[str, str], _ClassNode]:
+        """Return the classes with a module of a library among their bases, by key."""
+        modules = {n.key: n for n in self.nodes if any(map(_is_library_base, n.bases))}
+        while True:
+            subclasses = {
+                node.key: node
+                for node in self.nodes
+                if node.key not in modules
+                and any(base.key in modules for base in self.find_bases(node))
+            }
+            if not subclasses:
+                return modules
+            modules |= subclasses
+
+    def find_constructor(self, node: _ClassNode) -> ast.FunctionDef | None:
+        """Return the `__init__` of a class, or of the first base in the project that has one."""
+        visited: set[tuple[str, str]] = set()
+        current: _ClassNode | None = node
+        while current is not None and current.key not in visited:
+            visited.add(current.key)
+            for statement in current.node.body:
+                if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+                    return statement
+            current = next(self.find_bases(current), None)
+        return None
+
 
 def find_modules(folder: Path) -> tuple[tuple[FoundModule, ...], tuple[str, ...]]:
     """Return what makes a module in a folder, and the files that could not be looked at.
 
     Classes first, then functions that build one and return it, then instances.
     """
-    nodes: dict[str, _ClassNode] = {}
+    nodes: list[_ClassNode] = []
     trees: dict[str, ast.Module] = {}
     unread: list[str] = []
     for count, path in enumerate(iter_project_files(folder, (".py",))):
@@ -73,9 +121,14 @@ def find_modules(folder: Path) -> tuple[tuple[FoundModule, ...], tuple[str, ...]
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 bases = tuple(ast.unparse(base) for base in node.bases)
-                nodes.setdefault(node.name, _ClassNode(name, node, bases, is_importable))
-    known_names = _find_module_names(nodes)
-    classes = [_describe_class(nodes, name) for name in nodes if name in known_names]
+                nodes.append(_ClassNode(name, node, bases, is_importable))
+    project_classes = _ProjectClasses(nodes)
+    module_nodes = project_classes.find_modules()
+    known_names = {name for _, name in module_nodes}
+    classes = [
+        _describe_class(node, project_classes.find_constructor(node))
+        for node in module_nodes.values()
+    ]
     makers = [
         module
         for name, tree in trees.items()
@@ -173,32 +226,15 @@ def _parse_file(path: Path) -> ast.Module | None:
         return None
 
 
-def _find_module_names(nodes: dict[str, _ClassNode]) -> set[str]:
-    """Return the names of the classes that have a module of a library among their bases."""
-    module_names = {name for name, node in nodes.items() if any(map(_is_library_base, node.bases))}
-    while True:
-        added = {
-            name
-            for name, node in nodes.items()
-            if name not in module_names
-            and any(base.rpartition(".")[2] in module_names for base in node.bases)
-        }
-        if not added:
-            return module_names
-        module_names |= added
-
-
 def _is_library_base(base: str) -> bool:
     return base.startswith(("nn.", "torch.nn.")) or base.rpartition(".")[2] in _BASE_NAMES
 
 
-def _describe_class(nodes: dict[str, _ClassNode], name: str) -> FoundModule:
-    node = nodes[name]
-    constructor = _find_constructor(nodes, name)
+def _describe_class(node: _ClassNode, constructor: ast.FunctionDef | None) -> FoundModule:
     if constructor is None:
-        return FoundModule(node.file, name, (), (), node.is_importable)
+        return FoundModule(*node.key, (), (), node.is_importable)
     parameters, required = _list_parameters(constructor.args)
-    return FoundModule(node.file, name, parameters[1:], required[1:], node.is_importable)
+    return FoundModule(*node.key, parameters[1:], required[1:], node.is_importable)
 
 
 def _list_parameters(arguments: ast.arguments) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -210,18 +246,6 @@ def _list_parameters(arguments: ast.arguments) -> tuple[tuple[str, ...], tuple[s
         name for name, default in zip(keywords, arguments.kw_defaults, strict=True) if not default
     ]
     return (*positional, *keywords), tuple(required)
-
-
-def _find_constructor(nodes: dict[str, _ClassNode], name: str) -> ast.FunctionDef | None:
-    """Return the `__init__` of a class or of its first base in the project that has one."""
-    visited_names: set[str] = set()
-    while name in nodes and name not in visited_names:
-        visited_names.add(name)
-        for statement in nodes[name].node.body:
-            if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-                return statement
-        name = next(iter(nodes[name].bases), "").rpartition(".")[2]
-    return None
 
 
 def _is_definition(statement: ast.stmt) -> bool:

@@ -155,7 +155,7 @@ def _classify_key(
         return "missing", "bad"
     if key in unexpected:
         return "unexpected", "bad"
-    return ("another shape", "bad") if key in mismatched_keys else ("match", "ok")
+    return ("shape mismatch", "bad") if key in mismatched_keys else ("match", "ok")
 
 
 def _describe_or_absent(tensors: dict[str, TensorReport], key: str) -> str:

@@ -71,14 +71,14 @@ def _format_check_verdict(path: str, check: DigestCheckReport) -> str:
     differences = ", ".join(f"{n} {word}" for n, word in counts if n)
     if differences:
         return f"{path} differs from {check.saved}: {differences}"
-    if check.untold or check.digest.startswith("partial:"):
-        subject = pluralize(len(check.untold), "tensor") if check.untold else "a part"
+    if check.uncompared or check.digest.startswith("partial:"):
+        subject = pluralize(len(check.uncompared), "tensor") if check.uncompared else "a part"
         return f"{path}: could not be compared with {check.saved}: {subject} could not be digested"
     return f"{path} matches {check.saved}"
 
 
 def _iter_check_blocks(check: DigestCheckReport, options: RenderOptions) -> Iterator[Block]:
     key_groups = (("Changed", check.changed), ("Missing", check.missing), ("Added", check.added))
-    for title, keys in (*key_groups, ("Not compared", check.untold)):
+    for title, keys in (*key_groups, ("Not compared", check.uncompared)):
         if keys:
             yield build_keys_table(title, keys, options)

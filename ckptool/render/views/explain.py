@@ -18,20 +18,26 @@ _PLACEHOLDERS = {
 
 
 def build_blocks(report: ExplainReport, options: RenderOptions) -> Iterator[Block]:
-    """Yield the verdict, then for each error its line, cause and next steps."""
+    """Yield the verdict, then for each error its line, causes and next steps."""
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
         return
+    heading = ""
     for error in report.errors:
-        yield LinesBlock(tuple(_iter_error_lines(error, is_only=len(report.errors) == 1)))
+        previous, heading = heading, _format_heading(error)
+        lines = _iter_error_lines(error, is_only=len(report.errors) == 1)
+        yield LinesBlock((*((heading,) if heading != previous else ()), *lines))
     placeholders = tuple(_iter_placeholders(report))
     if placeholders:
         yield LinesBlock(placeholders)
 
 
-def _iter_error_lines(error: ExplanationReport, *, is_only: bool) -> Iterator[str]:
+def _format_heading(error: ExplanationReport) -> str:
     times = f" ({error.count} times)" if error.count > 1 else ""
-    yield f"line {error.line}{times}: {error.quote}"
+    return f"line {error.line}{times}: {error.quote}"
+
+
+def _iter_error_lines(error: ExplanationReport, *, is_only: bool) -> Iterator[str]:
     if not is_only:
         yield f"{error.certainty}: {error.cause}"
     for advice in error.advice:

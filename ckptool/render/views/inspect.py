@@ -107,7 +107,7 @@ def _format_parameters(checkpoint: CheckpointReport, states: list[StateReport]) 
     place = f" in {pluralize(len(states), 'state')}" if len(states) > 1 else ""
     if all(state.role == "module" for state in states):
         return f"{count}{place}"
-    return f"{count}{place}, if every floating point tensor is one but running_mean and running_var"
+    return f"{count}{place}, counting all floating-point tensors but running_mean and running_var"
 
 
 _DEFAULT_METADATA: Final = {
@@ -150,12 +150,14 @@ _COMPILED_ROLE_NAMES: Final = {
 
 def _build_state_block(
     state: StateReport, report: InspectReport, options: RenderOptions, container: str
-) -> TreeBlock | TableBlock:
+) -> TreeBlock | TableBlock | LinesBlock:
     nbytes = sum(t.nbytes for t in state.tensors)
     tie_text = f", {pluralize(len(state.ties), 'tie')}" if state.ties else ""
     summary = f"{pluralize(len(state.tensors), 'tensor')}, {format_size(nbytes)}{tie_text}"
     role = _COMPILED_ROLE_NAMES.get(container) if state.role == "module" else None
     title = f"{role or _ROLE_NAMES[state.role]}{_format_at(state.at)}: {summary}"
+    if not state.tensors:
+        return LinesBlock((title,))
     if report.sort in {"", "name"}:
         tensors = _sort_by_name(state.tensors) if report.sort else state.tensors
         return _build_tensor_tree(title, tensors, options, report.depth)

@@ -22,28 +22,42 @@ _CODE_LOADERS: Final = {
     Container.TORCHSCRIPT: "torch.jit.load runs the code in it",
     Container.TORCH_EXPORT: "torch.export.load runs the program in it",
 }
+_SAFE_LOADERS: Final = {
+    Container.DCP: "torch.distributed.checkpoint reads it, and it names no classes but its own",
+    **dict.fromkeys(
+        (
+            *(Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.TORCH_TAR),
+            *(Container.PICKLE, Container.SHARDED_TORCH, Container.LIVE),
+        ),
+        f"{RESTRICTED_LOAD} reads it",
+    ),
+}
+"""Container -> what loads a file of it without running code, if nothing in it prevents that."""
 _BATCH_NORM_BUFFERS: Final = ("running_mean", "running_var")
 _NUMBER_DTYPES: Final = ("float", "bfloat", "complex")
 
 
 def describe_safety(checkpoint: Checkpoint) -> str:
-    """Return what loads the file without running code of it, or what it is that hinders that."""
+    """Return what loads the file without running code of it, or what prevents that."""
     unsafe_uses = [use for use in checkpoint.globals if use.safety is not Safety.SAFE]
     if checkpoint.damage:
         return f"not known whether it is safe: {checkpoint.damage}"
     if checkpoint.container in _SAFETENSORS:
         return _describe_tensors_only(unsafe_uses)
-    return next(_iter_obstacles(checkpoint, unsafe_uses), "") or _describe_loader(checkpoint)
+    return next(
+        _iter_obstacles(checkpoint, unsafe_uses), f"safe: {_SAFE_LOADERS.get(checkpoint.container)}"
+    )
 
 
 def _iter_obstacles(checkpoint: Checkpoint, unsafe_uses: list[GlobalUse]) -> Iterator[str]:
-    """Yield what hinders a load that runs no code, the weightiest first."""
+    """Yield what prevents a load that runs no code, the most severe first."""
     is_dangerous = any(use.safety is Safety.DANGEROUS for use in unsafe_uses)
     danger = "; weights_only=False would run it" if is_dangerous else ""
     if checkpoint.container in _CODE_LOADERS:
         yield f"not safe unless you trust its source: {_CODE_LOADERS[checkpoint.container]}"
     if unsafe_uses and not checkpoint.load_refusal:
-        yield f"{RESTRICTED_LOAD} refuses {_list_names(unsafe_uses)}{danger}"
+        prefix = "dangerous: " if is_dangerous else ""
+        yield f"{prefix}{RESTRICTED_LOAD} refuses {_list_names(unsafe_uses)}{danger}"
     if checkpoint.load_refusal:
         names = f"; it names {_list_names(unsafe_uses)}" if is_dangerous else ""
         yield f"torch.load refuses it: {checkpoint.load_refusal}{names}"
@@ -53,16 +67,10 @@ def _iter_obstacles(checkpoint: Checkpoint, unsafe_uses: list[GlobalUse]) -> Ite
         yield f"not known whether it is safe: {checkpoint.unread[0].what} was not looked at"
 
 
-def _describe_loader(checkpoint: Checkpoint) -> str:
-    if checkpoint.container is Container.DCP:
-        return "safe: torch.distributed.checkpoint reads it, and it names no classes but its own"
-    return f"safe: {RESTRICTED_LOAD} reads it"
-
-
 def count_parameters(states: Sequence[StateDict]) -> int:
     """Return the number of elements of the parameters in the states of models, tied ones once.
 
-    A pickled module records which of its tensors are parameters. In a state_dict, every floating
+    A pickled module records which of its tensors are parameters. In a state_dict, every floating-
     point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
     """
     parameters = [
@@ -93,7 +101,7 @@ def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:
     if unsafe_uses:
         names = _list_names(unsafe_uses)
         return f"safetensors runs no code; a pickle inside or next to it references {names}"
-    return "safe: a safetensors file holds no code"
+    return "safe: a safetensors file contains no code"
 
 
 def _list_names(uses: list[GlobalUse]) -> str:
@@ -101,5 +109,5 @@ def _list_names(uses: list[GlobalUse]) -> str:
     first = next((use for use in uses if use.safety is Safety.DANGEROUS), uses[0])
     other_count = len({use.qualified_name for use in uses}) - 1
     place = f" at {quote_code(first.at)}" if first.at else ""
-    others = f" and {pluralize(other_count, 'more name')}" if other_count else ""
+    others = f" and {pluralize(other_count, 'more global')}" if other_count else ""
     return f"{first.qualified_name}{place}{others}"

@@ -67,7 +67,7 @@ def _format_verdict(
     head: str, revisions: Sequence[ArrivalReport], difference: str, *, has_findings: bool
 ) -> str:
     if difference:
-        return f"the state of the module changed since {head}, and no revision says how"
+        return f"the state of the module changed since {head}, and no revision covers that"
     fixtures = [revision for revision in revisions if revision.fixture]
     arrived = sum(
         revision.arrives == "passed" and "failed" not in (revision.loads, revision.outputs)

@@ -33,7 +33,7 @@ class NewRevisionReport(Struct, frozen=True, kw_only=True):
 
 class RevisionReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"drafted NAME ...", "merged ..." or "would draft NAME ..."."""
+    """"drafted NAME ...", "merged ...", "kept a fixture" or "would draft NAME ..."."""
     revisions: tuple[NewRevisionReport, ...]
     difference: str
     """What changed since the revision before it, "" for the first."""
@@ -47,6 +47,7 @@ class RevisionOutcome(Struct, frozen=True):
     """New revisions and their files."""
 
     revisions: tuple[Revision, ...]
+    """() if only a fixture was kept."""
     files: Mapping[Path, bytes]
     difference: "StateDifference | None" = None
     """From the state before; None of a first revision."""
@@ -85,6 +86,8 @@ def _build_new_report(revision: Revision) -> NewRevisionReport:
 
 
 def _format_verdict(outcome: RevisionOutcome) -> str:
+    if not outcome.revisions:
+        return f"{'kept' if outcome.is_written else 'would keep'} a fixture"
     new = outcome.revisions[-1]
     verb = "merged: the head is" if outcome.is_merge else "drafted"
     if not outcome.is_written:
@@ -93,4 +96,5 @@ def _format_verdict(outcome: RevisionOutcome) -> str:
         return f"{verb} {new.name}: write upgrade(state) in {new.python}"
     if not new.parent:
         return f"{verb} {new.name}: the first revision, {pluralize(len(new.state.forms), 'key')}"
-    return f"{verb} {new.name}: {pluralize(len(new.plan.ops), 'step')}"
+    steps = new.python or pluralize(len(new.plan.ops), "step")
+    return f"{verb} {new.name}: {steps}"

@@ -1,9 +1,10 @@
 """UpgradeReport: the result of `upgrade` and of `downgrade`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.model import Skipped
 from ckptool.phrases import pluralize
@@ -98,7 +99,7 @@ def build_upgrade_report(outcome: MoveOutcome) -> UpgradeReport:
         from_revision=outcome.start.name,
         to_revision=outcome.end.name,
         revisions=tuple(map(_build_taken_report, outcome.revisions)),
-        steps=tuple(map(build_step_report, outcome.plan.ops)),
+        steps=tuple(_build_step_reports(outcome.plan)),
         checks=tuple(
             CheckReport(name=c.name, result=c.result, reason=c.reason) for c in result.checks
         ),
@@ -107,6 +108,15 @@ def build_upgrade_report(outcome: MoveOutcome) -> UpgradeReport:
         result_digest=digests.result if digests else "",
         notes=(f"{result.checkpoint.path} {outcome.known_by}", *outcome.notes, *result.notes),
     )
+
+
+def _build_step_reports(plan: "Plan") -> Iterator[StepReport]:
+    """Yield the steps; what a Python revision computes anew is not lost."""
+    steps = [build_step_report(op) for op in plan.ops]
+    computed_keys = {step.after for step in steps if step.source.startswith("python:")}
+    for step in steps:
+        is_replaced = step.op == "drop" and step.before in computed_keys
+        yield replace(step, loses="") if is_replaced else step
 
 
 def _build_taken_report(revision: "Revision") -> TakenRevisionReport:

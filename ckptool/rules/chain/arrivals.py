@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from ckptool.phrases import quote_shell
+from ckptool.rules.fixes.commands import format_chain_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -27,6 +29,30 @@ class FixtureArrival(Struct, frozen=True):
     """How its outputs differ from the recorded ones, "" if they do not."""
     step_failure: str = ""
     """Why the steps of the revision do not lead to the state that it records, "" if they do."""
+    path: str = ""
+    """File of the revision."""
+    golden: str = ""
+    """File of the recorded outputs, "" without one."""
+    message: str = ""
+    is_head: bool = False
+    options: tuple[str, ...] = ()
+    """Words of a command about this chain: its folder and its module."""
+
+    @property
+    def steps_command(self) -> str:
+        """Command that shows the steps that the fixture goes through, and writes nothing."""
+        words = ("--from", self.revision, "--dry-run", *self.options)
+        return format_chain_command("upgrade", self.fixture, "", words)
+
+    @property
+    def steps_advice(self) -> str:
+        """What to do about steps that lead to another state than the recorded one."""
+        path = quote_shell(self.path)
+        if not self.is_head:
+            return f"Correct its steps; `git log -p -- {path}` shows the earlier ones"
+        words = ("ckptool", "revision", "-m", self.message, *self.options)
+        command = " ".join(map(quote_shell, words))
+        return f"Correct its steps, or draft it again: `mv {path} {path}.old && {command}`"
 
 
 @check(
@@ -35,7 +61,7 @@ class FixtureArrival(Struct, frozen=True):
         code="CK876",
         name="unrecorded-change",
         level=Level.ERROR,
-        summary="the state of the module changed since {head}, and no revision says how",
+        summary="the state of the module changed since {head}, and no revision covers that",
         detail="{difference}",
         why=(
             "Files that were saved before do not load into the module any more, and the chain of "
@@ -67,7 +93,9 @@ def find_unrecorded_change(change: ChainChange) -> Iterator[RuleHit]:
             "The fixture stands for all files that were saved at that revision: what happens to it "
             "happens to them."
         ),
-        fix="Correct the steps of the revisions after {revision}; the fixture stays as it is.",
+        fix="Correct the step of a later revision that `{command}` names; the fixture stays as it "
+        "is, and `ckptool check` follows it again",
+        general_command="ckptool upgrade FIXTURE --from REV --dry-run",
         example=(
             "import ckptool\n\n"
             "# a step of 0002 was edited, and renames a key that files of 0001 do not have\n"
@@ -77,7 +105,12 @@ def find_unrecorded_change(change: ChainChange) -> Iterator[RuleHit]:
 )
 def find_lost_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
     if arrival.failure:
-        yield hit(arrival.revision, revision=arrival.revision, failure=arrival.failure)
+        yield hit(
+            arrival.revision,
+            revision=arrival.revision,
+            failure=arrival.failure,
+            command=arrival.steps_command,
+        )
 
 
 @check(
@@ -92,8 +125,9 @@ def find_lost_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
             "It loads strictly, so nothing else would show it: users who upgrade their files get "
             "other results."
         ),
-        fix="Correct the steps of the revisions after {revision}, or remove the "
-        ".golden.safetensors of the fixture if it is meant to compute something else.",
+        fix="Correct the steps, which `{command}` lists; or, if it is meant to compute something "
+        "else, remove what was recorded: `rm {golden:sh}`",
+        general_command="ckptool upgrade FIXTURE --from REV --dry-run",
         example=(
             "import ckptool\n\n"
             "# 0002 renames the weights of two layers, and has their names the wrong way round\n"
@@ -103,7 +137,13 @@ def find_lost_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
 )
 def find_drifted_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
     if arrival.output_drift:
-        yield hit(arrival.revision, revision=arrival.revision, drift=arrival.output_drift)
+        yield hit(
+            arrival.revision,
+            revision=arrival.revision,
+            drift=arrival.output_drift,
+            command=arrival.steps_command,
+            golden=arrival.golden,
+        )
 
 
 @check(
@@ -118,7 +158,9 @@ def find_drifted_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
             "The recorded state is what files are recognised by, and what later steps rely on: a "
             "step was edited after the revision was drafted, or the branches were merged by hand."
         ),
-        fix="Correct the steps in the file of {revision}, or draft it again: `ckptool revision`.",
+        fix="{advice}",
+        general_advice="Correct its steps, or draft the last revision again: `mv FILE FILE.old && "
+        'ckptool revision -m "what changed"`',
         example=(
             "import ckptool\n\n"
             "# the step of 0002 drops `bias`, and its recorded state has it\n"
@@ -128,4 +170,9 @@ def find_drifted_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
 )
 def find_wrong_steps(arrival: FixtureArrival) -> Iterator[RuleHit]:
     if arrival.step_failure:
-        yield hit(arrival.revision, revision=arrival.revision, failure=arrival.step_failure)
+        yield hit(
+            arrival.revision,
+            revision=arrival.revision,
+            failure=arrival.step_failure,
+            advice=arrival.steps_advice,
+        )

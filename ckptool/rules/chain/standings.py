@@ -1,21 +1,15 @@
 """RevisionStanding -> hits: the place of a checkpoint in a chain of migrations (CK870-CK875)."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
+from ckptool.rules.fixes.commands import format_chain_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-_WHY_CURRENT: Final = (
-    "The project has a chain of migrations, so code and files have revisions: a release whose file "
-    "is at another revision than the code does not load, or loads and computes something else."
-)
-_EXAMPLE: Final = """import ckptool
-
-# ckpt_migrations/ has the revisions 0001 to 0003, and model.pth was
-# saved at 0001
-ckptool.gate("model.pth")"""
+_RECORD_CHANGE: Final = 'ckptool revision -m "what changed"'
 
 
 class RevisionStanding(Struct, frozen=True):
@@ -28,15 +22,53 @@ class RevisionStanding(Struct, frozen=True):
     revision: str
     """Name of its revision, "" if it is not known."""
     head: str
+    head_id: str = ""
+    """Identifier of the head, by which newer code knows it as well."""
     candidates: tuple[str, ...] = ()
-    """Of an ambiguous file: names of the revisions that it may be at."""
-    upgrade_command: str = ""
-    """Command that writes the file at the head."""
+    """Names of the revisions that record what the file holds, whatever its stamp says."""
+    path: str = ""
+    result_path: str = ""
+    """File that an upgrade or a downgrade of it writes."""
+    options: tuple[str, ...] = ()
+    """Words of a command about this file: the place of its state, and its module."""
+    has_changed: bool = False
+    """Whether the state of today's module is not the one that the head records."""
+
+    @property
+    def problem(self) -> str:
+        """The kind, or "old" for a file at an earlier revision; "" for one at the head."""
+        if self.kind in {"stamped", "recognised"}:
+            return "" if self.revision == self.head else "old"
+        return self.kind
+
+    @property
+    def command(self) -> str:
+        """Command that does something about the problem."""
+        if self.problem == "newer than the code":
+            return self._format_move("downgrade", "--to", self.head_id)
+        if self.problem == "old":
+            return self._format_move("upgrade")
+        if self.candidates:
+            revision = self.head if self.head in self.candidates else self.candidates[-1]
+            return self._format_move("upgrade", "--from", revision)
+        return _RECORD_CHANGE if self.has_changed else self._format_move("migrate")
+
+    def _format_move(self, verb: str, *words: str) -> str:
+        return format_chain_command(verb, self.path, self.result_path, (*words, *self.options))
 
 
-@check(
-    RevisionStanding,
-    Rule(
+_WHY_CURRENT: Final = (
+    "The project has a chain of migrations, so code and files have revisions: a release whose file "
+    "is at another revision than the code does not load, or loads and computes something else."
+)
+_EXAMPLE: Final = """import ckptool
+
+# ckpt_migrations/ has the revisions 0001 to 0003, and model.pth was
+# {history}
+ckptool.gate("model.pth")"""
+
+_RULES: Final = {
+    "old": Rule(
         code="CK870",
         name="old-revision",
         level=Level.ERROR,
@@ -45,35 +77,21 @@ class RevisionStanding(Struct, frozen=True):
         why=_WHY_CURRENT,
         fix="Upgrade it: `{command}`",
         general_command="ckptool upgrade FILE -o NEW",
-        example=_EXAMPLE,
+        example=_EXAMPLE.format(history="saved at 0001"),
     ),
-)
-def find_old_revision(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.revision and standing.revision != standing.head and standing.kind != "contradicted":
-        yield _describe_standing(standing)
-
-
-@check(
-    RevisionStanding,
-    Rule(
+    "newer than the code": Rule(
         code="CK871",
         name="newer-than-code",
         level=Level.ERROR,
         summary="the checkpoint is newer than the code",
-        detail="it {text}",
+        detail="{text}",
         why=_WHY_CURRENT,
-        fix="Release it with the code that has its revision, or `ckptool downgrade` it there.",
-        example=_EXAMPLE.replace("saved at 0001", "upgraded to 0004 by newer code"),
+        fix="Release it with the code that has its revision; or, with that code, write a file for "
+        "this code: `{command}`",
+        general_command="ckptool downgrade FILE -o NEW --to REV",
+        example=_EXAMPLE.format(history="upgraded to 0004 by newer code"),
     ),
-)
-def find_newer_file(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.kind == "newer than the code":
-        yield _describe_standing(standing)
-
-
-@check(
-    RevisionStanding,
-    Rule(
+    "of another project": Rule(
         code="CK872",
         name="foreign-stamp",
         level=Level.ERROR,
@@ -83,37 +101,23 @@ def find_newer_file(standing: RevisionStanding) -> Iterator[RuleHit]:
             "A stamp is written by `ckptool upgrade` in the project that the file belongs to: this "
             "is the file of another model, or its keys were taken over with the stamp."
         ),
-        fix="Release the file of this project; with another state, save it again without metadata.",
-        example=_EXAMPLE.replace("saved at 0001", "stamped in another project"),
+        fix="Release the file of this project; if this is its state, write it again with the stamp "
+        "of this chain: `{command}`",
+        general_command="ckptool upgrade FILE -o NEW --from REV",
+        example=_EXAMPLE.format(history="stamped in another project"),
     ),
-)
-def find_foreign_stamp(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.kind == "of another project":
-        yield _describe_standing(standing)
-
-
-@check(
-    RevisionStanding,
-    Rule(
+    "unknown": Rule(
         code="CK873",
         name="unknown-revision",
         level=Level.ERROR,
         summary="the checkpoint is at no revision of the chain of migrations",
         detail="it {text}",
         why=_WHY_CURRENT,
-        fix='If the module changed, record it: `ckptool revision -m "what changed"`; else release '
-        "a file that the code saved.",
-        example=_EXAMPLE.replace("saved at 0001", "saved by code that no revision records"),
+        fix="Release a file that the code saved; or bring this one into the chain: `{command}`",
+        general_command=_RECORD_CHANGE,
+        example=_EXAMPLE.format(history="saved by code that no revision records"),
     ),
-)
-def find_unknown_revision(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.kind == "unknown":
-        yield _describe_standing(standing)
-
-
-@check(
-    RevisionStanding,
-    Rule(
+    "contradicted": Rule(
         code="CK874",
         name="contradicted-stamp",
         level=Level.ERROR,
@@ -123,19 +127,11 @@ def find_unknown_revision(standing: RevisionStanding) -> Iterator[RuleHit]:
             "Its state was changed after `ckptool upgrade` had written it, and the stamp was kept: "
             "an upgrade from that revision would fail, or do the wrong steps."
         ),
-        fix="Save it again without the stamp, or name its revision: `ckptool upgrade PATH --from "
-        "REV -o OUT`",
-        example=_EXAMPLE.replace("saved at 0001", "stamped with 0003 and has other keys"),
+        fix="Write it again, at a revision of the chain: `{command}`",
+        general_command="ckptool upgrade FILE -o NEW --from REV",
+        example=_EXAMPLE.format(history="stamped with 0003 and has other keys"),
     ),
-)
-def find_contradicted_stamp(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.kind == "contradicted":
-        yield _describe_standing(standing)
-
-
-@check(
-    RevisionStanding,
-    Rule(
+    "ambiguous": Rule(
         code="CK875",
         name="ambiguous-revision",
         level=Level.WARNING,
@@ -145,15 +141,28 @@ def find_contradicted_stamp(standing: RevisionStanding) -> Iterator[RuleHit]:
             "Revisions that change values alone have the same keys and shapes, so that a file "
             "without a stamp shows only to its author which of them it is at."
         ),
-        fix="Write it with the stamp of its revision: `ckptool upgrade PATH --from REV -o OUT`",
-        example=_EXAMPLE.replace("saved at 0001", "saved at 0002 or 0003, which have equal keys"),
+        fix="Write it with the stamp of the revision that it was saved at, with --from: "
+        "`{command}`",
+        general_command="ckptool upgrade FILE -o NEW --from REV",
+        example=_EXAMPLE.format(history="saved at 0002 or 0003, which have equal keys"),
     ),
-)
-def find_ambiguous_revision(standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.kind == "ambiguous":
-        level = None if standing.head in standing.candidates else Level.ERROR
-        yield hit("", level, head=standing.head, candidates=", ".join(standing.candidates))
+}
+"""Problem of a standing -> its rule."""
 
 
-def _describe_standing(standing: RevisionStanding) -> RuleHit:
-    return hit("", head=standing.head, text=standing.text, command=standing.upgrade_command)
+def _find_problem(problem: str, standing: RevisionStanding) -> Iterator[RuleHit]:
+    if standing.problem != problem:
+        return
+    is_maybe_head = problem == "ambiguous" and standing.head in standing.candidates
+    yield hit(
+        "",
+        Level.WARNING if is_maybe_head else Level.ERROR,
+        head=standing.head,
+        text=standing.text.removeprefix("is newer than the code: "),
+        candidates=", ".join(standing.candidates),
+        command=standing.command,
+    )
+
+
+for _problem, _rule in _RULES.items():
+    check(RevisionStanding, _rule)(partial(_find_problem, _problem))

@@ -22,7 +22,9 @@ _FOLDERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TO
 _TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".bin"})
 """Suffixes that a result of torch.save keeps."""
 _WEB_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
-_MODULE_OPTIONS: Final = frozenset({"-I", "--loader", "--no-file-kwargs", "--input", "--inputs"})
+_INPUT_OPTIONS: Final = frozenset({"--input", "--inputs"})
+"""Options that a command that does not run the module does not take."""
+_MODULE_OPTIONS: Final = _INPUT_OPTIONS | {"-I", "--loader", "--no-file-kwargs"}
 """Options that a command without a module does not take."""
 _MAX_RENAMES: Final = 4
 """Renames that one command takes; of more, a user answers one after the other."""
@@ -90,13 +92,23 @@ def _is_convertible(checkpoint: Checkpoint) -> bool:
 
 def _iter_given_without_module() -> Iterator[str]:
     """Yield the given options, and the values of those that take one, that need no module."""
+    return _iter_given_words(_MODULE_OPTIONS)
+
+
+def _iter_given_words(left_out: frozenset[str]) -> Iterator[str]:
+    """Yield the given options but some, and the values of those that take one."""
     words = iter(GIVEN_WORDS.get().shared)
     for word in words:
-        if word == "--no-file-kwargs":
-            continue
-        values = [] if word == "--no-config" else [next(words)]
-        if word not in _MODULE_OPTIONS:
+        values = [] if word in {"--no-config", "--no-file-kwargs"} else [next(words)]
+        if word not in left_out:
             yield from (word, *values)
+
+
+def format_chain_command(verb: str, path: str, result: str, options: Sequence[str]) -> str:
+    """Return the `ckptool upgrade` or `ckptool downgrade` of a file; `result` "" writes none."""
+    output = ("-o", result) if result else ()
+    words = ("ckptool", verb, path, *output, *options, *_iter_given_words(_INPUT_OPTIONS))
+    return " ".join(map(quote_shell, words))
 
 
 def name_result(checkpoint: Checkpoint, suffix: str = "", participle: str = "migrated") -> str:

@@ -6,12 +6,15 @@ from ckptool.compare.renames import PrefixRewrite
 from ckptool.phrases import quote_code, quote_python
 
 
-def describe_rewrite(rewrite: PrefixRewrite) -> str:
-    """Return what is done to the file's keys: "`module.` is taken out"."""
+def list_rewrite_steps(rewrite: PrefixRewrite) -> list[str]:
+    """Return clauses on what is done to the file's keys: "`module.` is removed"."""
     removed = [quote_code(f"{segment.rstrip('.')}.") for segment in rewrite.removed_segments]
-    steps = [f"{' and '.join(removed)} {'is' if len(removed) == 1 else 'are'} taken out"]
-    added = f"{quote_code(rewrite.added_prefix)} is put in front"
-    return " and ".join((*(steps if removed else ()), *((added,) if rewrite.added_prefix else ())))
+    steps = []
+    if removed:
+        steps.append(f"{' and '.join(removed)} {'is' if len(removed) == 1 else 'are'} removed")
+    if rewrite.added_prefix:
+        steps.append(f"{quote_code(rewrite.added_prefix)} is added in front")
+    return steps
 
 
 def format_rewrite_code(
@@ -19,7 +22,7 @@ def format_rewrite_code(
 ) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
 
-    A wrapper's segment is taken out wherever it stands, another prefix at the beginning only.
+    A wrapper's segment is removed wherever it occurs, another prefix at the beginning only.
     """
     wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
     prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]

@@ -8,6 +8,12 @@ from ckptool.phrases import quote_python
 
 _MAX_STATEMENTS: Final = 4
 """Maximum assignments that one fix lists."""
+FULL_STATE_DICT: Final = (
+    "from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict; "
+    "state_dict = get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True, cpu_offload=True))"
+)
+"""Code for all ranks: the keys and shapes of the module, however its parameters are sharded."""
 
 
 def format_place(at: str) -> str:
@@ -17,16 +23,22 @@ def format_place(at: str) -> str:
 
 def format_tie_code(first_key: str, other_keys: Collection[str]) -> str:
     """Return the assignments that tie the parameters `other_keys` of `model` to the first."""
-    source = _format_attribute(first_key)
+    source = format_attribute(first_key)
     targets = islice(other_keys, _MAX_STATEMENTS)
-    return "; ".join(f"{_format_attribute(key)} = {source}" for key in targets)
+    return "; ".join(f"{format_attribute(key)} = {source}" for key in targets)
 
 
-def _format_attribute(key: str) -> str:
-    """Return an expression that can be assigned to: `model.get_submodule("a.0").weight`."""
-    path, _, name = key.rpartition(".")
-    owner = f"model.get_submodule({quote_python(path)})" if path else "model"
-    return f"{owner}.{name}"
+def format_attribute(path: str, root: str = "model") -> str:
+    """Return an expression that can be assigned to: `model.get_submodule("a.0").weight`.
+
+    Args:
+        path: a key, or the path of an unsaved tensor: "a.0.tables[1]".
+        root: name of the variable that contains the module.
+    """
+    attribute, bracket, index = path.partition("[")
+    owner, _, name = attribute.rpartition(".")
+    module = f"{root}.get_submodule({quote_python(owner)})" if owner else root
+    return f"{module}.{name}{bracket}{index}"
 
 
 def format_copy_code(keys: Collection[str], source: str, target: str = "state_dict") -> str:

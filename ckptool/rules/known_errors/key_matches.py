@@ -5,7 +5,8 @@ Each function looks for one cause, and says which keys it explains.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Final
 
 from msgspec import Struct
@@ -104,25 +105,43 @@ def _match_rewrite(
 
 
 def find_wrapped_file(difference: KeyDifference) -> PatternMatch | None:
+    if not difference.missing:
+        return _match_wrapped_keys(difference.unexpected)
     rewrite = _find_rewrite(difference)
     if rewrite is None or not rewrite.removed_segments or rewrite.added_prefix:
         return None
     if not {*rewrite.removed_segments} <= {*WRAPPERS}:
         return None
-    prefixes = [f"{segment}." for segment in rewrite.removed_segments]
-    is_in_front = all(old == "".join(prefixes) + new for old, new in rewrite.key_map.items())
+    prefix = "".join(f"{segment}." for segment in rewrite.removed_segments)
+    is_in_front = all(old == prefix + new for old, new in rewrite.key_map.items())
+    facts = _describe_wrappers(rewrite.removed_segments, is_in_front=is_in_front)
+    return _match_rewrite(difference, rewrite, facts)
+
+
+def _match_wrapped_keys(keys: Sequence[str]) -> PatternMatch | None:
+    """Match keys that all begin with wrappers, where the other side's keys are not given."""
+    if not keys:
+        return None
+    segments = [*takewhile(WRAPPERS.__contains__, keys[0].split(".")[:-1])]
+    while segments and not all(key.startswith(".".join(segments) + ".") for key in keys):
+        segments.pop()
+    if not segments:
+        return None
+    facts = _describe_wrappers(segments, is_in_front=True)
+    return PatternMatch(frozenset(keys), facts, Certainty.CERTAIN)
+
+
+def _describe_wrappers(segments: Sequence[str], *, is_in_front: bool) -> dict[str, str]:
+    """Return the wrappers' names, and the code for a key without the segments that they add."""
+    prefixes = [f"{segment}." for segment in segments]
     removals = "".join(f".removeprefix({quote_python(prefix)})" for prefix in prefixes)
-    names = ", ".join(map(quote_python, rewrite.removed_segments))
+    names = ", ".join(map(quote_python, segments))
     joined = f'".".join(s for s in key.split(".") if s not in {{{names}}})'
-    return _match_rewrite(
-        difference,
-        rewrite,
-        {
-            "prefix": "` and `".join(prefixes),
-            "wrapper": " and ".join(_WRAPPER_NAMES[s] for s in rewrite.removed_segments),
-            "code": f"key{removals}" if is_in_front else joined,
-        },
-    )
+    return {
+        "prefix": "` and `".join(prefixes),
+        "wrapper": " and ".join(_WRAPPER_NAMES[segment] for segment in segments),
+        "code": f"key{removals}" if is_in_front else joined,
+    }
 
 
 def find_wrapped_module(difference: KeyDifference) -> PatternMatch | None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.rules.fixes.state_code import FULL_STATE_DICT
 from ckptool.rules.known_errors.key_lists import KeyDifference
 from ckptool.rules.known_errors.key_matches import (
     PatternMatch,
@@ -96,11 +97,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "save the full state_dict",
-                code=(
-                    "from torch.distributed.checkpoint.state_dict import StateDictOptions, "
-                    "get_model_state_dict; state_dict = get_model_state_dict(model, "
-                    "options=StateDictOptions(full_state_dict=True, cpu_offload=True))"
-                ),
+                code=FULL_STATE_DICT,
             ),
             INSPECT,
         ),

@@ -7,7 +7,7 @@ from typing import Final
 from ckptool.model import Checkpoint, Container, Kind
 from ckptool.phrases import join_limited, pluralize, quote_code, quote_shell, summarize_message
 from ckptool.rules.fixes.commands import name_result
-from ckptool.rules.fixes.rewrite_code import describe_rewrite, format_rewrite_code
+from ckptool.rules.fixes.rewrite_code import format_rewrite_code, list_rewrite_steps
 from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
 from ckptool.rules.fixes.state_code import format_tie_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -62,7 +62,7 @@ def find_keys_left_out(site: LoadSite) -> Iterator[RuleHit]:
         **_build_load_facts(record),
         count=pluralize(record.missing_count, "key"),
         keys=_join_keys(record.missing_keys, record.missing_count),
-        cause=_describe_rewrite(record) or f"they are not in {_name_source(record)}",
+        cause=_describe_rewrite(record) or f"not in {_name_source(record)}",
         remedy=_format_key_fix(record),
     )
 
@@ -285,7 +285,10 @@ def _describe_rewrite(record: LoadRecord) -> str:
     """Return the one cause of the keys that differ; "" if no prefix explains them."""
     if record.rewrite is None:
         return ""
-    count, steps = pluralize(record.rewritten_count, "key"), describe_rewrite(record.rewrite)
+    count, steps = (
+        pluralize(record.rewritten_count, "key"),
+        " and ".join(list_rewrite_steps(record.rewrite)),
+    )
     verb = "matches" if record.rewritten_count == 1 else "match"
     return f"{count} of {_name_source(record)} {verb} once {steps}"
 

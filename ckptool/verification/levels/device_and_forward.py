@@ -109,7 +109,7 @@ def skip_device_levels(
 ) -> tuple[LevelResult, ...]:
     """Return both levels as skipped, for lack of inputs; `reason` says why there are none."""
     keys_text = join_limited(fold_names(staying_keys), _MAX_STAYING_KEYS)
-    details = (f"do not move with the module: {keys_text}",) if staying_keys else ()
+    details = (f"not moved with the module: {keys_text}",) if staying_keys else ()
     device_reason = "--device cpu: nothing was moved" if device.kind == "cpu" else reason
     return (
         LevelResult(VerificationLevel.DEVICE, LevelStatus.SKIPPED, device_reason, details=details),

@@ -131,7 +131,7 @@ def check_persistence(
         *_list_details("not tried, because its values cannot be changed in place", unchanged_paths),
     )
     if unexpected_paths:
-        reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
+        reason = f"changes are lost by saving and loading: {_format_paths(unexpected_paths)}"
         return (
             LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.FAILED, reason, "cpu", details),
             unexpected_paths,
@@ -151,8 +151,20 @@ def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn
         torch.save(module.state_dict(), file)
         file.seek(0)
         state_dict: Mapping[str, Any] = torch.load(file, weights_only=True)
+        _cast_tensors(reloaded_module, state_dict)
     load_matching_tensors(reloaded_module, state_dict, instance_factory.factory.target)
     return reloaded_module
+
+
+def _cast_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Give the tensors of `module` the dtypes of the state, as a framework builds them for a file.
+
+    `load_state_dict` alone never changes a dtype: there is nothing to cast.
+    """
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        saved = state_dict.get(key)
+        if isinstance(saved, Tensor) and isinstance(tensor, Tensor) and saved.dtype != tensor.dtype:
+            tensor.data = tensor.data.to(saved.dtype)
 
 
 def _change_state(module: nn.Module) -> tuple[str, ...]:

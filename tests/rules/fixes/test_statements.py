@@ -1,5 +1,6 @@
 """Code in fixes is executed, and the finding goes."""
 
+import operator
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command_runs import run_in_process
-from rules import cases_quantization
+from rules import cases_quantization, cases_values
 from rules.cases import Case
 from rules.fixes.fix_kinds import STATEMENTS
 from rules.fixes.fix_runs import execute, find_command, find_own, list_cases
@@ -166,3 +167,53 @@ def test_the_new_file_keeps_what_the_old_one_had(case, tmp_path, calls):
     exec(code[0], {"old": old, "new": new, "torch": torch})
     torch.save(new, tmp_path / "fixed.pth")
     assert (case.code, finding.key) not in calls.ask(tmp_path / "fixed.pth")
+
+
+def test_an_initialised_tensor_is_not_reported(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(8, 5))
+    with torch.no_grad():
+        module[1].weight.copy_(cases_values.garbage().reshape(5, 8))
+    path = tmp_path / "m.pth"
+    torch.save(module.state_dict(), path)
+    (finding,) = (f for f in api.inspect(path, values=True).findings if f.code == "CK405")
+    code = re.search(r"module\..*?\(\)", finding.fix)[0]
+    exec(code, {"module": module})
+    torch.save(module.state_dict(), path)
+    assert "CK405" not in {f.code for f in api.inspect(path, values=True).findings}
+
+
+def test_a_full_state_dict_has_no_flat_parameter(tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save({"_fsdp_wrapped_module._flat_param": torch.ones(24)}, path)
+    (finding,) = (f for f in api.inspect(path).findings if f.code == "CK604")
+    names: dict[str, Any] = {"model": nn.Linear(2, 3)}
+    exec(finding.fix.partition("ranks: ")[2], names)
+    torch.save(names["state_dict"], path)
+    assert names["state_dict"].keys() == {"weight", "bias"}
+    assert "CK604" not in {f.code for f in api.inspect(path).findings}
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.register_buffer("freq", torch.ones(2), persistent=False)
+        self.tables = [torch.zeros(2)]
+
+
+@pytest.mark.parametrize("build", [Scaled, lambda: nn.Sequential(Scaled(), nn.ReLU())])
+def test_what_is_on_meta_after_loading_is_set(build, tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save(build().state_dict(), path)
+    report = api.verify(path, module=build, device="cpu")
+    findings = [f for f in report.findings if f.code == "CK701"]
+    with torch.device("meta"):
+        module = build()
+    module.load_state_dict(torch.load(path), assign=True)
+    owner = module if isinstance(module, Scaled) else module[0]
+    tensors = operator.attrgetter("freq"), lambda owner: owner.tables[0]
+    assert all(get(owner).is_meta for get in tensors)
+    for finding in findings:
+        code = re.search(r"after loading: (.*?) \(cpu_module", finding.fix)[1]
+        exec(code, {"module": module, "cpu_module": build()})
+    assert not any(get(owner).is_meta for get in tensors)

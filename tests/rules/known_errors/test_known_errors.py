@@ -1,5 +1,6 @@
 """Errors of torch and its libraries are explained by their cause; what looks alike is not."""
 
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from ckptool.rules.known_errors import KNOWN_ERRORS
 from ckptool.rules.known_errors.explain import ExplainedError, explain_log
 from ckptool.rules.known_errors.key_patterns import KEY_PATTERNS
+from ckptool.rules.known_errors.known_error import Certainty
 from ckptool.rules.known_errors.shape_patterns import SHAPE_PATTERNS
 
 
@@ -76,6 +78,27 @@ def test_a_terminal_that_wraps_anywhere(width):
         for start in range(0, max(1, len(line)), width)
     ]
     assert kinds(explain_log("\n".join(lines))) == {"wrapped-file"}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_message_without_its_missing_keys(prefix):
+    text = load_text(net(), plain_state(net()), prefix=prefix)
+    text = "".join(line for line in text.splitlines(True) if "Missing key(s)" not in line)
+    assert "Unexpected key(s)" in text
+    (error,) = explain_log(text)
+    explanation = error.explanation
+    assert (explanation.name, explanation.certainty) == ("wrapped-file", Certainty.CERTAIN)
+    assert any(advice.command.startswith("ckptool migrate") for advice in explanation.advice)
+    code = next(advice.code for advice in explanation.advice if advice.code)
+    renamed = re.search(r"\{(.*): value", code)[1]
+    assert eval(renamed, {"key": f"{prefix}fc.weight"}) == "fc.weight"
+
+
+@pytest.mark.parametrize("other", ["n_averaged", "modules.weight", "fc.bias", "module"])
+def test_unexpected_keys_of_which_one_has_no_prefix(other):
+    text = f'Unexpected key(s) in state_dict: "module.a.weight", "{other}". '
+    (error,) = explain_log(f"Error(s) in loading state_dict for Net:\n\t{text}")
+    assert error.explanation.name != "wrapped-file"
 
 
 def test_interleaved_ranks():
