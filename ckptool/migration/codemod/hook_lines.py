@@ -1,5 +1,7 @@
 """A class of a file -> the same class with `_version` and the lines that register a hook."""
 
+from collections.abc import Sequence
+
 import libcst as cst
 
 from ckptool.errors import PlanError
@@ -68,16 +70,20 @@ class _ClassEditor(cst.CSTTransformer):
         if has_docstring:
             version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
         elif not _begins_with_blank_line(first):
-            blank = cst.EmptyLine(indent=False)
-            members[0] = members[0].with_changes(leading_lines=[blank, *members[0].leading_lines])
+            lines = [cst.EmptyLine(indent=False), *_list_leading_lines(first)]
+            members[0] = first.with_changes(leading_lines=lines)
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
 
 
+def _list_leading_lines(member: cst.BaseStatement) -> Sequence[cst.EmptyLine]:
+    return getattr(member, "leading_lines", ())
+
+
 def _begins_with_blank_line(member: cst.BaseStatement) -> bool:
-    lines = getattr(member, "leading_lines", ())
-    return bool(lines) and lines[0].comment is None
+    lines = _list_leading_lines(member)
+    return len(lines) > 0 and lines[0].comment is None
 
 
 def _is_constructor(member: cst.BaseStatement) -> bool:
