@@ -67,17 +67,21 @@ class _ClassEditor(cst.CSTTransformer):
         version = cst.parse_statement(f"_version = {self._registration.version}")
         if has_docstring:
             version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
-        elif not _begins_with_blank_line(first):
-            blank = cst.EmptyLine(indent=False)
-            members[0] = members[0].with_changes(leading_lines=[blank, *members[0].leading_lines])
+        else:
+            members[0] = _begin_with_blank_line(first)
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
 
 
-def _begins_with_blank_line(member: cst.BaseStatement) -> bool:
-    lines = getattr(member, "leading_lines", ())
-    return bool(lines) and lines[0].comment is None
+def _begin_with_blank_line(member: cst.BaseStatement) -> cst.BaseStatement:
+    """Return a member of a class with an empty line in front of it, if it has none."""
+    if not isinstance(member, cst.SimpleStatementLine | cst.BaseCompoundStatement):
+        return member
+    lines = [*member.leading_lines]
+    if lines and lines[0].comment is None:
+        return member
+    return member.with_changes(leading_lines=[cst.EmptyLine(indent=False), *lines])
 
 
 def _is_constructor(member: cst.BaseStatement) -> bool:
