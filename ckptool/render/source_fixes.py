@@ -22,8 +22,8 @@ class SourceFixes(Struct, frozen=True):
         """Return the edit of a finding; None without one, or where several classes may be meant."""
         candidates = self.edits.get((finding.code, finding.key, _get_file(finding.where)), [])
         exact = [edit for edit in candidates if edit.where == finding.where]
-        matches = exact or candidates
-        return matches[0] if len(matches) == 1 else None
+        edits = exact or candidates
+        return edits[0] if len(edits) == 1 else None
 
 
 def index_fixes(report: "AnyReport") -> SourceFixes:

@@ -1,7 +1,5 @@
 """A class of a file -> the same class with `_version` and the lines that register a hook."""
 
-from collections.abc import Sequence
-
 import libcst as cst
 
 from ckptool.errors import PlanError
@@ -69,21 +67,21 @@ class _ClassEditor(cst.CSTTransformer):
         version = cst.parse_statement(f"_version = {self._registration.version}")
         if has_docstring:
             version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
-        elif not _begins_with_blank_line(first):
-            lines = [cst.EmptyLine(indent=False), *_list_leading_lines(first)]
-            members[0] = first.with_changes(leading_lines=lines)
+        else:
+            members[0] = _begin_with_blank_line(first)
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
 
 
-def _list_leading_lines(member: cst.BaseStatement) -> Sequence[cst.EmptyLine]:
-    return getattr(member, "leading_lines", ())
-
-
-def _begins_with_blank_line(member: cst.BaseStatement) -> bool:
-    lines = _list_leading_lines(member)
-    return len(lines) > 0 and lines[0].comment is None
+def _begin_with_blank_line(member: cst.BaseStatement) -> cst.BaseStatement:
+    """Return a member of a class with an empty line in front of it, if it has none."""
+    if not isinstance(member, cst.SimpleStatementLine | cst.BaseCompoundStatement):
+        return member
+    lines = [*member.leading_lines]
+    if lines and lines[0].comment is None:
+        return member
+    return member.with_changes(leading_lines=[cst.EmptyLine(indent=False), *lines])
 
 
 def _is_constructor(member: cst.BaseStatement) -> bool:

@@ -75,8 +75,8 @@ def plan_edits(
             new_content = rewritten.text.encode(encoding)
         except (PlanError, OSError, UnicodeEncodeError) as error:
             failed = planned.list_faults(path)
-            kept_faults = [fault for fault in faults if fault not in failed]
-            plan = plan_edits(kept_faults, project, folder, options, hooks)
+            other_faults = [fault for fault in faults if fault not in failed]
+            plan = plan_edits(other_faults, project, folder, options, hooks)
             new_refused = [RefusedFix(fault, str(error)) for fault in failed]
             return replace(plan, refused=(*plan.refused, *new_refused))
         changes[path] = SourceChange(path, content, new_content)
