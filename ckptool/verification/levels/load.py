@@ -32,7 +32,7 @@ class LoadedModuleFactory:
     """Tensors by key, with keys rewritten to the module's by the diff's PrefixRewrite."""
 
     def create_module(self, seed: int = 0) -> nn.Module:
-        """Return a fresh instance with all tensors of matching key and shape loaded.
+        """Return a new instance with all tensors of matching key and shape loaded.
 
         Raises:
             ModuleError: it cannot be built, or loading raises.
@@ -103,7 +103,7 @@ def load_matching_tensors(module: nn.Module, tensors: Mapping[str, Any], target:
 
 
 def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
-    """Load the file's tensors under their own keys with strict=True into a fresh instance."""
+    """Load the file's tensors under their own keys with strict=True into a new instance."""
     module_diff = loaded_factory.module_diff
     if module_diff.module.loader != "torch":
         return _check_framework_load(loaded_factory)

@@ -82,7 +82,7 @@ def _judge(status: LevelStatus, reason: str, details: tuple[str, ...] = ()) -> L
 def check_persistence(
     loaded_factory: LoadedModuleFactory, module_info: ModuleInfo
 ) -> tuple[LevelResult, tuple[str, ...]]:
-    """Change all state, save, load into a fresh instance, and find state that was not restored.
+    """Change all state, save, load into a new instance, and find state that was not restored.
 
     Returns:
         The level, and the paths of lost state; without buffers that are meant not to be saved.
