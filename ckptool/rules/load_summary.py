@@ -256,7 +256,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK223",
         name="load-refused",
         level=Level.ERROR,
-        summary="{premise}{call} raises",
+        summary="{attempt} raises",
         detail="{error}",
         why=(
             "Loading is code: a hook or an override may refuse a file because of its version, a "
@@ -290,7 +290,7 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
         # A framework that raises says nothing of the keys.
         premise = "keys and shapes match, and " if diff.loading_info is None else ""
         error = _get_load_error(diff)
-        yield hit("", premise=premise, call=call, error=error, remedy=remedy)
+        yield hit("", attempt=f"{premise}{call}", error=error, remedy=remedy)
 
 
 def _advise_refused_load(diff: ModuleDiff) -> str:
