@@ -91,10 +91,13 @@ class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     path: str
     """Glob, as in `models`; of several matches the last wins."""
     select: tuple[str, ...] | None = None
+    """Replaces `select` for all files."""
     ignore: tuple[str, ...] | None = None
+    """Replaces `ignore` for all files."""
     levels: dict[str, LevelName] = {}
+    """Replaces `levels` for all files, code by code."""
     fail_on: FailOn | None = None
-    """These four replace the settings for all files."""
+    """Replaces `fail-on` for all files."""
     require: ReleaseRequirements = ReleaseRequirements()
     """Replaces the requirements for all files, key by key."""
 

@@ -51,7 +51,7 @@ def audit(
 ) -> AuditReport | ProjectAuditReport:
     """Report the state of a module that its state_dict lacks; with `inputs`, also run forward.
 
-    A live module is compared with a fresh instance that has its state_dict loaded: the differences
+    A live module is compared with a new instance that has its state_dict loaded: the differences
     are what a save loses.
 
     Args:

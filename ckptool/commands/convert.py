@@ -13,7 +13,7 @@ from ckptool.commands.sources.batch import (
 )
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import PathLike, require_local_path
-from ckptool.errors import UsageError
+from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.reports.convert import (
@@ -125,11 +125,11 @@ def _resolve_dtype(name: str) -> str:
     """Return torch's name of a dtype.
 
     Raises:
-        UsageError: tensors cannot be cast to it.
+        PlanError: tensors cannot be cast to it.
     """
     from ckptool.migration.plan.tensor_operations import FLOAT_DTYPES
 
     dtype = DTYPE_NAMES.get(name, name.removeprefix("torch."))
     if dtype not in FLOAT_DTYPES:
-        raise UsageError(f"--dtype: {name!r} is not one of {', '.join(sorted(FLOAT_DTYPES))}")
+        raise PlanError(f"--dtype: {name!r} is not one of {', '.join(sorted(FLOAT_DTYPES))}")
     return dtype

@@ -34,7 +34,7 @@ class StepReport(Struct, frozen=True, kw_only=True):
     after: str
     why: str
     assumption: str = ""
-    """What the step rests on without proof, else ""."""
+    """What the step assumes without proof, else ""."""
     source: str = ""
     """Source of an injected value, else ""."""
     loses: str = ""

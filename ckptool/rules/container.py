@@ -114,18 +114,19 @@ def _build_view_key(tensor: TensorInfo) -> object:
         code="CK310",
         name="safetensors-format-metadata-missing",
         level=Level.WARNING,
-        summary="the header's __metadata__ has no `format`",
+        summary="the safetensors header has no `format` in its __metadata__",
         why=(
             "transformers and accelerate read metadata()['format'] and fail with an "
             "AttributeError or refuse the file."
         ),
-        fix='save_file(tensors, path, metadata={{"format": "pt"}})',
+        fix='{command}; or in code: save_file(tensors, path, metadata={{"format": "pt"}})',
+        general_command=CONVERT,
         example='save_file(model.state_dict(), path)  # without metadata={"format": "pt"}',
     ),
 )
 def find_missing_format_metadata(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.container is Container.SAFETENSORS and "format" not in checkpoint.metadata:
-        yield hit("__metadata__")
+        yield hit("__metadata__", command=format_convert_command(checkpoint))
 
 
 @check(

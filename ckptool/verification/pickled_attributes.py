@@ -1,4 +1,4 @@
-"""Restore a pickled module's tensors that are not in its state_dict into a fresh instance."""
+"""Restore a pickled module's tensors that are not in its state_dict into a new instance."""
 
 from collections.abc import Mapping
 

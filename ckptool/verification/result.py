@@ -83,7 +83,7 @@ class ForwardEffects(Struct, frozen=True):
     is_completed: bool = False
     """Whether forward completed; only then does absence from the first uses mean unused."""
     round_trip_difference: str = ""
-    """Output difference after save and load into a fresh instance, "" if none."""
+    """Output difference after save and load into a new instance, "" if none."""
     skipped: tuple[Skipped, ...] = ()
 
     def apply_to(self, module_info: ModuleInfo) -> ModuleInfo:
@@ -169,7 +169,7 @@ class Verification(Struct, frozen=True):
     levels: tuple[LevelResult, ...]
     device_mismatches: tuple[DeviceMismatch, ...] = ()
     round_trip_difference: str = ""
-    """Output difference after save and load into a fresh instance, "" if none."""
+    """Output difference after save and load into a new instance, "" if none."""
     uninitialized_paths: tuple[str, ...] = ()
     """Paths still on meta after a meta build and `load_state_dict(assign=True)`."""
     uninitialized_buffers: Mapping[str, str] = {}

@@ -98,7 +98,7 @@ def changes_since_construction(
     kwargs: Mapping[str, object] | None = None,
     fresh: Callable[[], nn.Module] | None = None,
 ) -> UsageChanges:
-    """Compare a module with fresh instances that have its state_dict loaded; a save loses the rest.
+    """Compare a module with new instances that have its state_dict loaded; a save loses the rest.
 
     Two are built, with two seeds: state that differs between them is random, not changed by use.
     """
@@ -239,7 +239,7 @@ def _judge_constancy(
 
 
 def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -> ModuleSnapshot:
-    """Return the snapshot of a fresh instance with the state_dict of `module` loaded.
+    """Return the snapshot of a new instance with the state_dict of `module` loaded.
 
     Raises:
         ModuleError: it cannot be built, has other keys or shapes, or loading raises.

@@ -5,7 +5,8 @@ Comments in a page, which readers do not see, say what is run:
 - `<!-- run: COMMAND -->` before a fenced block: the block becomes the command and its output.
 - `<!-- workspace: FILE... -->` once in a page: its commands are run in a new folder with copies of
   these files, in the order in which they stand; without it, in the root of the repository.
-- `<!-- write: NAME -->` before a fenced block: the block is written to that file of the workspace.
+- `<!-- write: NAME -->` before a fenced block: the block is written to that file of the workspace,
+  and its name is put above it for readers.
 - `<!-- show: FILE -->` before a fenced block: the block becomes the text of that file.
 """
 
@@ -22,7 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEP = re.compile(
-    r"(?P<head><!-- (?P<verb>run|write|show): (?P<words>.*?) -->\n+```\w*\n)"
+    r"(?P<head><!-- (?P<verb>run|write|show): (?P<words>.*?) -->\n+)(?P<caption>`[^`\n]+`:\n+)?"
+    r"(?P<fence>```\w*\n)"
     r"(?P<body>.*?)(?P<end>```)",
     re.DOTALL,
 )
@@ -59,11 +61,11 @@ def _step(folder: Path, match: re.Match[str]) -> str:
         place = folder / words
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(body, encoding="utf-8")
-        return match[0]
+        return f"{match['head']}`{words}`:\n\n{match['fence']}{body}{match['end']}"
     shown = f"$ {words}\n{output(words, folder)}".rstrip() + "\n"
     if match["verb"] == "show":
         shown = (ROOT / words).read_text(encoding="utf-8").rstrip() + "\n"
-    return f"{match['head']}{shown}{match['end']}"
+    return f"{match['head']}{match['fence']}{shown}{match['end']}"
 
 
 def output(command: str, folder: Path = ROOT) -> str:

@@ -227,7 +227,7 @@ def test_a_difference_exits_1_and_none_exits_0(run_command, linear, tmp_path):
     same = run_command("diff", linear, linear)
     assert (same.code, same.out.splitlines()[0]) == (0, "identical")
     differs = run_command("diff", linear, other)
-    assert (differs.code, differs.out.splitlines()[0]) == (1, "values differ")
+    assert (differs.code, differs.out.splitlines()[0]) == (1, "values differ: `weight`, `bias`")
     unseen = run_command("diff", linear, other, "--no-values")
     assert (unseen.code, unseen.out.splitlines()[0]) == (0, "compatible")
     assert "not checked: values" in unseen.out

@@ -74,7 +74,7 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
     why: str = ""
     """Comment for readers of the plan; has no effect."""
     assumption: str = ""
-    """What the step rests on without proof; "" if it is proved, or written by hand."""
+    """What the step assumes without proof; "" if it is proved, or written by hand."""
     data_loss: ClassVar[str] = ""
     """Information of the source that the result lacks; "" for none."""
 

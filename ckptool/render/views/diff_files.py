@@ -6,7 +6,7 @@ from typing import Final
 
 from ckptool.folding import replace_layer_numbers
 from ckptool.model import DTYPE_BITS, natural_sort_key
-from ckptool.phrases import join_limited, pluralize
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -34,6 +34,8 @@ _MODULE_COLUMNS: Final[tuple[Column | str, ...]] = (
     *_MEASURES,
 )
 _MAX_TIES: Final = 3
+_MAX_NAMED: Final = 2
+"""Maximum keys in the verdict."""
 _MAX_ENTRIES: Final = 20
 """Maximum plain values shown; the rest is only counted. -v shows all."""
 _MAX_TENSORS: Final = 20
@@ -51,7 +53,9 @@ def build_blocks(
 
 
 def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) -> Iterator[Block]:
-    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    details = ", ".join(_iter_verdict_details(report))
+    text = f"{report.verdict}: {details}" if details else report.verdict
+    yield VerdictBlock(text, bool(report.exit_code))
     if options.verbosity < 0:
         return
     yield LinesBlock(tuple(_iter_summary_lines(report)))
@@ -97,6 +101,24 @@ def _build_plain_data_blocks(report: DiffFilesReport, options: RenderOptions) ->
     if report.unsaved_roles:
         rows = list(report.unsaved_roles.items())
         yield build_table("Not in the state_dict, and different", ("key", "role"), rows, options)
+
+
+def _iter_verdict_details(report: DiffFilesReport) -> Iterator[str]:
+    """Yield what the verdict rests on: the keys, or how many of them."""
+    match report.verdict:
+        case "breaking":
+            changed_keys = [key for key in report.changed_keys if key not in report.value_keys]
+            for keys, participle in (
+                (report.removed_keys, "removed"),
+                (report.added_keys, "added"),
+                (changed_keys, "changed"),
+            ):
+                if keys:
+                    yield f"{pluralize(len(keys), 'key')} {participle}"
+        case "values differ" | "plain data differs":
+            yield join_limited(report.value_keys or report.changed_entries, _MAX_NAMED, quote_code)
+        case _:
+            return
 
 
 def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) -> Iterator[Block]:

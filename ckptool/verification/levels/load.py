@@ -32,7 +32,7 @@ class LoadedModuleFactory:
     """Tensors by key, with keys rewritten to the module's by the diff's PrefixRewrite."""
 
     def create_module(self, seed: int = 0) -> nn.Module:
-        """Return a fresh instance with all tensors of matching key and shape loaded.
+        """Return a new instance with all tensors of matching key and shape loaded.
 
         Raises:
             ModuleError: it cannot be built, or loading raises.
@@ -103,7 +103,7 @@ def load_matching_tensors(module: nn.Module, tensors: Mapping[str, Any], target:
 
 
 def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
-    """Load the file's tensors under their own keys with strict=True into a fresh instance."""
+    """Load the file's tensors under their own keys with strict=True into a new instance."""
     module_diff = loaded_factory.module_diff
     if module_diff.module.loader != "torch":
         return _check_framework_load(loaded_factory)
@@ -180,11 +180,11 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
         return MetaLoadResult()  # its loader builds on meta itself
     check_name = "loading with assign=True on a meta build"
     if not loaded_factory.factory.can_rebuild:
-        return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be rebuilt"),))
+        return MetaLoadResult(skipped=(Skipped(check_name, loaded_factory.factory.obstacle),))
     if not loaded_factory.module_diff.is_strict and not loaded_factory.module_diff.rewrite:
         return MetaLoadResult(skipped=(Skipped(check_name, "the file does not load unchanged"),))
     try:
-        module = loaded_factory.factory.create_module(on_meta=True)
+        module = loaded_factory.factory.construct_module(on_meta=True)
         old_ties = _find_tied_names(module)
         with user_code():
             tensors = _copy_metadata(loaded_factory.tensors, dict(loaded_factory.tensors))

@@ -9,8 +9,8 @@ from rules.fixes.fix_kinds import PROSE
 
 from ckptool.rules import RULES
 
-TWICE = {"CK209", "CK225", "CK316"}
-"""Rules of which some cases have a command and others code."""
+TWICE = {"CK209", "CK225", "CK310", "CK316"}
+"""Rules whose fix is a command in some cases and code in others, or both."""
 
 
 def test_every_rule_is_tried_or_asks_a_person():
