@@ -245,7 +245,7 @@ def compute_ratios(ours: Seconds, theirs: Seconds) -> dict[str, float]:
 
 def iter_table_rows(measured: dict[Case, tuple[Seconds, Seconds]]) -> Iterator[str]:
     """Yield the rows of a Markdown table."""
-    yield "| what | ckptool | today | | ratio | of the processor |"
+    yield "| task | ckptool | alternative | | ratio | ratio of CPU time |"
     yield "|---|---|---|---|---|---|"
     for case, (ours, theirs) in measured.items():
         ratios = compute_ratios(ours, theirs)

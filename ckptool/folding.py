@@ -43,16 +43,21 @@ def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[
     The order is that of first appearance; a group of one item keeps its key. Groups that only
     differ in attributes have the numbers in their names: "layers.0-3,7.bias".
     """
-    groups: dict[object, list[tuple[str, T]]] = {}
+    groups: dict[object, tuple[list[str], list[T]]] = {}
+    replace_numbers = _LAYER_NUMBER.sub
     for key, attributes, item in items:
         # A literal "*" is no number: such a key is a group by itself.
-        pattern = "" if "*" in key else replace_layer_numbers(key)
+        pattern = "" if "*" in key else replace_numbers("*", key)
         group_key = (pattern or key, not pattern, attributes)
-        groups.setdefault(group_key, []).append((key, item))
-    names = _name_groups([[key for key, _ in members] for members in groups.values()])
+        group = groups.get(group_key)
+        if group is None:
+            group = groups[group_key] = ([], [])
+        group[0].append(key)
+        group[1].append(item)
+    names = _name_groups([keys for keys, _ in groups.values()])
     return [
-        FoldedItems(name, replace_layer_numbers(members[0][0]), tuple(item for _, item in members))
-        for name, members in zip(names, groups.values(), strict=True)
+        FoldedItems(name, replace_layer_numbers(keys[0]), tuple(members))
+        for name, (keys, members) in zip(names, groups.values(), strict=True)
     ]
 
 

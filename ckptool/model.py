@@ -619,13 +619,16 @@ def _rank_piece(piece: str) -> tuple[object, ...]:
 
 def group_by_storage(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
     """Return groups of at least two non-empty tensors that share a storage, in order."""
-    non_empty = [(t, t.storage) for t in tensors if t.storage is not None and 0 not in t.shape]
+    non_empty = [t for t in tensors if t.storage is not None and 0 not in t.shape]
     # Nearly all storages have one tensor and a unique key; hashing the key is much faster.
-    key_counts = Counter(storage.key for _, storage in non_empty)
+    storage_keys = [t.storage.key for t in non_empty if t.storage]
+    if len(set(storage_keys)) == len(storage_keys):
+        return ()
+    key_counts = Counter(storage_keys)
     tensors_by_storage: dict[StorageInfo, list[TensorInfo]] = {}
-    for tensor, storage in non_empty:
-        if key_counts[storage.key] > 1:
-            tensors_by_storage.setdefault(storage, []).append(tensor)
+    for tensor, key in zip(non_empty, storage_keys, strict=True):
+        if key_counts[key] > 1 and tensor.storage:
+            tensors_by_storage.setdefault(tensor.storage, []).append(tensor)
     return tuple(tuple(group) for group in tensors_by_storage.values() if len(group) > 1)
 
 

@@ -119,7 +119,7 @@ def load(  # noqa: PLR0913
     require_target(module, placement, assign=assign)
     source_guard = guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
-    with AnonymousFile() as anonymous_file:
+    with pause_gc(), AnonymousFile() as anonymous_file:
         job = _LoadJob(
             module=module,
             checkpoint=inflate_storages(checkpoint, anonymous_file, limits),
@@ -247,8 +247,7 @@ class _LoadJob:
             anonymous_file=self.anonymous_file,
             source_guard=self.source_guard,
         )
-        with pause_gc():
-            planned = planner.plan_load()
+        planned = planner.plan_load()
         require_loadable(planned.diff, strict=self.strict)
         return planned
 

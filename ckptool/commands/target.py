@@ -29,8 +29,8 @@ from ckptool.errors import ModuleError, UsageError
 from ckptool.formats import open_stream
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.folder_hint import suggest_folder
+from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,

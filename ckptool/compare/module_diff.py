@@ -486,6 +486,8 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
         {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
     ).without(diff.quantization.explained_keys if diff.quantization else ())
+    if not (unpaired.missing or unpaired.unexpected):
+        return msgspec.structs.replace(diff, diverged_ties=_find_diverged_ties(diff))
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
     diff = _add_tied_keys_of_rewrite(_find_rewrite(diff, unpaired, expected), unpaired.missing)

@@ -133,12 +133,14 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     """
     if not checkpoint.states:
         return StateDict(at="", tensors=MappingProxyType({}))
-    expected = _index_expected(module)
     candidates = list_model_states(checkpoint) or checkpoint.states
     if module.state_place:
         for state in candidates:
             if state.at == module.state_place:
                 return state
+    if len(candidates) == 1:
+        return candidates[0]
+    expected = _index_expected(module)
     loaded_state = find_loaded_state(checkpoint)
     return max(
         candidates, key=lambda state: (_score_against(state, expected), state is loaded_state)

@@ -26,8 +26,8 @@ from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
-    TRAINING_STATE_PATTERN,
     MAX_LISTED,
+    TRAINING_STATE_PATTERN,
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text

@@ -5,6 +5,7 @@ import math
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,6 @@ from ckptool.modules.tensor_parts import (
     has_all_elements,
     is_lazy,
     list_components,
-    list_inner_tensors,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.values import preview_grid
@@ -51,12 +51,12 @@ class ModuleStorages:
 
     def describe_storage(self, tensor: "Tensor") -> StorageInfo | None:
         """Describe the storage of `tensor`; None if it is sparse, lazy or a wrapper subclass."""
-        identity = self.identify_storage(tensor)
-        if identity is None:
+        storage = _get_storage(tensor)
+        if storage is None:
             return None
-        nbytes = int(tensor.untyped_storage().nbytes())
+        identity = self.meta_parameters.resolve_storage(storage._cdata)  # noqa: SLF001
         device = self.meta_parameters.get_original_device(identity) or _get_device_name(tensor)
-        return StorageInfo(self._assign_number(identity), nbytes, device)
+        return StorageInfo(self._assign_number(identity), storage.nbytes(), device)
 
     def describe_array_memory(self, array: Any) -> StorageInfo:
         """Describe the memory of a numpy array, or of the array that it is a view of."""
@@ -69,12 +69,10 @@ class ModuleStorages:
 
         A parameter and its meta parameter have the same id.
         """
-        try:
-            address = int(tensor.untyped_storage()._cdata)  # noqa: SLF001
-        except (RuntimeError, ValueError, NotImplementedError):
-            # Sparse tensors, wrapper subclasses, and parameters without a shape.
+        storage = _get_storage(tensor)
+        if storage is None:
             return None
-        return self.meta_parameters.resolve_storage(address)
+        return self.meta_parameters.resolve_storage(storage._cdata)  # noqa: SLF001
 
     def identify_view(self, tensor: "Tensor") -> Hashable:
         """Return an id that tensors share if they are the same view of the same storage."""
@@ -90,14 +88,32 @@ class ModuleStorages:
         )
 
     def _assign_number(self, identity: Hashable) -> str:
-        return self._numbers.setdefault(identity, str(len(self._numbers)))
+        number = self._numbers.get(identity)
+        if number is None:
+            number = self._numbers[identity] = str(len(self._numbers))
+        return number
+
+
+def _get_storage(tensor: "Tensor") -> Any:
+    """Return the storage; None for a sparse tensor, a wrapper, and a parameter without a shape."""
+    try:
+        return tensor.untyped_storage()
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
 
 
 def _get_device_name(tensor: "Tensor") -> str:
     """Return the device of a tensor; "cuda:0" if its constructor wanted it there."""
-    from ckptool.modules.world.cuda_on_cpu import DEVICE, is_placed_on_cuda
+    placement = _import_placement()
+    return str(placement.DEVICE if placement.is_placed_on_cuda(tensor) else tensor.device)
 
-    return str(DEVICE) if is_placed_on_cuda(tensor) else str(tensor.device)
+
+@cache
+def _import_placement() -> Any:
+    """Return `cuda_on_cpu`, which imports torch."""
+    from ckptool.modules.world import cuda_on_cpu
+
+    return cuda_on_cpu
 
 
 def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) -> TensorInfo:
@@ -264,20 +280,19 @@ def _describe_torch_tensor(
             kind=kind,
             requires_grad=tensor.requires_grad,
         )
-    layout = str(tensor.layout).removeprefix("torch.")
-    has_parts = tensor.is_nested or list_inner_tensors(tensor)
+    layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    components = list_components(tensor)
+    is_strided = layout == "strided"
     # A conjugated view has memory in common with another tensor, and other values: no tie.
-    is_lazy_view = not has_parts and (tensor.is_conj() or tensor.is_neg())
-    storage = None if has_parts or is_lazy_view else storages.describe_storage(tensor)
-    is_strided = layout == "strided" and not tensor.is_nested
+    has_storage = not components and not tensor.is_conj() and not tensor.is_neg()
     return TensorInfo(
         key=key,
         shape=get_shape(tensor),
-        dtype=get_dtype_name(tensor),
+        dtype=str(tensor.dtype).removeprefix("torch."),
         stride=tuple(map(int, tensor.stride())) if is_strided else (),
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
-        storage=storage,
-        layout="quantized" if tensor.is_quantized else "nested" if tensor.is_nested else layout,
+        storage=storages.describe_storage(tensor) if has_storage else None,
+        layout="quantized" if tensor.is_quantized else layout,
         wrapper=get_wrapper_name(tensor),
         kind=kind,
         requires_grad=tensor.requires_grad,
@@ -285,7 +300,7 @@ def _describe_torch_tensor(
             TensorComponent(
                 name, (), _describe_torch_tensor(f"{key}.{name}", component, kind, storages)
             )
-            for name, component in list_components(tensor)
+            for name, component in components
         ),
     )
 

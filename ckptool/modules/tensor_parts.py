@@ -1,6 +1,7 @@
 """torch.Tensor -> the tensors that it consists of, and where its memory is."""
 
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.modules.user_code import UserCodeError, user_code
@@ -20,15 +21,28 @@ _COMPONENT_NAMES: Final = {
 
 def is_lazy(value: object) -> bool:
     """Whether `value` is a parameter or buffer that gets its shape from the first input."""
-    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+    return isinstance(value, _get_lazy_type())
 
-    return isinstance(value, UninitializedParameter | UninitializedBuffer)
+
+@cache
+def _get_lazy_type() -> type:
+    """Return the base of torch's uninitialized parameters and buffers, imported once."""
+    from torch.nn import parameter
+
+    lazy_type: type = parameter.UninitializedTensorMixin  # type: ignore[attr-defined]
+    return lazy_type
 
 
 def get_wrapper_name(tensor: "Tensor") -> str:
+    return "" if type(tensor) in _get_plain_types() else get_qualified_name(type(tensor))
+
+
+@cache
+def _get_plain_types() -> frozenset[type]:
+    """Return the types of tensors that are no subclasses of a wrapper, imported once."""
     from torch import Tensor, nn
 
-    return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
+    return frozenset({Tensor, nn.Parameter})
 
 
 def get_shape(value: Any) -> tuple[int, ...]:

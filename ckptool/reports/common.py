@@ -261,7 +261,7 @@ def build_tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
         dtype=tensor.dtype,
         nbytes=tensor.nbytes,
         device=tensor.device,
-        kind=str(kind or ""),
+        kind=str(kind) if kind else "",
         layout=tensor.layout,
     )
 

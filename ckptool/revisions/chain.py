@@ -87,9 +87,9 @@ class Chain(Struct, frozen=True):
         return self.revisions[first + 1 : last + 1]
 
 
-def _is_same_number(one: str, other: str) -> bool:
+def _is_same_number(first: str, second: str) -> bool:
     """Whether two texts are the same number, with or without leading zeros."""
-    numbers = [text.lstrip("0") or "0" for text in (one, other) if text.isdecimal()]
+    numbers = [text.lstrip("0") or "0" for text in (first, second) if text.isdecimal()]
     return len(numbers) == 2 and numbers[0] == numbers[1]
 
 

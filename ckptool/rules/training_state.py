@@ -223,7 +223,7 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         for key, tensor in state.tensors.items():
             if "_flat_param" in key or key.endswith("flat_param"):
                 yield hit(key, what="an FSDP flat parameter")
-            elif is_rank_part(tensor):
+            elif tensor.wrapper and is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")
 
 

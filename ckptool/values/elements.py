@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
+from ckptool.formats.files.read_window import SpanReader
 from ckptool.formats.files.source import ByteSource, SourceCache
 from ckptool.locations import Location
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
@@ -61,6 +62,7 @@ class OpenFiles:
 
     def __init__(self, folder: Path = Path()) -> None:
         self._sources = SourceCache(_MAX_OPEN_FILES, folder)
+        self._reader = SpanReader(self._sources)
         self._buffers = [bytearray(), bytearray()]
         """Reused: allocating a buffer per read costs more than the read."""
 
@@ -79,7 +81,7 @@ class OpenFiles:
         return self._sources.get_source(path)
 
     def read_span(self, span: Span) -> bytes:
-        return self._sources.get_source(span.path).read(span.offset, span.nbytes)
+        return self._reader.read_span(span)
 
     def equal_spans(self, first: Span, second: Span) -> bool:
         """Whether two spans of equal length, at most CHUNK bytes, have the same bytes."""

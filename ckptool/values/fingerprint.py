@@ -1,6 +1,7 @@
 """Bytes of elements -> content fingerprint: BLAKE3 over dtype, shape and 4 MiB pieces."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -29,9 +30,14 @@ def fingerprint_chunks(
 
 def create_hasher() -> "blake3":
     """Return a new BLAKE3 hasher: twice as fast as SHA-256 with CPU instructions."""
+    return _import_hasher()()
+
+
+@cache
+def _import_hasher() -> "type[blake3]":
     from blake3 import blake3  # imported lazily: most commands hash nothing
 
-    return blake3()
+    return blake3
 
 
 def combine_piece_digests(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:

@@ -7,6 +7,7 @@ from ckptool.model import Span, TensorInfo
 from ckptool.values import fingerprint
 from ckptool.values.batch_runner import JOBS, BatchRunner
 from ckptool.values.elements import (
+    CHUNK,
     OpenFiles,
     has_component_tensors,
     iter_elements_from,
@@ -15,8 +16,11 @@ from ckptool.values.elements import (
 )
 from ckptool.values.work_batches import find_digestible_span, group_into_batches
 
-_DigestTask = tuple[int, Span | TensorInfo]
-"""(position of a tensor, next span of it or the whole tensor to digest)."""
+_DigestTask = tuple[int, TensorInfo | None, Span | None]
+"""(position of a tensor, the whole tensor or None for a piece of it, the span to digest).
+
+The span is None if the elements are not those of one span, in order.
+"""
 
 
 def fingerprint_tensor(tensor: TensorInfo) -> str | None:
@@ -44,7 +48,7 @@ def fingerprint_many(
     for items, batch_digests in (runner or BatchRunner(jobs)).map_batches(
         _digest_batch, group_into_batches(tasks)
     ):
-        for (position, _), digest in zip(items, batch_digests, strict=True):
+        for (position, *_), digest in zip(items, batch_digests, strict=True):
             if isinstance(digest, bytes):
                 pieces.setdefault(position, []).append(digest)
             else:
@@ -77,18 +81,25 @@ def _iter_digest_tasks(position: int, tensor: TensorInfo) -> Iterator[tuple[int,
     """Yield (bytes read, task) for a tensor."""
     contiguous = find_digestible_span(tensor)
     if contiguous is None or tensor.nbytes <= fingerprint.PIECE:
-        yield tensor.nbytes, (position, tensor)
+        yield tensor.nbytes, (position, tensor, contiguous if tensor.nbytes else None)
         return
     for span in split_span(contiguous, fingerprint.PIECE):
-        yield span.nbytes, (position, span)
+        yield span.nbytes, (position, None, span)
 
 
 def _digest_batch(folder: Path, tasks: Sequence[_DigestTask]) -> list[bytes | str | None]:
     """Return the digest (bytes) of each span and the fingerprint (str, None) of each tensor."""
     with OpenFiles(folder) as files:
-        return [
-            next(fingerprint.iter_piece_digests(files.iter_chunks(target)))
-            if isinstance(target, Span)
-            else _fingerprint_tensor(target, files)
-            for _, target in tasks
-        ]
+        return [_run_digest(tensor, span, files) for _, tensor, span in tasks]
+
+
+def _run_digest(
+    tensor: TensorInfo | None, span: Span | None, files: OpenFiles
+) -> bytes | str | None:
+    if tensor is None:
+        assert span is not None
+        return next(fingerprint.iter_piece_digests(files.iter_chunks(span)))
+    if span is None:
+        return _fingerprint_tensor(tensor, files)
+    chunks = (files.read_span(span),) if span.nbytes <= CHUNK else files.iter_chunks(span)
+    return fingerprint.fingerprint_chunks(tensor.dtype, tensor.shape, chunks)

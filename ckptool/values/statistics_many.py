@@ -10,8 +10,6 @@ from itertools import product
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.files.read_window import ReadWindow
 from ckptool.model import Span, TensorInfo
 from ckptool.values.elements import OpenFiles
 from ckptool.values.progress import get_byte_counter
@@ -110,15 +108,8 @@ def _compute_block(block: _Block) -> list[TensorStatistics | None]:
 
 def _read_rows(spans: Sequence[Span]) -> bytearray:
     """Return the bytes of spans of one file, one after the other."""
-    rows = bytearray()
     with OpenFiles() as files:
-        window = ReadWindow(files.get_source(spans[0].path))
-        for span in spans:
-            index = window.load_range(span.offset, span.nbytes)
-            rows += window.data[index : index + span.nbytes]
-            if len(window.data) < index + span.nbytes:
-                raise CorruptCheckpointError(span.path, "the file is shorter than it was")
-    return rows
+        return bytearray(b"".join(map(files.read_span, spans)))
 
 
 def _compute_rows(numbers: "Tensor", dtype_name: str) -> list[TensorStatistics | None]:

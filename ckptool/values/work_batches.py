@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
-from ckptool.model import Span, TensorInfo
+from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.values.batch_runner import Batch
 from ckptool.values.elements import contiguous_span, needs_byteswap, unwrap_single_chunk
 from ckptool.values.strides import compute_steps
@@ -49,7 +49,11 @@ def _slice_elements(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
 def find_matching_spans(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
     """Return the spans of both tensors if contiguous, with elements in the same order; or None."""
     a, b = unwrap_single_chunk(a), unwrap_single_chunk(b)
-    if (a.dtype, a.shape) != (b.dtype, b.shape) or _element_order(a) != _element_order(b):
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return None
+    if DTYPE_BITS.get(a.dtype, 1) % 8 == 0 and (first := a.span) and (second := b.span):
+        return first, second  # in C order and little-endian, as nearly all are
+    if _element_order(a) != _element_order(b):
         return None
     first_span, second_span = contiguous_span(a), contiguous_span(b)
     return (first_span, second_span) if first_span and second_span else None

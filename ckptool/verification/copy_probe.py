@@ -6,7 +6,7 @@ one element, or, for kinds that only their own code can make, with a tensor of t
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Skipped, TensorInfo
+from ckptool.modules.live.registered import list_registered
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import quote_code, summarize_message
 from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
@@ -60,7 +61,7 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
 
     Skipped if the file has a tensor of a kind that could not be tried, and no other is refused.
     """
-    probe = _CopyProbe(diff, dict(_iter_registered(module)))
+    probe = _CopyProbe(diff, {key: tensor for key, tensor, *_ in list_registered(module)})
     errors: dict[tuple[_TensorKind, _TensorKind], str | Skipped] = {}
     skipped: Skipped | None = None
     for key, tensor in diff.state.tensors.items():
@@ -80,28 +81,30 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
     return skipped or ""
 
 
-def _iter_registered(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what `load_state_dict` copies into; what a class saves itself, it also loads itself."""
-    yield from nn.Module.named_parameters(module, remove_duplicate=False)
-    yield from nn.Module.named_buffers(module, remove_duplicate=False)
-
-
 def _get_kind(tensor: TensorInfo) -> _TensorKind:
-    values = (part.tensor.shape for part in tensor.parts if part.name == "values")
+    values_shape = _get_values_shape(tensor)
+    return _TensorKind(tensor.layout, tensor.dtype, tensor.wrapper, tensor.is_on_meta, values_shape)
+
+
+def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
+    is_expanded = 0 in tensor.stride and any(
+        size > 1 and not step for size, step in zip(tensor.shape, tensor.stride, strict=False)
+    )
+    values_shape = _get_values_shape(tensor)
     return _TensorKind(
         tensor.layout,
         tensor.dtype,
         tensor.wrapper,
-        tensor.is_on_meta,
-        () if tensor.layout in _LAYOUTS else next(values, ()),
+        is_on_meta=False,
+        values_shape=values_shape,
+        is_expanded=is_expanded,
     )
 
 
-def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
-    is_expanded = any(
-        size > 1 and not step for size, step in zip(tensor.shape, tensor.stride, strict=False)
-    )
-    return _get_kind(tensor)._replace(is_on_meta=False, is_expanded=is_expanded)
+def _get_values_shape(tensor: TensorInfo) -> tuple[int, ...]:
+    if tensor.layout in _LAYOUTS:
+        return ()
+    return next((part.tensor.shape for part in tensor.parts if part.name == "values"), ())
 
 
 class _CopyProbe:

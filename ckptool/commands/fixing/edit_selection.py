@@ -54,7 +54,9 @@ class EditSelection(Struct, frozen=True):
             if not groups:
                 break
             group = groups.pop(0)
-            failure = failures[0] if not trial and group == suspects else self._try_group(kept, group)
+            failure = (
+                failures[0] if not trial and group == suspects else self._try_group(kept, group)
+            )
             if not failure:
                 kept += group
             elif len(group) == 1:
@@ -62,7 +64,9 @@ class EditSelection(Struct, frozen=True):
             else:
                 groups = [*_halve(group), *groups]
         refused += [
-            RefusedFix(fault, f"the edits together fail, and {_MAX_TRIALS} smaller groups were tried")
+            RefusedFix(
+                fault, f"the edits together fail, and {_MAX_TRIALS} smaller groups were tried"
+            )
             for group in groups
             for fault in group
         ]
@@ -76,9 +80,7 @@ class EditSelection(Struct, frozen=True):
         targets = self._select_faults(plan)
         return ProvedEdits(plan, targets, tuple(self.prove(targets, plan)))
 
-    def _try_group(
-        self, kept: Sequence[AttributeFault], group: Sequence[AttributeFault]
-    ) -> str:
+    def _try_group(self, kept: Sequence[AttributeFault], group: Sequence[AttributeFault]) -> str:
         """Return the first failure in modules that a group of edits is about, "" for none."""
         plan = self.plan([*kept, *group])
         names = {*map(_identify, group)}

@@ -1,6 +1,5 @@
 """Recorded state x today's module -> the plan of a new revision, with its values frozen."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,8 +9,14 @@ from msgspec.structs import replace
 
 from ckptool.commands.revisions.skeleton import apply_to_skeleton, build_skeleton
 from ckptool.errors import PlanError, RevisionError
+from ckptool.formats.files.writer import Blob
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES, build_header
+from ckptool.formats.safetensors.writer import (
+    SAFETENSORS_DTYPES,
+    SafetensorsEntry,
+    build_header,
+    encode_entries,
+)
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.open_decisions import UndecidedError
@@ -171,12 +176,9 @@ def _freeze_values(
 
 def format_values(values: Mapping[str, ModuleValue]) -> bytes:
     """Return a safetensors file of values."""
-    entries: dict[str, object] = {}
-    position = 0
-    for key, value in values.items():
-        end = position + len(value.content)
-        code = SAFETENSORS_DTYPES[value.dtype]
-        entries[key] = {"dtype": code, "shape": list(value.shape), "data_offsets": [position, end]}
-        position = end
-    header = build_header(json.dumps(entries, separators=(",", ":")), {"format": "pt"})
+    entries = [
+        SafetensorsEntry(key, value.dtype, value.shape, Blob(len(value.content)))
+        for key, value in values.items()
+    ]
+    header = build_header(encode_entries(entries), {"format": "pt"})
     return header + b"".join(value.content for value in values.values())

@@ -60,9 +60,9 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 def _require_heads(folder: Path, heads: Sequence[str]) -> None:
     has_revisions = any(folder.glob("*.toml"))
-    found = read_chain(folder).heads if has_revisions else ()
-    added = [revision for revision in found if revision.revision not in heads]
-    if added or len(found) != len(heads):
+    current_heads = read_chain(folder).heads if has_revisions else ()
+    added = [revision for revision in current_heads if revision.revision not in heads]
+    if added or len(current_heads) != len(heads):
         names = join_limited(added, MAX_NAMED, lambda r: r.name) or "a revision"
         raise RevisionError(
             f"{folder}: was changed meanwhile, {names} is new: run ckptool revision again"

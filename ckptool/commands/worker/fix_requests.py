@@ -178,10 +178,10 @@ def _digest_initial_values(create_module: Any) -> InitialValues:
         module = create_module()
     digests: dict[str, str] = {}
     requiring_grad: set[str] = set()
-    for found in walk_module(module).tensors:
-        path = format_registered_path(found.path)
+    for location in walk_module(module).tensors:
+        path = format_registered_path(location.path)
         try:
-            tensor = torch.as_tensor(found.value)  # an array as well
+            tensor = torch.as_tensor(location.value)  # an array as well
         except (TypeError, ValueError, RuntimeError):
             continue
         digests[path] = UNINITIALIZED if _is_uninitialized(tensor) else _digest(tensor)

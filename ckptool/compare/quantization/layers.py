@@ -1,7 +1,7 @@
 """Tensors -> QuantizationInfo: which keys are one quantised weight, and what it lacks."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -21,6 +21,8 @@ from ckptool.model import ModuleInfo, StateDict, TensorInfo
 
 _WEIGHT: Final = "weight"
 """Name of the weight where no part of the scheme says it."""
+_PACKED_NAMES: Final = ("_packed_params", "activation_post_process", "_fake_quant")
+"""Parts of keys of torch.ao's packed parameters and observers."""
 _OBSERVER_NAMES: Final = frozenset({"activation_post_process", "weight_fake_quant"})
 
 Tensors = Mapping[str, TensorInfo]
@@ -62,6 +64,8 @@ def _index_parts() -> tuple[dict[str, list[int]], tuple[_PartPattern, ...]]:
 
 _SEGMENTS, _PATTERNS = _index_parts()
 _TAILS: Final = tuple({pattern.tail for pattern in _PATTERNS})
+_SEGMENT_TAILS: Final = tuple({tail.rpartition(".")[2] for tail in _TAILS})
+"""How the last segment of a key ends that ends in one of `_TAILS`."""
 
 
 def find_state_quantization(state: StateDict, other_places: Iterable[str] = ()) -> QuantizationInfo:
@@ -106,6 +110,9 @@ def find_quantization(tensors: Tensors, other_keys: Iterable[str] = ()) -> Quant
 def _find_candidates(tensors: Tensors) -> dict[_Place, list[int]]:
     """Return the places where a key looks like a part, with the schemes that it may be of."""
     candidates: dict[_Place, set[int]] = {}
+    last_segments = {key.rpartition(".")[2] for key in tensors}
+    if not any(name in _SEGMENTS or name.endswith(_SEGMENT_TAILS) for name in last_segments):
+        return {}
     for key in tensors:
         prefix, _, last_segment = key.rpartition(".")
         for index in _SEGMENTS.get(last_segment, ()):
@@ -294,13 +301,12 @@ def _find_packed_layers(tensors: Tensors, other_keys: tuple[str, ...]) -> Iterat
     """Yield layers that one key or class of tensor shows: of torch.ao, and torchao's subclasses."""
     prefixes = {
         _find_packed_prefix(key): _choose_packed_scheme(key)
-        for key in (*tensors, *other_keys)
-        if "_packed_params" in key or "activation_post_process" in key or "_fake_quant" in key
+        for key in _select_containing(_PACKED_NAMES, (*tensors, *other_keys))
     }
     for key, tensor in tensors.items():
         if tensor.layout == "quantized":
             prefixes.setdefault(key.rpartition(".")[0], EAGER)
-        elif tensor.wrapper.startswith("torchao."):
+        elif tensor.wrapper and tensor.wrapper.startswith("torchao."):
             prefix, _, name = key.rpartition(".")
             format_ = WeightFormat(shape=tensor.shape, numel=tensor.numel)
             yield QuantizedLayer(TORCHAO, prefix, name, {NAME: key}, format_)
@@ -316,6 +322,15 @@ def _find_packed_layers(tensors: Tensors, other_keys: tuple[str, ...]) -> Iterat
         scheme = prefixes[prefix]
         if scheme is not None:
             yield QuantizedLayer(scheme, prefix, _WEIGHT, keys)
+
+
+def _select_containing(names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return the keys that contain one of `names`, which nearly no checkpoint has."""
+    all_keys = "\n".join(keys)
+    present_names = [name for name in names if name in all_keys]
+    if not present_names:
+        return []
+    return [key for key in keys if any(name in key for name in present_names)]
 
 
 def _choose_packed_scheme(key: str) -> QuantizationScheme | None:

@@ -47,6 +47,8 @@ class _TreeContents:
         self._is_tensor = is_tensor
         self._digests: dict[int, bytes] = {}
         """id of a node -> its digest, or one of the three constants above."""
+        self._plain_callees: set[object] = set()
+        """What makes tensors without attributes: nothing of such a tensor is a part."""
         self._places = PlaceJoiner()
 
     def iter_parts(self, root: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -72,24 +74,32 @@ class _TreeContents:
                 children = [
                     (child, self._places.join(at, key, "." if at else ""))
                     for key, child in chain(iter_children(node), _iter_attributes(node))
-                    if not (are_keys and is_numpy_array(child))
+                    if not (type(child) is UnresolvedObject and child.func in self._plain_callees)
+                    and not (are_keys and is_numpy_array(child))
                 ]
                 todo.extend(reversed(children))
 
     def _digest_graph(self, root: Any) -> None:
-        todo = [(root, False)]
+        todo = [(root, False)] if type(root) not in ATOMIC_TYPES else []
         while todo:
             node, is_entered = todo.pop()
             if is_entered:
                 self._digests[id(node)] = self._digest_node(node)
-            elif type(node) not in ATOMIC_TYPES and id(node) not in self._digests:
+            elif id(node) not in self._digests:
                 if self._is_tensor(node):
                     self._digests[id(node)] = _HOLDS_TENSOR
+                    if (
+                        type(node) is UnresolvedObject
+                        and node.callee_name[1] not in _ATTRIBUTE_FUNCTIONS
+                    ):
+                        self._plain_callees.add(node.func)
                     continue
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
                 todo.append((node, True))
-                todo += [(part, False) for part in _iter_parts(node)]
+                todo += [
+                    (part, False) for part in _iter_parts(node) if type(part) not in ATOMIC_TYPES
+                ]
 
     def _digest_node(self, node: Any) -> bytes:
         match node:
@@ -160,6 +170,9 @@ def _iter_parts(node: Any) -> Iterator[Any]:
 _STATEFUL_FUNCTIONS: Final = frozenset(
     {"_rebuild_from_type", "_rebuild_from_type_v2", "_rebuild_parameter_with_state"}
 )
+_PARAMETER_FUNCTIONS: Final = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
+_ATTRIBUTE_FUNCTIONS: Final = _STATEFUL_FUNCTIONS | _PARAMETER_FUNCTIONS
+"""Functions of `torch._utils` and `torch._tensor` whose tensors may have attributes."""
 
 
 def _iter_tensor_attributes(node: Any) -> Iterator[object]:
@@ -170,7 +183,7 @@ def _iter_tensor_attributes(node: Any) -> Iterator[object]:
         name = node.callee_name[1]
         if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and node.args[3]:
             yield node.args[3]
-        if name not in {"_rebuild_parameter", "_rebuild_parameter_with_state"}:
+        if name not in _PARAMETER_FUNCTIONS:
             return
         node = node.args[0]
 

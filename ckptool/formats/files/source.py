@@ -141,6 +141,8 @@ class SourceCache:
         self._limit = limit
         self._folder = folder
         self._entries: dict[Location, tuple[ByteSource, ExitStack]] = {}
+        self._newest: tuple[Location | None, ByteSource | None] = (None, None)
+        """The path that was asked for last, and its file: the last that is closed."""
 
     def get_source(self, path: Location) -> ByteSource:
         """Return the open file at `path`.
@@ -148,11 +150,16 @@ class SourceCache:
         Raises:
             ReadError: it cannot be opened.
         """
+        newest_path, newest_source = self._newest
+        if newest_source is not None and newest_path is path:
+            return newest_source
         entry = self._entries.pop(path, None) or self._open_path(path)
         self._entries[path] = entry
+        self._newest = path, entry[0]
         return entry[0]
 
     def close(self) -> None:
+        self._newest = None, None
         while self._entries:
             self._close_oldest()
 

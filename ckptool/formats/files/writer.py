@@ -10,6 +10,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError, WriteError
+from ckptool.formats.files.read_window import NEAR_BYTES, SpanReader
 from ckptool.formats.files.source import ByteSource, SourceCache
 from ckptool.model import Span
 
@@ -79,6 +80,25 @@ class FileWriter:
     def truncate_at_position(self) -> None:
         """Truncate the file at `position`, removing bytes of an earlier attempt."""
         os.ftruncate(self._descriptor, self.position)
+
+    def append_blobs(self, blobs: Iterable[Blob]) -> None:
+        """Append Blobs; spans that are small are collected in memory and written together.
+
+        Raises:
+            as `append_blob`.
+        """
+        reader, pieces, nbytes = SpanReader(self._sources), list[bytes](), 0
+        for blob in blobs:
+            is_small = blob.span is not None and blob.nbytes < NEAR_BYTES
+            if is_small and blob.span is not None:
+                pieces.append(reader.read_span(blob.span))
+                nbytes += blob.nbytes
+            if pieces and (not is_small or nbytes >= _CHUNK_BYTES):
+                self.write(b"".join(pieces))
+                pieces, nbytes = [], 0
+            if not is_small:
+                self.append_blob(blob)
+        self.write(b"".join(pieces))
 
     def append_blob(self, blob: Blob, *, checksum: bool = False) -> int:
         """Append a Blob; return its CRC-32, or 0 if it is neither known nor requested.

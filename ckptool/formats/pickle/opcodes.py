@@ -231,11 +231,11 @@ def _set_items(m: PickleMachine, target: Any, items: list[Any]) -> None:
         raise PickleError(f"items are set in a {type(target).__name__}")
     if len(items) % 2:
         raise PickleError("a key has no value")
-    for index in range(0, len(items), 2):
-        key = items[index]
+    keys = items[::2]
+    for key in keys:
         if type(key) is not str or len(key) > MAX_UNCOUNTED_KEY_CHARS:
             m.check_key(target, key)
-        target[key] = items[index + 1]
+    target.update(zip(keys, items[1::2], strict=True))
 
 
 # -- names, calls and objects ---------------------------------------------------------

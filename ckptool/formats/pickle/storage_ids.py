@@ -50,6 +50,36 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
     return StorageId(dtype, key, location, numel, parts[5] if fields > 5 else None)
 
 
+class StorageIdReader:
+    """Reads the persistent ids of one file; those that differ in their key alone are checked once.
+
+    Nearly all ids of a model are of few classes, locations and sizes.
+    """
+
+    def __init__(self, *, allows_view: bool = False) -> None:
+        """`allows_view`: whether an id may end in None, for no view, as TorchScript has it."""
+        self._allows_view = allows_view
+        self._alike: dict[tuple[GlobalName, str, int], StorageId] = {}
+
+    def read_alike(self, node: PersistentReference) -> StorageId:
+        """Return a storage that equals the one of an id in all but its key, `node.id[2]`.
+
+        Raises:
+            PickleTreeError: as `parse_storage_id`.
+        """
+        parts = node.id
+        if type(parts) is not tuple or len(parts) != 5 or type(parts[2]) is not str:
+            has_view = self._allows_view and type(parts) is tuple and parts[5:] == (None,)
+            return parse_storage_id(node, fields=6 if has_view else 5)
+        kind, cls, key, location, numel = parts
+        if type(cls) is not GlobalName or type(location) is not str or type(numel) is not int:
+            return parse_storage_id(node)
+        storage = self._alike.get((cls, location, numel))
+        if storage is None or kind != "storage" or not key:
+            storage = self._alike[cls, location, numel] = parse_storage_id(node)
+        return storage
+
+
 def check_repeated_id(storage: SavedStorage, repeated_id: StorageId) -> SavedStorage:
     """Return the storage for another id of the same key.
 

@@ -72,8 +72,10 @@ class CallLayout(Record):
     """What it has after the key: location, numel, and None in a file of torch before 1.6."""
     view: tuple[Any, ...]
     """Offset, size, stride, requires_grad."""
-    puts: tuple[bool, bool, bool]
-    """Whether location, size and stride get a memo slot."""
+    location_puts: tuple[Any, ...]
+    """The location if it gets a memo slot; else ()."""
+    view_puts: tuple[Any, ...]
+    """Which of size and stride get one."""
 
 
 def run_tensor_calls(m: PickleMachine, pos: int) -> int:
@@ -86,64 +88,56 @@ def run_tensor_calls(m: PickleMachine, pos: int) -> int:
     """
     if m.memo.sparse_slots or m.memo.is_rewritten:
         return pos
-    data, slots, callee = m.data, m.memo.slots, m.tensor_callee
+    data, slots, stack, callee = m.data, m.memo.slots, m.stack, m.tensor_callee
+    frame_end, layouts, references = m.frame_end, m.call_layouts, m.persistent_references
     for _ in range(_MAX_CALLS):
-        end = _run_tensor_call(m, pos)
-        m.is_no_text = m.is_no_text or end > pos
-        if end == pos or end + 5 >= m.frame_end or data[end] != 0x58:  # BINUNICODE
+        start = pos + _HEAD_BYTES + 4
+        if start > frame_end:
+            return pos
+        key_end: int = start + _UINT32(data, pos + _HEAD_BYTES)[0]
+        index = data[pos : pos + _HEAD_BYTES] + data[key_end + 5 : key_end + 11]
+        for layout in layouts.get(index, ()):
+            end = key_end + layout.nbytes
+            number = layout.number + len(slots) * layout.step
+            if int.from_bytes(data[key_end:end], "little") == number and end <= frame_end:
+                key = str(data[start:key_end], "utf-8", "surrogatepass")
+                slots.append(key)
+                break
+        else:
+            matched_call = _match_call(m, pos, index)
+            if matched_call is None:
+                return pos
+            key, layout, end = matched_call
+        storage_id = (*layout.storage_class, key, *layout.storage_facts)
+        storage, hooks = PersistentReference(storage_id), MappingNode()
+        args = (storage, *layout.view, hooks)
+        call = stack[-1] = UnresolvedObject(callee, args)
+        references.append(storage)
+        slots += (*layout.location_puts, storage_id, *layout.view_puts, hooks, args, call)
+        m.is_no_text = True
+        pos = _find_next_call(m, end)
+        if pos == end:
             return end
-        key_end = end + 5 + _UINT32(data, end + 1)[0]
-        pos = key_end + 7
-        is_next_call = (
-            pos < m.frame_end
-            and data[key_end] == 0x72  # LONG_BINPUT
-            and data[key_end + 5] == 0x68  # BINGET
-            and _UINT32(data, key_end + 1)[0] == len(slots) > data[key_end + 6]
-            and slots[data[key_end + 6]] is callee
-        )
-        if not is_next_call:
-            return end
-        key = str(data[end + 5 : key_end], "utf-8", "surrogatepass")
+        key = str(data[end + 5 : pos - 7], "utf-8", "surrogatepass")
         slots.append(key)
-        m.stack += (key, callee)
+        stack += (key, callee)
     return pos
 
 
-def _run_tensor_call(m: PickleMachine, pos: int) -> int:
-    """Run one call; return the position after it, or `pos`."""
+def _find_next_call(m: PickleMachine, pos: int) -> int:
+    """Return the position after a key and the callee, if they are at `pos`; else `pos`."""
     data, slots = m.data, m.memo.slots
-    start = pos + _HEAD_BYTES + 4
-    if start > m.frame_end:
+    if pos + 5 >= m.frame_end or data[pos] != 0x58:  # BINUNICODE
         return pos
-    key_end = start + _UINT32(data, pos + _HEAD_BYTES)[0]
-    index = data[pos : pos + _HEAD_BYTES] + data[key_end + 5 : key_end + 11]
-    for layout in m.call_layouts.get(index, ()):
-        number = layout.number + len(slots) * layout.step
-        end: int = key_end + layout.nbytes
-        if int.from_bytes(data[key_end:end], "little") == number and end <= m.frame_end:
-            key = str(data[start:key_end], "utf-8", "surrogatepass")
-            slots.append(key)
-            break
-    else:
-        matched_call = _match_call(m, pos, index)
-        if matched_call is None:
-            return pos
-        key, layout, end = matched_call
-    storage_id = (*layout.storage_class, key, *layout.storage_facts)
-    storage, hooks = PersistentReference(storage_id), MappingNode()
-    args = (storage, *layout.view, hooks)
-    call = m.stack[-1] = UnresolvedObject(m.tensor_callee, args)
-    m.persistent_references.append(storage)
-    puts_location, puts_size, puts_stride = layout.puts
-    if puts_location:
-        slots.append(storage_id[3])
-    slots.append(storage_id)
-    if puts_size:
-        slots.append(args[2])
-    if puts_stride:
-        slots.append(args[3])
-    slots += (hooks, args, call)
-    return end
+    key_end: int = pos + 5 + _UINT32(data, pos + 1)[0]
+    is_call = (
+        key_end + 7 < m.frame_end
+        and data[key_end] == 0x72  # LONG_BINPUT
+        and data[key_end + 5] == 0x68  # BINGET
+        and _UINT32(data, key_end + 1)[0] == len(slots) > data[key_end + 6]
+        and slots[data[key_end + 6]] is m.tensor_callee
+    )
+    return key_end + 7 if is_call else pos
 
 
 def _match_call(m: PickleMachine, pos: int, index: bytes) -> tuple[Any, CallLayout, int] | None:
@@ -198,7 +192,8 @@ def _read_call(m: PickleMachine, match: re.Match[bytes]) -> tuple[Any, CallLayou
         (kind, _get_object(m, match[2])),
         (location, numel, None) if match[10] else (location, numel),
         (offset, size, stride, match[17] == b"\x88"),
-        (bool(match[7]), bool(match[14]), bool(match[16])),
+        (location,) if match[7] else (),
+        (*((size,) if match[14] else ()), *((stride,) if match[16] else ())),
     )
 
 

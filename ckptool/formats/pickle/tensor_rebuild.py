@@ -66,12 +66,7 @@ class TensorInfoReader:
             PickleTreeError: its arguments are invalid.
         """
         if type(node) is UnresolvedObject:
-            try:
-                rebuild = self._rebuild_by_callee[node.func]
-            except KeyError:
-                rebuild = self._rebuild_by_callee[node.func] = REBUILD_FUNCTIONS.get(
-                    node.callee_name
-                )
+            rebuild = self._find_rebuild(node)
             if rebuild is None:
                 return None
             if depth > _MAX_WRAPPER_DEPTH:
@@ -84,10 +79,17 @@ class TensorInfoReader:
             return replace(node.target, key=key)
         return None
 
+    def _find_rebuild(self, node: UnresolvedObject) -> "RebuildFunction | None":
+        try:
+            return self._rebuild_by_callee[node.func]
+        except KeyError:
+            rebuild = self._rebuild_by_callee[node.func] = REBUILD_FUNCTIONS.get(node.callee_name)
+            return rebuild
+
     def is_tensor(self, node: object) -> bool:
         """Whether `read_tensor` returns a tensor, or raises."""
         if type(node) is UnresolvedObject:
-            return node.callee_name in REBUILD_FUNCTIONS
+            return self._find_rebuild(node) is not None
         return type(node) is PersistentReference and type(node.target) is TensorInfo
 
     def build_strided_tensor(
@@ -279,9 +281,9 @@ def _check_args(node: UnresolvedObject, key: str, min_args: int, max_args: int) 
 def _rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    args = _check_args(node, key, 6, 7)
+    args = node.args if len(node.args) == 6 else _check_args(node, key, 6, 7)
     storage = reader.resolve_storage(args[0], key)
-    grad = read_requires_grad(args[4], storage.dtype, key)
+    grad = args[4] is not False and read_requires_grad(args[4], storage.dtype, key)
     tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
     return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
 

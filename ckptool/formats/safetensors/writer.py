@@ -1,12 +1,12 @@
 """SafetensorsEntry -> safetensors file, in a deterministic order."""
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
+from msgspec.json import encode
 
 from ckptool.formats.files.writer import Blob, FileWriter
 from ckptool.formats.safetensors.reader import TORCH_DTYPES
@@ -23,7 +23,7 @@ _PICKLE_PROTO_OPCODE: Final = 0x80
 """Opcode PROTO: the header length must not start with it, or loaders may see a pickle."""
 
 
-class SafetensorsEntry(Struct, frozen=True):
+class SafetensorsEntry(Struct, frozen=True, gc=False):
     """One tensor to write: header fields and data."""
 
     key: str
@@ -49,32 +49,38 @@ def sort_entries(tensors: Sequence[SafetensorsEntry]) -> list[SafetensorsEntry]:
     )
 
 
-def encode_entries(tensors: Sequence[SafetensorsEntry]) -> str:
+class _HeaderEntry(Struct, frozen=True, gc=False):
+    """What the header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def encode_entries(tensors: Sequence[SafetensorsEntry]) -> bytes:
     """Return the JSON object of the header's entries for `tensors`, in this order."""
     ends = list(accumulate((tensor.blob.nbytes for tensor in tensors), initial=0))
-    entries: dict[str, object] = {}
-    for tensor, begin, end in zip(tensors, ends, ends[1:], strict=False):
-        code, shape = _convert_to_safetensors(tensor)
-        entries[tensor.key] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
-    return _encode_json(entries)
+    return encode(
+        {
+            tensor.key: _HeaderEntry(*_convert_to_safetensors(tensor), offsets)
+            for tensor, offsets in zip(tensors, pairwise(ends), strict=True)
+        }
+    )
 
 
-def build_header(entries: str, metadata: Mapping[str, str], min_nbytes: int = 0) -> bytes:
+def build_header(entries: bytes, metadata: Mapping[str, str], min_nbytes: int = 0) -> bytes:
     """Return the 8-byte length and the JSON header of what `encode_entries` returned.
 
     Padded with spaces, which the format allows, to at least `min_nbytes`, a multiple of 8.
     """
-    metadata_entry = _encode_json({"__metadata__": dict(sorted(metadata.items()))})
-    separator = "," if len(entries) > len("{}") else ""
-    text = f"{metadata_entry[:-1]}{separator}{entries[1:]}".encode()
-    length = len(text) + -len(text) % _ALIGNMENT
+    start = encode({"__metadata__": dict(sorted(metadata.items()))})[:-1]
+    start += b"," if len(entries) > len(b"{}") else b""
+    nbytes = len(start) + len(entries) - 1
+    length = nbytes + -nbytes % _ALIGNMENT
     length = max(length, min_nbytes - _LENGTH_BYTES)
     length += _ALIGNMENT if length & 0xFF == _PICKLE_PROTO_OPCODE else 0
-    return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
-
-
-def _encode_json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    length_field, padding = length.to_bytes(_LENGTH_BYTES, "little"), b" " * (length - nbytes)
+    return b"".join((length_field, start, memoryview(entries)[1:], padding))
 
 
 def write_safetensors(
@@ -82,13 +88,12 @@ def write_safetensors(
 ) -> None:
     """Write header and data; `tensors` must be ordered by `sort_entries`."""
     writer.write(build_header(encode_entries(tensors), metadata))
-    for tensor in tensors:
-        writer.append_blob(tensor.blob)
+    writer.append_blobs(tensor.blob for tensor in tensors)
 
 
-def _convert_to_safetensors(tensor: SafetensorsEntry) -> tuple[str, list[int]]:
-    shape = list(tensor.shape)
+def _convert_to_safetensors(tensor: SafetensorsEntry) -> tuple[str, tuple[int, ...]]:
+    shape = tensor.shape
     if tensor.dtype == "float4_e2m1fn_x2":
         # safetensors counts elements in a shape; torch counts pairs of elements.
-        shape[-1:] = [size * 2 for size in shape[-1:]]
+        shape = (*shape[:-1], *(size * 2 for size in shape[-1:]))
     return SAFETENSORS_DTYPES[tensor.dtype], shape

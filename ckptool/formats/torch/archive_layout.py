@@ -20,9 +20,12 @@ def fold_case(name: str) -> str:
     return name.lower() if name.isascii() else name.encode().lower().decode()
 
 
-def fold_names(names: Sequence[str]) -> list[str]:
-    """Return `fold_case` of each name."""
-    return [*map(str.lower if all(map(str.isascii, names)) else fold_case, names)]
+def fold_names(names: list[str]) -> list[str]:
+    """Return `fold_case` of each name: the same list if it changes none, as in torch's archives."""
+    joined_names = "\n".join(names)
+    if joined_names.isascii():
+        return names if joined_names.lower() == joined_names else [*map(str.lower, names)]
+    return [*map(fold_case, names)]
 
 
 def find_refusal(
@@ -41,8 +44,9 @@ def find_refusal(
     if reason := _find_name_refusal(members, first_name):
         return reason
     folder = first_name.partition("/")[0]
-    names = [name for member in members if (name := member.name).startswith(f"{folder}/")]
-    known_names = set(fold_names(names))
+    root = f"{folder}/"
+    names = [name for member in members if (name := member.name).startswith(root)]
+    known_names = fold_names(names)
     if not any(fold_case(f"{folder}/{record}") in known_names for record in _VERSION_RECORDS):
         return f"there is no record `version` in {quote_name(f'{folder}/')}"
     is_number = version.isascii() and version.isdigit()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import unrecognized
@@ -21,9 +22,8 @@ from ckptool.formats.pickle.reader import (
     select_dangerous,
 )
 from ckptool.formats.pickle.storage_ids import (
-    StorageId,
+    StorageIdReader,
     check_repeated_id,
-    parse_storage_id,
     select_byte_storages,
 )
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
@@ -115,12 +115,17 @@ class ArchiveRecords:
             member for member in self.main_pickles if member.name.count("/") == min_depth
         ]
         self.root_folder = _find_root_folder(self.members, self.main_pickles)
-        self._by_name = dict(zip(names, self.members, strict=True))
-        self._by_folded_name = {
-            folded_name: member
-            for folded_name, member in zip(folded_names, self.members, strict=True)
-            if folded_name != member.name
-        }
+        self.members_by_name = dict(zip(names, self.members, strict=True))
+        """Members by their whole names, as they are written."""
+        self._by_folded_name = (
+            {}
+            if folded_names is names
+            else {
+                folded_name: member
+                for folded_name, member in zip(folded_names, self.members, strict=True)
+                if folded_name != member.name
+            }
+        )
         """Members with A to Z in their names."""
         self.base_offset = source.start if isinstance(source, SourceSlice) else 0
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
@@ -133,28 +138,28 @@ class ArchiveRecords:
         Upper and lower case are one, and names that differ in nothing else are a fault.
         """
         full_name = self.root_folder + name
-        member = self._by_name.get(full_name)
+        member = self.members_by_name.get(full_name)
         if member is None:
             folded_name = fold_case(full_name)
-            member = self._by_name.get(folded_name) or self._by_folded_name.get(folded_name)
+            member = self.members_by_name.get(folded_name) or self._by_folded_name.get(folded_name)
         return member
 
     def __getitem__(self, name: str) -> ZipMember:
-        return self._by_name[self.root_folder + name]
+        return self.members_by_name[self.root_folder + name]
 
     def items(self) -> Iterator[tuple[str, ZipMember]]:
         """Yield (name relative to the root folder, member)."""
-        for name, member in self._by_name.items():
+        for name, member in self.members_by_name.items():
             if name.startswith(self.root_folder):
                 yield name.removeprefix(self.root_folder), member
 
     def __contains__(self, name: str) -> bool:
-        return self.root_folder + name in self._by_name
+        return self.root_folder + name in self.members_by_name
 
     def has_folder(self, name: str) -> bool:
         """Whether a member is in the folder `name`, which ends in a slash."""
         prefix = self.root_folder + name
-        return any(full_name.startswith(prefix) for full_name in self._by_name)
+        return any(full_name.startswith(prefix) for full_name in self.members_by_name)
 
     def list_unreferenced(self) -> list[tuple[str, ZipMember]]:
         """Return (name relative to the root folder, member) of members nothing refers to."""
@@ -192,7 +197,7 @@ class ArchiveRecords:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
         self.members = [member for member in self.members if not member.is_referenced]
         self.archive.members = self.members
-        self._by_name, self._by_folded_name = {}, {}
+        self.members_by_name, self._by_folded_name = {}, {}
 
     def prefetch_small_records(self) -> None:
         """Prefetch data.pkl and the small records."""
@@ -324,16 +329,26 @@ def resolve_storages(
         PickleTreeError: the record is missing or has another size.
     """
     stored_by_key: dict[str, SavedStorage] = {}
+    ids, path = StorageIdReader(allows_view=allows_view), records.source.path
+    get_member, root = records.members_by_name.get, records.root_folder + folder
+    prefix = records.storage_prefix if folder == "data/" else records.storage_prefix + folder
     for node in nodes:
-        has_view = allows_view and type(node.id) is tuple and node.id[5:] == (None,)
-        storage = parse_storage_id(node, fields=6 if has_view else 5)
-        saved_storage = stored_by_key.get(storage.key)
-        if saved_storage is None:
-            node.target = stored_by_key[storage.key] = _build_stored(
-                storage, records, byteorder, folder
-            )
-        else:
-            node.target = check_repeated_id(saved_storage, storage)
+        storage, key = ids.read_alike(node), node.id[2]
+        if key in stored_by_key:
+            node.target = check_repeated_id(stored_by_key[key], replace(storage, key=key))
+            continue
+        member = get_member(root + key) or records.get(folder + key)
+        if member is None or member.nbytes != storage.nbytes:
+            raise PickleTreeError(_describe_wrong_record(key, storage.nbytes, member))
+        member.is_referenced = True
+        span = None
+        if member.method == STORED:
+            start = member.data_offset
+            if records.base_offset:  # else share the int: for 100,000 storages they take megabytes
+                start += records.base_offset
+            span = Span(path, start, member.nbytes)
+        info = StorageInfo(prefix + key, member.nbytes, storage.location, span, byteorder)
+        node.target = stored_by_key[key] = SavedStorage(info, storage.dtype, storage.numel)
 
 
 def read_metadata(records: ArchiveRecords) -> dict[str, str]:
@@ -484,27 +499,12 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     )
 
 
-def _build_stored(
-    storage: StorageId, records: ArchiveRecords, byteorder: str, folder: str
-) -> SavedStorage:
-    member = records.get(folder + storage.key)
+def _describe_wrong_record(key: str, nbytes: int, member: ZipMember | None) -> str:
+    """Return what is wrong with the record of a storage: there is none, or it has another size."""
+    name = quote_name(key)
     if member is None:
-        raise PickleTreeError(f"storage {quote_name(storage.key)} is missing from the archive")
-    if member.nbytes != storage.nbytes:
-        name, actual_nbytes = quote_name(storage.key), member.nbytes
-        raise PickleTreeError(
-            f"storage {name} should have {storage.nbytes} bytes but has {actual_nbytes}"
-        )
-    member.is_referenced = True
-    span = None
-    if member.method == STORED:
-        start = member.data_offset
-        if records.base_offset:  # else share the int: for 100,000 storages they take megabytes
-            start += records.base_offset
-        span = Span(records.source.path, start, member.nbytes)
-    key = records.storage_prefix + (storage.key if folder == "data/" else folder + storage.key)
-    info = StorageInfo(key, member.nbytes, storage.location, span, byteorder)
-    return SavedStorage(info, storage.dtype, storage.numel)
+        return f"storage {name} is missing from the archive"
+    return f"storage {name} should have {nbytes} bytes but has {member.nbytes}"
 
 
 def _report_unread_headers(records: ArchiveRecords) -> list[Skipped]:

@@ -176,6 +176,7 @@ _MIN_BOMB_BYTES: Final = 1 << 20
 _LOCAL_HEADER: Final = Struct("<4s5H3L2H")
 _LOCAL_HEADER_CHECKED_FIELDS: Final = Struct("<4s2x2H4x12s2H")
 """Same layout as fewer fields: magic, flags, method, CRC and sizes, name and extra lengths."""
+_unpack_header: Final = _LOCAL_HEADER_CHECKED_FIELDS.unpack_from
 _DESCRIPTOR_FLAG: Final = 0x0008
 
 
@@ -252,33 +253,32 @@ def _locate_usual_record(window: ReadWindow, member: ZipMember) -> int:
 
     0 if it is not: a stored record whose checksum and sizes stand after its data only.
     """
-    data, index, nbytes = window.data, member.offset - window.start, member.nbytes
-    if not 0 <= index <= len(data) - HEADER_READ_BYTES or not nbytes:
+    data, offset, nbytes = window.data, member.offset, member.nbytes
+    index = offset - window.start
+    if not 0 <= index <= len(data) - HEADER_READ_BYTES or not 0 < nbytes < NEAR_BYTES:
         return 0
-    magic, flags, method, sizes, name_nbytes, extra_nbytes = (
-        _LOCAL_HEADER_CHECKED_FIELDS.unpack_from(data, index)
-    )
+    magic, flags, method, sizes, name_nbytes, extra_nbytes = _unpack_header(data, index)
     header_nbytes: int = _LOCAL_HEADER.size + name_nbytes + extra_nbytes
-    name = member.encoded_name
+    name = member.name.encode(member.encoding)
     is_usual = (
         magic == b"PK\x03\x04"
         and sizes == _ZERO_SIZES
         and method == member.method == STORED
         and flags == member.flags
         and flags & _DESCRIPTOR_FLAG
-        and nbytes < NEAR_BYTES
         and nbytes == member.compressed_nbytes
         and name_nbytes == len(name)
         and data.startswith(name, index + _LOCAL_HEADER.size)
         and data.startswith(
-            _DESCRIPTOR.pack(b"PK\x07\x08", member.crc, nbytes, nbytes),
+            _pack_descriptor(b"PK\x07\x08", member.crc, nbytes, nbytes),
             index + header_nbytes + nbytes,
         )
     )
     if not is_usual:
         return 0
-    member.offset, member.header_nbytes = member.offset + header_nbytes, header_nbytes
-    return member.offset + nbytes + _DESCRIPTOR.size
+    member.offset = offset = offset + header_nbytes
+    member.header_nbytes = header_nbytes
+    return offset + nbytes + _DESCRIPTOR.size
 
 
 def _describe_gap(member: ZipMember, expected_offset: int) -> str:
@@ -381,5 +381,6 @@ _ZERO_SIZES: Final = bytes(12)
 HEADER_READ_BYTES: Final = 256
 """Bytes read per local header: usually enough for name and padding."""
 _DESCRIPTOR: Final = Struct("<4sLLL")
+_pack_descriptor: Final = _DESCRIPTOR.pack
 _ZIP64_DESCRIPTOR: Final = Struct("<4sLQQ")
 _EMPTY_DESCRIPTOR: Final = _DESCRIPTOR.pack(b"PK\x07\x08", 0, 0, 0)

@@ -72,8 +72,8 @@ _MAX_COMMENT_BYTES: Final = 0xFFFF
 _END_RECORD: Final = Struct("<4s4H2LH")
 _ZIP64_END_RECORD: Final = Struct("<4sQ2H2L4Q")
 _ZIP64_LOCATOR: Final = Struct("<4sLQL")
-_DIRECTORY_ENTRY: Final = Struct("<4s2x3H4x3L4H2x2L")
-"""Magic, version needed, flags, method, checksum, sizes, lengths of name, extra fields and comment,
+_DIRECTORY_ENTRY: Final = Struct("<6x3H4x3L4H2x2L")
+"""Version needed, flags, method, checksum, sizes, lengths of name, extra fields and comment,
 disk, ..."""
 _NEWEST_VERSION: Final = 63
 """Version of the format up to which zip readers read; in tenths."""
@@ -176,66 +176,66 @@ def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, i
 def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Iterator[ZipMember]:
     """Yield the members in directory order; `offset` is that of the local header."""
     data = source.read(end.directory_offset, end.directory_nbytes)
-    position, shared_flags = 0, dict[int, int]()
+    position, last_start = 0, len(data) - _DIRECTORY_ENTRY.size
+    unpack_entry, shared_flags = _DIRECTORY_ENTRY.unpack_from, dict[int, int]()
     for _ in range(end.member_count):
-        fields = (
-            _DIRECTORY_ENTRY.unpack_from(data, position)
-            if position + _DIRECTORY_ENTRY.size <= len(data)
-            else (b"",)
-        )
-        if fields[0] != b"PK\x01\x02":
+        if position > last_start or not data.startswith(b"PK\x01\x02", position):
             archive.record_fault(
                 f"its end record counts {end.member_count} members but there are fewer"
             )
             return
-        name_end = position + _DIRECTORY_ENTRY.size + fields[7]
-        extra_end = name_end + fields[8]
-        encoded_name = data[position + _DIRECTORY_ENTRY.size : name_end]
-        position = extra_end + fields[9]
-        yield _build_member(fields, encoded_name, data[name_end:extra_end], archive, shared_flags)
+        (
+            version,
+            flags,
+            method,
+            crc,
+            compressed_nbytes,
+            nbytes,
+            name_nbytes,
+            extra_nbytes,
+            comment_nbytes,
+            disk,
+            attributes,
+            header_offset,
+        ) = unpack_entry(data, position)
+        name_start = position + _DIRECTORY_ENTRY.size
+        name_end = name_start + name_nbytes
+        position = name_end + extra_nbytes + comment_nbytes
+        name, encoding = decode_name(data[name_start:name_end])
+        # One int for equal flags and sizes: for 100,000 members they take megabytes.
+        member = ZipMember(
+            name,
+            encoding,
+            method,
+            shared_flags.setdefault(flags, flags),
+            crc,
+            nbytes if compressed_nbytes == nbytes else compressed_nbytes,
+            nbytes,
+            header_offset,
+        )
+        if extra_nbytes:
+            extra = data[name_end : name_end + extra_nbytes]
+            sizes = (nbytes, compressed_nbytes, header_offset)
+            member.nbytes, member.compressed_nbytes, member.offset = read_zip64_sizes(
+                extra, sizes, name, archive
+            )
+        is_usual = (
+            not (method or disk or attributes or flags & ~_ALLOWED_FLAGS)
+            and version <= _NEWEST_VERSION
+            and member.compressed_nbytes == member.nbytes
+        )
+        if not is_usual:
+            _check_entry(member, version, disk, attributes, archive)
+        yield member
     if position != len(data):
         archive.record_fault(f"its end record counts {end.member_count} members but there are more")
 
 
-def _build_member(
-    fields: tuple[int, ...],
-    encoded_name: bytes,
-    extra: bytes,
-    archive: ZipMembers,
-    shared_flags: dict[int, int],
-) -> ZipMember:
-    """Build a member from a directory entry; `shared_flags` interns flag values to save memory."""
-    (
-        _,
-        version,
-        flags,
-        method,
-        crc,
-        compressed_nbytes,
-        nbytes,
-        _,
-        _,
-        _,
-        disk,
-        attributes,
-        header_offset,
-    ) = fields
-    name, encoding = decode_name(encoded_name)
-    is_unusual = (
-        extra
-        or method
-        or disk
-        or attributes
-        or version > _NEWEST_VERSION
-        or compressed_nbytes != nbytes
-        or flags & ~_ALLOWED_FLAGS
-    )
-    flags = shared_flags.setdefault(flags, flags)
-    if not is_unusual:
-        return ZipMember(name, encoding, method, flags, crc, nbytes, nbytes, header_offset)
-    if extra:
-        sizes = read_zip64_sizes(extra, (nbytes, compressed_nbytes, header_offset), name, archive)
-        nbytes, compressed_nbytes, header_offset = sizes
+def _check_entry(
+    member: ZipMember, version: int, disk: int, attributes: int, archive: ZipMembers
+) -> None:
+    """Record what zip readers could disagree on in a directory entry."""
+    name, flags = member.name, member.flags
     if disk:
         archive.record_fault(f"{quote_name(name)} is on another disk")
     if attributes & _DOS_FOLDER and not name.endswith("/"):
@@ -247,16 +247,15 @@ def _build_member(
         archive.record_fault(f"{quote_name(name)} needs a reader of version {version}")
     if flags & ~_ALLOWED_FLAGS:
         archive.record_fault(f"{quote_name(name)} is encrypted or patched (flags {flags:#06x})")
-    if method not in {STORED, DEFLATED}:
+    if member.method not in {STORED, DEFLATED}:
         archive.record_fault(
-            f"{quote_name(name)} is compressed by method {method}, not stored or deflated"
+            f"{quote_name(name)} is compressed by method {member.method}, not stored or deflated"
         )
-    if method == STORED and compressed_nbytes != nbytes:
+    if member.method == STORED and member.compressed_nbytes != member.nbytes:
         archive.record_fault(
-            f"{quote_name(name)} is stored, but with two sizes: {compressed_nbytes} and {nbytes}"
-            " bytes"
+            f"{quote_name(name)} is stored, but with two sizes: {member.compressed_nbytes} and "
+            f"{member.nbytes} bytes"
         )
-    return ZipMember(name, encoding, method, flags, crc, compressed_nbytes, nbytes, header_offset)
 
 
 def _describe_file_type(file_type: int, name: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ckptool.formats.files.source import open_source
 from ckptool.modules.dispatch_mode import DispatchMode
 
-_JOB_NBYTES: Final = 4 << 20
+_JOB_NBYTES: Final = 16 << 20
 _MIN_READ_NBYTES: Final = 1 << 16
 """Fewer bytes are copied from the map: a call of the system for each takes longer."""
 _CACHE_LINE_NBYTES: Final = 64

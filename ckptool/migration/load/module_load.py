@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from ckptool.errors import PlanError
 from ckptool.migration.load.file_copies import FileCopies, MappedFile
+from ckptool.modules.live.registered import list_members, list_registered
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     LoadedKeys = Any
     """torch's _IncompatibleKeys: `missing_keys` and `unexpected_keys`."""
+
+_MAX_SMALL_NBYTES: Final = 8 << 20
+"""Size of files up to which threads gain nothing, and mapped pages are few."""
 
 
 def load_into_module(
@@ -48,9 +52,10 @@ def load_into_module(
     """
     has_own_code = loads_by_own_code(module)
     before = _ModuleState.record(module, with_values=has_own_code)
-    only_copies = not (has_own_code or assign)
+    is_small = sum(len(file.pages) for file in files) <= _MAX_SMALL_NBYTES
+    puts_off = not (has_own_code or assign or is_small)
     try:
-        with FileCopies(files) if only_copies else nullcontext():
+        with FileCopies(files) if puts_off else nullcontext():
             keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
     except Exception as error:
         remark = before.restore(module)
@@ -76,12 +81,9 @@ class _ModuleState:
 
     @classmethod
     def record(cls, module: "nn.Module", *, with_values: bool) -> "_ModuleState":
-        tensors = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
+        tensors = {key: tensor for key, tensor, *_ in list_registered(module)}
         return cls(
-            [(member, _copy_attributes(member)) for member in module.modules()],
+            [(member, _copy_attributes(member)) for _, member in list_members(module)],
             {key: (tensor, _read_version(tensor)) for key, tensor in tensors.items()},
             {key: tensor.detach().clone() for key, tensor in tensors.items()}
             if with_values

@@ -1,7 +1,6 @@
 """Draft -> the argument of load_state_dict: lazy tensors, values that are no tensor, versions."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +9,7 @@ from msgspec import Struct
 from ckptool.errors import UsageError
 from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.modules.live.registered import list_registered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,14 +54,13 @@ def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -
     """
     if assign:
         return
-    for key, tensor in _iter_targets(module):
-        wants_device = placement.device is not None and not _is_same_device(
-            placement.device, tensor.device
-        )
-        is_cast = tensor.is_floating_point() and placement.dtype not in {None, tensor.dtype}
-        if tensor.is_meta:
+    device, dtype = placement.device, placement.dtype
+    for key, tensor, _, is_saved in list_registered(module):
+        wants_device = device is not None and not _is_same_device(device, tensor.device)
+        is_cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+        if is_saved and tensor.is_meta:
             raise UsageError(f"`{key}` of the module is on meta and takes no values: assign=True")
-        if wants_device or is_cast:
+        if is_saved and (wants_device or is_cast):
             own = tensor.device if wants_device else tensor.dtype
             raise UsageError(
                 f"device= and dtype= are those of the tensors that assign=True puts into the "
@@ -95,7 +94,7 @@ def place_tensors(
 
     Tied tensors stay tied.
     """
-    targets = dict(_iter_targets(module))
+    targets = {key: tensor for key, tensor, *_ in list_registered(module)}
     moved: dict[object, Tensor] = {}
     for key, tensor in list(state_dict.items()):
         if isinstance(tensor, torch.Tensor):
@@ -112,15 +111,6 @@ def _make_tensor(item: PlannedTensor, reader: TensorReader) -> "Tensor":
     for dtype in item.casts:
         tensor = tensor.to(getattr(torch, dtype))
     return tensor.clone() if item.own_storage and not item.casts else tensor
-
-
-def _iter_targets(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
-    """Yield the parameters and the buffers that are saved, tied ones under each name."""
-    yield from module.named_parameters(remove_duplicate=False)
-    for prefix, member in module.named_modules(remove_duplicate=False):
-        for name, buffer in member.named_buffers(recurse=False):
-            if name not in member._non_persistent_buffers_set:  # noqa: SLF001
-                yield f"{prefix}.{name}".lstrip("."), buffer
 
 
 def _is_same_device(device: torch.device, own: torch.device) -> bool:

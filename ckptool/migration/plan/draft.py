@@ -29,7 +29,7 @@ _MAX_COMPARED_KEYS: Final = 2000
 """Maximum number of keys compared for a suggestion."""
 
 
-class PlannedTensor(Struct, frozen=True):
+class PlannedTensor(Struct, frozen=True, gc=False):
     """One tensor of the result."""
 
     tensor: TensorInfo

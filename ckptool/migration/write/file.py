@@ -135,8 +135,7 @@ def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
         sink.position, [tensor.blob.span for tensor in ordered_tensors]
     )
     sink.position += sum(tensor.blob.nbytes for tensor in ordered_tensors[:kept_count])
-    for tensor in ordered_tensors[kept_count:]:
-        sink.append_blob(tensor.blob)
+    sink.append_blobs(tensor.blob for tensor in ordered_tensors[kept_count:])
     sink.truncate_at_position()
 
     def finish(digests: MigrationDigests) -> None:

@@ -16,10 +16,12 @@ def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
     """Return the items to write, and a mapping from each omitted tied key to the stored key."""
     items = draft.items
     # Nearly all storages have one tensor; hashing a storage's key is much faster than an identity.
-    storage_keys = {key: _get_storage_key(item) for key, item in items.items()}
-    counts = Counter(storage_keys.values())
+    storage_keys = [_get_storage_key(item) for item in items.values()]
+    if len(set(storage_keys)) == len(items):
+        return dict(items), {}
+    counts = Counter(storage_keys)
     keys_by_identity: dict[object, list[str]] = {}
-    for key, storage_key in storage_keys.items():
+    for key, storage_key in zip(items, storage_keys, strict=True):
         if counts[storage_key] > 1:
             keys_by_identity.setdefault(items[key].tie_identity, []).append(key)
 

@@ -6,6 +6,7 @@ It takes milliseconds, and is enough where a file's keys and shapes are the modu
 from typing import TYPE_CHECKING
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
+from ckptool.modules.live.registered import list_members, list_registered
 from ckptool.modules.module_info import (
     call_state_dict,
     describe_class,
@@ -28,9 +29,8 @@ def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
         ModuleError: its state_dict() raises, or returns no mapping.
     """
     tensors, non_tensors = split_tensors(call_state_dict(module, target))
-    kinds = {key: Kind.BUFFER for key, _ in module.named_buffers(remove_duplicate=False)}
-    kinds |= {key: Kind.PARAMETER for key, _ in module.named_parameters(remove_duplicate=False)}
-    members = dict(module.named_modules(remove_duplicate=False))
+    kinds = {registered.key: registered.kind for registered in list_registered(module)}
+    members = dict(list_members(module))
     examples = {type(member): member for member in members.values()}
     owners = {prefix: get_qualified_name(type(member)) for prefix, member in members.items()}
     classes = {cls: describe_class(member) for cls, member in examples.items()}

@@ -80,7 +80,7 @@ def count_parameters(states: Sequence[StateDict]) -> int:
         for tensor in state.tensors.values()
         if _is_parameter(tensor)
     ]
-    total = sum(prod(tensor.shape) for tensor in parameters)
+    total = sum(map(prod, [tensor.shape for tensor in parameters]))
     for group in group_by_storage(parameters):
         views = {(tensor.storage_offset, tensor.shape) for tensor in group}
         total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
@@ -91,10 +91,12 @@ def _is_parameter(tensor: TensorInfo) -> bool:
     kind = tensor.kind
     if kind is Kind.PARAMETER or kind is Kind.BUFFER:
         return kind is Kind.PARAMETER
-    is_buffer = tensor.key.endswith(_BATCH_NORM_BUFFERS) and (
-        tensor.key.rpartition(".")[2] in _BATCH_NORM_BUFFERS
+    if not tensor.dtype.startswith(_NUMBER_DTYPES):
+        return False
+    key = tensor.key
+    return not key.endswith(_BATCH_NORM_BUFFERS) or (
+        key.rpartition(".")[2] not in _BATCH_NORM_BUFFERS
     )
-    return tensor.dtype.startswith(_NUMBER_DTYPES) and not is_buffer
 
 
 def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:

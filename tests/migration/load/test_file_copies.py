@@ -12,10 +12,19 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import ReadError
+from ckptool.migration.load import file_copies, module_load
 from ckptool.migration.load.file_copies import FileCopies, MappedFile
 
 ROWS = 1_100_000 // 256
-"""Rows of 256 float32: more than one job of 4 MiB for the largest."""
+"""Rows of 256 float32: about as many bytes as a job of the tests has."""
+
+
+@pytest.fixture(autouse=True, params=[0, None], ids=["put off", "as in use"])
+def sizes(request, monkeypatch):
+    """Have copies of a few bytes put off, in jobs of 4 MiB; or the sizes that are in use."""
+    if request.param is not None:
+        monkeypatch.setattr(module_load, "_MAX_SMALL_NBYTES", request.param)
+        monkeypatch.setattr(file_copies, "_JOB_NBYTES", 4 << 20)
 
 
 class Flat(nn.Module):

@@ -42,7 +42,8 @@ OLD = b"an older result"
 @pytest.fixture
 def place():
     torch.manual_seed(0)
-    state = {f"layer.{n}": torch.randn(40, 50) for n in range(6)}
+    # Small tensors are read and written together, larger ones one by one.
+    state = {f"layer.{n}": torch.randn(40 if n % 2 else 80, 60) for n in range(6)}
     with TemporaryDirectory(dir=SHM) as name:
         torch.save(state, Path(name) / "a.pth")
         yield Path(name)
