@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ckptool.commands.fixing.edit_selection import EditSelection, ProvedEdits
 from ckptool.commands.fixing.fix_parts import (
     describe_reached_modules,
+    describe_unrun_uses,
     format_diffs,
     format_path,
     report_edits,
@@ -127,12 +128,13 @@ class _FixRun(Struct, frozen=True):
         project = ProjectFiles(self.scope.root)
         faults = merge_faults([f for e in self.examined for f in e.fix_target.faults])
         edits = self._select(faults, project)
-        notes = [*describe_reached_modules(edits), *_describe_old_files(edits)]
+        old_file_notes = _describe_old_files(edits)
         new_files: Mapping[Path, bytes] = {}
         if self.keep_old_files and edits.plan.edits:
             edits, hooks = self._add_hooks(edits, project)
             new_files = hooks.files
-            notes = [*describe_reached_modules(edits), *hooks.notes]
+            old_file_notes = [*hooks.notes]
+        notes = [*describe_reached_modules(edits), *describe_unrun_uses(edits), *old_file_notes]
         block = _find_block(edits.proofs, allow_unproved=allow_unproved)
         is_written = write and bool(edits.plan.edits) and not block
         if is_written:
@@ -166,12 +168,17 @@ class _FixRun(Struct, frozen=True):
         project: ProjectFiles,
         hooks: "OldFileHooks | None" = None,
     ) -> ProvedEdits:
-        """Return the edits that are proved; with hooks, all of them are tried once, together."""
+        """Return the edits that are proved; with hooks, all of them are tried once, together.
+
+        Only then has an old checkpoint to load, if hooks are to be added.
+        """
         from ckptool.migration.codemod.plan_edits import EditOptions, plan_edits
 
         registrations = hooks.registrations if hooks else None
         new_files = hooks.files if hooks else {}
         targets = [e.fix_target for e in self.examined]
+        if self.keep_old_files and hooks is None:
+            targets = [replace(target, checkpoints=()) for target in targets]
 
         def plan(some_faults: Sequence[AttributeFault]) -> EditPlan:
             options = EditOptions(self.style)
@@ -197,8 +204,7 @@ class _FixRun(Struct, frozen=True):
             edits = self._select([f for f in edits.faults if f not in without_hook], project)
             refused += edits.plan.refused
         hooks = build_old_file_hooks(edits.plan, edits.targets, edits.proofs)
-        if hooks.files:
-            edits = self._select(edits.faults, project, hooks)
+        edits = self._select(edits.faults, project, hooks)
         return replace(edits, plan=replace(edits.plan, refused=refused)), hooks
 
 
@@ -252,7 +258,10 @@ def _examine_target(
     module_info = facts.apply_effects()
     findings = tuple(run_rules([module_info, *facts.forward_effects]))
     reported = judge(findings, policy).findings
-    faults = collect_faults(reported, module_info, parameters)
+    faults = [
+        replace(fault, requires_grad=not run.initial_values.requiring_grad.isdisjoint(fault.keys))
+        for fault in collect_faults(reported, module_info, parameters)
+    ]
     faults += collect_created_tensors(run.device_mismatches)
     fix_target = FixTarget(
         target,

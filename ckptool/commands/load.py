@@ -110,7 +110,11 @@ def load(  # noqa: PLR0913
     """
     require_module(module)
     from ckptool.migration.load.accepted_answers import parse_answers
-    from ckptool.migration.load.state_dict import parse_placement, require_target
+    from ckptool.migration.load.state_dict import (
+        parse_placement,
+        require_local_tensors,
+        require_target,
+    )
     from ckptool.migration.plan.anonymous_file import AnonymousFile
     from ckptool.migration.write.inflate_storages import inflate_storages
 
@@ -119,6 +123,7 @@ def load(  # noqa: PLR0913
     require_target(module, placement, assign=assign)
     source_guard = guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
+    require_local_tensors(module, checkpoint)
     with pause_gc(), AnonymousFile() as anonymous_file:
         job = _LoadJob(
             module=module,

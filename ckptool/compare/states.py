@@ -285,6 +285,21 @@ def _is_on_meta(tensor: TensorInfo) -> bool:
     return tensor.is_on_meta or (parts != () and any(_is_on_meta(part.tensor) for part in parts))
 
 
+DISTRIBUTED_CLASSES: Final = (".DTensor", ".ShardedTensor")
+"""Ends of the names of tensor classes whose elements are on several ranks."""
+
+
+def find_distributed_key(checkpoint: Checkpoint) -> str:
+    """Return the key of the first DTensor or ShardedTensor; "" if there is none."""
+    keys = (
+        tensor.key
+        for state in checkpoint.states
+        for tensor in state.tensors.values()
+        if tensor.wrapper.endswith(DISTRIBUTED_CLASSES)
+    )
+    return next(keys, "")
+
+
 def is_rank_part(tensor: TensorInfo) -> bool:
     """Whether it is one rank's part: a ShardedTensor, or a DTensor with a smaller local tensor."""
     if not tensor.wrapper:

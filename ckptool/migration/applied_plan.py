@@ -28,6 +28,7 @@ from ckptool.migration.write.early_copy import EarlyCopy
 from ckptool.migration.write.file import WriteJob, write_checkpoint
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.read_back import check_entries
+from ckptool.migration.write.sidecar_files import list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile
 from ckptool.model import Checkpoint, Safety, all_tensors, join_key
 from ckptool.values.progress import start_step
@@ -133,6 +134,11 @@ class AppliedPlan:
             self.early_copy,
             request.hard_links,
             request.stamp,
+            (
+                list_sidecar_files(self.result.checkpoint, request.source)
+                if request.is_sharded
+                else ()
+            ),
         )
         if request.is_sharded:
             from ckptool.migration.write.sharded_folder import write_sharded_folder

@@ -159,9 +159,10 @@ def choose_output_container(request: MigrationRequest) -> str:
     container = request.to or _CONTAINER_BY_SUFFIX.get(suffix)
     if request.is_sharded:
         if request.target is not None and suffix in _CONTAINER_BY_SUFFIX:
+            hint = "" if request.follows_chain else "; --to pth or safetensors chooses its files"
             raise UsageError(
-                f"-o {request.target}: a sharded checkpoint is a folder: give it without a suffix; "
-                "--to pth or safetensors chooses its files"
+                f"-o {request.target}: a sharded checkpoint is a folder: give it without a "
+                f"suffix{hint}"
             )
         return container or SAFETENSORS
     if container is None and request.target is not None and request.target.is_dir():
@@ -171,9 +172,10 @@ def choose_output_container(request: MigrationRequest) -> str:
         raise UsageError("-o -: a checkpoint cannot be written to standard output: give a file")
     if container is None:
         suffixes_text = ", ".join(_CONTAINER_BY_SUFFIX)
+        remedy = "add one" if request.follows_chain else "choose --to safetensors or --to pth"
         raise UsageError(
             f"-o {request.target}: its suffix does not determine the format ({suffixes_text}): "
-            "choose --to safetensors or --to pth"
+            f"{remedy}"
         )
     return container
 

@@ -239,8 +239,8 @@ def _collect_notes(
         state_paths = join_limited(equal_matches, MAX_NAMED, quote_code)
         note = f"{state_paths} matches as well as `{result.state.at or '.'}`: --at takes it instead"
         notes = (*notes, note) if equal_matches else notes
-    if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
-        notes = (*notes, f"also copied: {', '.join(file.name for file in sidecar_files)}")
+    if request.is_sharded and (files := list_sidecar_files(checkpoint, request.source)):
+        notes = (*notes, f"also copied: {', '.join(file.name for file in files)}")
     if request.is_sharded and is_web_location(checkpoint.path):
         notes = (*notes, "other files next to the shards are not copied: http cannot list them")
     return notes

@@ -78,9 +78,9 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
     if dataclasses.is_dataclass(value):
         names = [item.name for item in dataclasses.fields(value)]
     elif isinstance(value, SimpleNamespace) or is_plain_object(value):
-        names = [*vars(value), *_list_slots(type(value))]
+        names = [*vars(value), *list_slots(type(value))]
     else:
-        names = [] if _is_opaque(value) else _list_slots(type(value))
+        names = [] if _is_opaque(value) else list_slots(type(value))
     children: list[tuple[str, object]] = []
     for name in names:
         # A class may refuse an attribute by any exception: transformers' per-layer configurations.
@@ -90,7 +90,7 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
     yield from children
 
 
-def _list_slots(cls: type) -> list[str]:
+def list_slots(cls: type) -> list[str]:
     """Return the names in `__slots__` of `cls` and its bases."""
     names: list[str] = []
     for base in cls.__mro__:

@@ -127,10 +127,14 @@ def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
 def list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the tensors with the data of a wrapper subclass such as DTensor, by attribute.
 
-    [] for other tensors, and for a class whose code raises.
+    [] for other tensors, and for a class whose code raises. What it lists and is no tensor, such as
+    the mesh of a DTensor, has no data.
     """
     if not hasattr(type(tensor), "__tensor_flatten__"):
         return []
+    from torch import Tensor
+
     with suppress(UserCodeError), user_code():
-        return [(name, getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+        parts = [(name, getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+        return [(name, part) for name, part in parts if isinstance(part, Tensor)]
     return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind, join_key
-from ckptool.modules.object_children import LEAF_TYPES, iter_children
+from ckptool.modules.object_children import LEAF_TYPES, iter_children, list_slots
 from ckptool.modules.world.member_lists import check_member_lists
 
 if TYPE_CHECKING:
@@ -257,6 +257,9 @@ def _iter_unregistered_values(module: "nn.Module") -> Iterator[tuple[str, object
         # torch.jit stores bound methods such as __dir__ among the attributes.
         if name not in internal_names and name not in computed_names and not name.startswith("__"):
             yield name, value
+    for name in list_slots(type(module)):
+        if hasattr(module, name):
+            yield name, getattr(module, name)
     yield from _iter_scripted_attributes(module)
 
 

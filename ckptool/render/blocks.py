@@ -29,9 +29,11 @@ class VerdictBlock(Struct, frozen=True):
 
 
 class LinesBlock(Struct, frozen=True):
-    """Plain lines of text."""
+    """Plain lines of text, or of code."""
 
     lines: tuple[str, ...]
+    language: str = ""
+    """"diff" for lines of a diff, which are neither wrapped nor escaped; "" for text."""
 
 
 class ColumnKind(Enum):
@@ -156,7 +158,8 @@ def cut_long_texts(block: Block) -> Block:
         case VerdictBlock():
             return replace(block, text=cut_middle(block.text, MAX_LINE_CHARS))
         case LinesBlock():
-            return LinesBlock(tuple(cut_middle(line, MAX_LINE_CHARS) for line in block.lines))
+            lines = tuple(cut_middle(line, MAX_LINE_CHARS) for line in block.lines)
+            return replace(block, lines=lines)
         case TableBlock():
             rows = tuple(
                 tuple(

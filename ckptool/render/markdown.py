@@ -1,5 +1,6 @@
 """Report -> GitHub-flavoured Markdown for a pull request or a step summary."""
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -28,6 +29,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         match block:
             case VerdictBlock():
                 parts.append(f"### {_escape_text(block.text)}")
+            case LinesBlock(language="diff"):
+                parts.append("\n".join(_iter_code_lines(block)))
             case LinesBlock():
                 parts.append("\n".join(f"- {_escape_text(line)}" for line in block.lines))
             case TableBlock():
@@ -39,6 +42,16 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
             case _:
                 assert_never(block)
     return "\n\n".join(parts)
+
+
+def _iter_code_lines(block: LinesBlock) -> Iterator[str]:
+    """Yield a fenced block of code, whose fence is longer than any in it."""
+    lines = [make_printable(line) for line in block.lines]
+    longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield f"{fence}{block.language}"
+    yield from lines
+    yield fence
 
 
 def _escape_text(text: str) -> str:

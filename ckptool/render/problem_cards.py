@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree, replace_layer_numbers
@@ -30,17 +31,35 @@ def build_problems_blocks(
     findings: Sequence[FindingReport], options: RenderOptions, *, multiple_checkpoints: bool
 ) -> Iterator[ProblemsBlock]:
     """Yield the problems that several checkpoints have, then those of each; the worst first."""
-    groups: dict[str, list[Problem]] = {}
+    groups: dict[str, list[tuple[Problem, ...]]] = {}
     paths = {finding.path for finding in findings}
     is_labelled = multiple_checkpoints or len(paths) > 1
-    for problem in group_by_cause(findings):
-        label = _label_paths(problem.paths, len(paths)) if is_labelled else ""
-        groups.setdefault(label, []).append(problem)
-    shared = {label for label, problems in groups.items() if len(problems[0].paths) > 1}
-    ranks = {label: min(map(_rank_level, problems)) for label, problems in groups.items()}
+    for equal_problems in _group_equal(group_by_cause(findings)):
+        named = tuple(dict.fromkeys(path for p in equal_problems for path in p.paths))
+        label = _label_paths(named, len(paths)) if is_labelled else ""
+        groups.setdefault(label, []).append(equal_problems)
+    shared = {
+        label
+        for label, (equal_problems, *_) in groups.items()
+        if len({path for problem in equal_problems for path in problem.paths}) > 1
+    }
+    ranks = {label: min(_rank_level(p[0]) for p in equal) for label, equal in groups.items()}
     for label in sorted(groups, key=lambda t: (t not in shared, ranks[t], natural_sort_key(t))):
-        cards = tuple(_iter_cards(groups[label], options))
-        yield ProblemsBlock(label, count_problems(groups[label]), cards)
+        cards = tuple(_iter_cards([problems[0] for problems in groups[label]], options))
+        yield ProblemsBlock(label, count_problems([*chain(*groups[label])]), cards)
+
+
+def _group_equal(problems: Iterable[Problem]) -> Iterable[tuple[Problem, ...]]:
+    """Return the problems in groups that are told in the same words, of several checkpoints.
+
+    Of one checkpoint, each stays as it is: two findings may be about one key.
+    """
+    groups: dict[object, dict[tuple[str, ...], Problem]] = {}
+    for number, problem in enumerate(problems):
+        words = tuple((f.code, f.level, f.key, f.message, f.fix) for f in problem.findings)
+        is_repeated = problem.paths in groups.setdefault(words, {})
+        groups.setdefault(number if is_repeated else words, {})[problem.paths] = problem
+    return [tuple(problem_by_paths.values()) for problem_by_paths in groups.values()]
 
 
 def _rank_level(problem: Problem) -> int:

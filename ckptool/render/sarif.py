@@ -17,6 +17,8 @@ from ckptool.render.ci_results import (
     list_errors,
     list_limited_findings,
 )
+from ckptool.render.source_fixes import SourceFixes, index_fixes
+from ckptool.reports.fix import SourceEditReport
 from ckptool.rules import RULES
 from ckptool.versions import NOT_INSTALLED, get_installed_version
 
@@ -55,7 +57,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 ],
             }
         ],
-        "results": list(_iter_results(located_findings, codes)),
+        "results": list(_iter_results(located_findings, codes, index_fixes(report))),
         "columnKind": "unicodeCodePoints",
     }
     return json.dumps({"$schema": SCHEMA_URL, "version": "2.1.0", "runs": [run]}, indent=2)
@@ -81,7 +83,7 @@ def _build_rule(code: str) -> dict[str, Any]:
 
 
 def _iter_results(
-    located_findings: Sequence[LocatedFinding], codes: list[str]
+    located_findings: Sequence[LocatedFinding], codes: list[str], fixes: SourceFixes
 ) -> Iterator[dict[str, Any]]:
     """Yield the results, with related locations.
 
@@ -101,6 +103,9 @@ def _iter_results(
         elif not finding.is_consequence:
             related = []
         result = _build_result(located_finding, codes)
+        edit = fixes.find_edit(finding)
+        if edit is not None:
+            result["fixes"] = [_build_fix(edit)]
         if related:
             result["relatedLocations"] = [*map(_build_related_location, count(), related)]
         yield result
@@ -142,6 +147,28 @@ def _build_result(located_finding: LocatedFinding, codes: list[str]) -> dict[str
             }
         ]
     return result
+
+
+def _build_fix(edit: SourceEditReport) -> dict[str, Any]:
+    """Return the fix of a result: whole lines, as a viewer can put them in their place."""
+    replacements: dict[str, list[dict[str, Any]]] = {}
+    for replacement in edit.replacements:
+        region = {
+            "startLine": replacement.start_line,
+            "startColumn": 1,
+            "endLine": replacement.end_line + 1,
+            "endColumn": 1,
+        }
+        replacements.setdefault(replacement.file, []).append(
+            {"deletedRegion": region, "insertedContent": {"text": replacement.text}}
+        )
+    return {
+        "description": {"text": make_printable(f"proved by ckptool fix: {edit.after}")},
+        "artifactChanges": [
+            {"artifactLocation": _build_artifact_location(file), "replacements": of_file}
+            for file, of_file in replacements.items()
+        ],
+    }
 
 
 def _build_location(located_finding: LocatedFinding) -> dict[str, Any]:

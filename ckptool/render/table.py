@@ -58,6 +58,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 tone = "failed" if block.has_failed else "passed"
                 lines = wrap_text(make_printable(block.text), 0, options)
                 parts.append("\n".join(_color_text(line, tone, options) for line in lines))
+            case LinesBlock(language="diff"):
+                parts.append("\n".join(map(make_printable, block.lines)))
             case LinesBlock():
                 parts.append("\n".join(_wrap_lines(block.lines, options)))
             case TableBlock():

@@ -93,6 +93,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Framework whose own loader was asked; "torch" for `load_state_dict`."""
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
+    are_keys_known: bool = True
+    """Whether the lists of keys are: a framework's loader that raises gives none."""
     is_coverage_known: bool = True
     """False if torch refuses what matches by key and shape, that was not checked, or weights are
     quantised on one side only."""
@@ -116,6 +118,8 @@ def build_module_diff_report(
     Raises:
         UsageError: `explain` is a key that is on neither side.
     """
+    is_raised = diff.loading_info is not None and bool(diff.loading_info.error)
+    are_keys_known = not (is_raised and diff.is_refused)
     return DiffModuleReport(
         command="diff",
         findings=build_finding_reports(verdict),
@@ -129,7 +133,8 @@ def build_module_diff_report(
         module=diff.module.label,
         at=diff.state.at,
         notes=notes,
-        matched=diff.matched_keys,
+        matched=diff.matched_keys if are_keys_known else (),
+        are_keys_known=are_keys_known,
         missing_keys=diff.missing_keys,
         unexpected_keys=diff.unexpected_keys,
         mismatched_keys=tuple(c.key for c in diff.shape_mismatches),

@@ -15,6 +15,18 @@ from ckptool.reports.common import (
 )
 
 
+class ReplacementReport(Struct, frozen=True, kw_only=True):
+    """Lines of a file, and the lines in their place."""
+
+    file: str
+    start_line: int
+    """First line that is replaced, from 1."""
+    end_line: int
+    """Last line that is replaced; the one before `start_line` where lines are only added."""
+    text: str
+    """The new lines, with their line ends."""
+
+
 class SourceEditReport(Struct, frozen=True, kw_only=True):
     """A statement that is replaced."""
 
@@ -25,6 +37,8 @@ class SourceEditReport(Struct, frozen=True, kw_only=True):
     """"file:line" of the statement before the edit."""
     before: str
     after: str
+    replacements: tuple[ReplacementReport, ...] = ()
+    """Of the statement, of uses of the attribute, and of imports that the edit needs."""
 
 
 class RefusedEditReport(Struct, frozen=True, kw_only=True):

@@ -91,7 +91,7 @@ def read_revision(path: Path) -> Revision:
             state was edited.
     """
     try:
-        data = tomllib.loads(read_small_file(path).decode())
+        data = tomllib.loads(read_small_file(path).decode("utf-8-sig"))
     except OSError as error:
         raise RevisionError(f"{path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

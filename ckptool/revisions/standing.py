@@ -34,7 +34,7 @@ class StandingKind(StrEnum):
     """How the revision of a file is known, or why it is not."""
 
     STAMPED = "stamped"
-    GIVEN = "given"
+    NAMED = "named"
     """The user said it (--from), and its keys are those of that revision."""
     RECOGNISED = "recognised"
     """By its keys, shapes and dtypes, or by keys and shapes, which are those of one revision."""
@@ -109,7 +109,7 @@ class Standing(Struct, frozen=True):
         why = self.difference.text if self.difference else ""
         texts = {
             StandingKind.STAMPED: f"is at {name}, by its stamp",
-            StandingKind.GIVEN: f"is at {name}, according to --from",
+            StandingKind.NAMED: f"is at {name}, according to --from",
             StandingKind.RECOGNISED: (
                 f"is at {name}, recognised by its {self._evidence} (it has no stamp)"
             ),
@@ -267,7 +267,7 @@ def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:
 
 def _take_revision(recorded: _RecordedStates, revision: Revision) -> Standing:
     file, difference = _choose_nearest(_add_unwrapped(recorded), revision)
-    kind = StandingKind.GIVEN if difference.has_same_keys else StandingKind.CONTRADICTED
+    kind = StandingKind.NAMED if difference.has_same_keys else StandingKind.CONTRADICTED
     return Standing(kind, file.state, revision, difference=difference, prefix=file.prefix)
 
 

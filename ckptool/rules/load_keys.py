@@ -1,6 +1,6 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
@@ -21,6 +21,7 @@ from ckptool.rules.fixes.commands import (
     format_migrate_command,
     format_rename_command,
 )
+from ckptool.rules.fixes.rewrite_code import format_rewrite_code, list_rewrite_steps
 from ckptool.rules.fixes.subtrees import SubtreeFinder, format_drop_code
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import MIGRATE, Level, Rule, RuleHit, check, check_other_subject, hit
@@ -332,12 +333,9 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     if placeholders and not matched_keys | reshaped_keys:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
-    names = " and ".join(f"`{segment}.`" for segment in removed)
-    steps = [f"{names} {'is' if len(removed) == 1 else 'are'} removed"] if removed else []
+    steps = list_rewrite_steps(rewrite)
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, the counter of AveragedModel, is left out")
-    if rewrite.added_prefix:
-        steps.append(f"`{rewrite.added_prefix}` is added in front")
     reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
@@ -364,38 +362,12 @@ def _format_rewrite_fix(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
     A migration asks about other shapes, and writes nothing; code that renames does not add the
     tied keys that the file leaves out.
     """
-    code = _format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
+    code = format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
     fixes = (
         f"Migrate the file: {format_migrate_command(diff)}" * (not diff.reshaped_keys),
         f"in code: state_dict = {code}" * bool(diff.reshaped_keys or not rewrite.tied_keys),
     )
     return "; or ".join(filter(None, fixes))
-
-
-def _format_rewrite_code(
-    rewrite: PrefixRewrite, reshaped_keys: Mapping[str, str], dropped: Collection[str]
-) -> str:
-    """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
-
-    A wrapper's segment is removed wherever it occurs, another prefix at the beginning only.
-    """
-    wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
-    prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]
-    key_code = "k"
-    pairs = {**rewrite.key_map, **reshaped_keys}
-    if len(wrappers) == 1 and all(
-        old.removeprefix(f"{wrappers[0]}.") == new for old, new in pairs.items()
-    ):
-        wrappers, prefixes = [], [f"{wrappers[0]}."]
-    if wrappers:
-        removed_set = "{" + ", ".join(map(quote_python, wrappers)) + "}"
-        key_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
-    key_code += "".join(f".removeprefix({quote_python(prefix)})" for prefix in prefixes)
-    if rewrite.added_prefix:
-        key_code = f"{quote_python(rewrite.added_prefix)} + {key_code}"
-    condition = " and ".join(f"k != {quote_python(key)}" for key in dropped)
-    suffix = f" if {condition}" if condition else ""
-    return f"{{{key_code}: v for k, v in state_dict.items(){suffix}}}"
 
 
 @check(

@@ -256,7 +256,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK223",
         name="load-refused",
         level=Level.ERROR,
-        summary="keys and shapes match, and {call} raises",
+        summary="{premise}{call} raises",
         detail="{error}",
         why=(
             "Loading is code: a hook or an override may refuse a file because of its version, a "
@@ -287,7 +287,10 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
             if is_unreached
             else _advise_refused_load(diff)
         )
-        yield hit("", call=call, error=_get_load_error(diff), remedy=remedy)
+        # A framework that raises says nothing of the keys.
+        premise = "keys and shapes match, and " if diff.loading_info is None else ""
+        error = _get_load_error(diff)
+        yield hit("", premise=premise, call=call, error=error, remedy=remedy)
 
 
 def _advise_refused_load(diff: ModuleDiff) -> str:

@@ -6,20 +6,29 @@ before. Where a debugger or a profiler traces already, nothing is watched, and a
 counts from the first load, optimizer or save instead.
 """
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from math import isfinite
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 _MAX_FRAMES = 200
+_MAX_ITEMS: Final = 16
+_MAX_CHARS: Final = 100
 _TOOL_NAME = "ckptool"
 
 _state = threading.local()
 
 
-def call_after_construction(module: object, callback: Callable[[Any], None]) -> None:
-    """Call `callback(module)` when the outermost constructor that builds it has returned.
+Callback = Callable[[Any, dict[str, str] | None], None]
+"""Gets the module, and the arguments of its constructor as literals (see `_read_arguments`)."""
+
+
+def call_after_construction(module: object, callback: Callback) -> None:
+    """Call `callback` when the outermost constructor that builds `module` has returned.
 
     Modules built meanwhile in this thread are parts of it: nothing is called for them.
     """
@@ -28,10 +37,41 @@ def call_after_construction(module: object, callback: Callable[[Any], None]) -> 
     constructor = _find_outermost_constructor(module, sys._getframe(2))  # noqa: SLF001
     if constructor is None:
         return
+    arguments = _read_arguments(constructor, type(module))
     if sys.version_info >= (3, 12):
-        _watch_by_monitoring(constructor, module, callback)
+        _watch_by_monitoring(constructor, partial(callback, module, arguments))
     else:
-        _watch_by_tracing(constructor, module, callback)
+        _watch_by_tracing(constructor, partial(callback, module, arguments))
+
+
+def _read_arguments(constructor: FrameType, cls: type) -> dict[str, str] | None:
+    """Return parameter name -> literal of a constructor that has just called super().__init__().
+
+    Without those that have their default value. None if one is no literal, or too long a one, or if
+    it has *args or **kwargs.
+    """
+    code, values = constructor.f_code, constructor.f_locals
+    if code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return None
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    if not all(name in values and _is_literal(values[name]) for name in names):
+        return None
+    function: Any = inspect.unwrap(cls.__init__)  # type: ignore[misc]
+    if getattr(function, "__code__", None) is not code:
+        return None  # called by a constructor with other parameters
+    parameters = inspect.signature(function).parameters
+    return {name: repr(values[name]) for name in names if values[name] != parameters[name].default}
+
+
+def _is_literal(value: object) -> bool:
+    if type(value) in {tuple, list}:
+        assert isinstance(value, tuple | list)
+        return len(value) <= _MAX_ITEMS and all(map(_is_literal, value))
+    if type(value) is str:
+        return len(value) <= _MAX_CHARS
+    return value is None or (
+        type(value) in {bool, int} or (type(value) is float and isfinite(value))
+    )
 
 
 def _find_outermost_constructor(module: object, frame: FrameType | None) -> FrameType | None:
@@ -52,9 +92,7 @@ def _find_outermost_constructor(module: object, frame: FrameType | None) -> Fram
     return outermost
 
 
-def _watch_by_tracing(
-    constructor: FrameType, module: object, callback: Callable[[Any], None]
-) -> None:
+def _watch_by_tracing(constructor: FrameType, finish: Callable[[], None]) -> None:
     if sys.gettrace() is not None:
         return
 
@@ -63,7 +101,7 @@ def _watch_by_tracing(
             sys.settrace(None)
             _state.is_constructing = False
             # After an exception the module is not built; what is returned tells nothing of it.
-            callback(module)
+            finish()
         return trace_frame
 
     def ignore_call(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001
@@ -79,17 +117,14 @@ class _Watch(NamedTuple):
     """A constructor that has not returned yet."""
 
     frame: FrameType
-    module: object
-    callback: Callable[[Any], None]
+    finish: Callable[[], None]
 
 
 _watches: Final[dict[int, _Watch]] = {}
 """Thread ID -> the outermost constructor that the thread is in."""
 
 
-def _watch_by_monitoring(
-    constructor: FrameType, module: object, callback: Callable[[Any], None]
-) -> None:
+def _watch_by_monitoring(constructor: FrameType, finish: Callable[[], None]) -> None:
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
     tool = _find_tool(monitoring)
     if tool is None:
@@ -99,13 +134,13 @@ def _watch_by_monitoring(
     def handle_return(code: CodeType, offset: int, value: object) -> None:  # noqa: ARG001
         watch = _end_watch(monitoring, tool, sys._getframe(1))  # noqa: SLF001
         if watch is not None:
-            watch.callback(watch.module)
+            watch.finish()
 
     def handle_unwind(code: CodeType, offset: int, error: BaseException) -> None:  # noqa: ARG001
         _end_watch(monitoring, tool, sys._getframe(1))  # noqa: SLF001
 
     _state.is_constructing = True
-    _watches[threading.get_ident()] = _Watch(constructor, module, callback)
+    _watches[threading.get_ident()] = _Watch(constructor, finish)
     monitoring.register_callback(tool, events.PY_RETURN, handle_return)
     monitoring.register_callback(tool, events.PY_UNWIND, handle_unwind)
     monitoring.set_local_events(tool, constructor.f_code, events.PY_RETURN)

@@ -1,10 +1,15 @@
 """A module and the mapping that it loads -> LoadRecord."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
+from ckptool.model import TensorInfo
+from ckptool.modules.tensor_parts import is_lazy
 from ckptool.modules.walk import get_written_name
 from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.origins import TensorOrigin, TensorOrigins
@@ -28,6 +33,8 @@ class LoadKeys(Struct, frozen=True):
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
     mismatches: tuple[KeyMismatch, ...]
+    rewrite: PrefixRewrite | None = None
+    """Of keys of the mapping to missing ones of the module."""
 
 
 def find_mapping_origin(mapping: Mapping[str, Any], origins: TensorOrigins) -> MappingOrigin:
@@ -50,10 +57,8 @@ def find_mapping_origin(mapping: Mapping[str, Any], origins: TensorOrigins) -> M
     return MappingOrigin(main_file, ".".join(parent), renamed)
 
 
-def compare_keys(
-    module: "nn.Module", mapping: Mapping[str, Any], incompatible: Any | None
-) -> LoadKeys:
-    """Return what torch returned of a load; where it raised, what keys and shapes give.
+def compare_keys(module: "nn.Module", mapping: Mapping[str, Any]) -> LoadKeys:
+    """Return what keys and shapes give; torch itself knows what a load without an error left out.
 
     Shapes are compared in any case: with assign=True, torch takes a tensor of another shape.
     """
@@ -67,16 +72,30 @@ def compare_keys(
         and isinstance(value, Tensor)
         and tuple(value.shape) != tuple(saved_tensors[key].shape)
     )
-    if incompatible is not None:
-        return LoadKeys(
-            tuple(incompatible.missing_keys), tuple(incompatible.unexpected_keys), mismatches
-        )
     extra_keys = {key for key in mapping if key.endswith("_extra_state")}
-    return LoadKeys(
-        tuple(key for key in saved_tensors if key not in mapping),
-        tuple(key for key in mapping if key not in saved_tensors and key not in extra_keys),
-        mismatches,
-    )
+    missing = tuple(key for key in saved_tensors if key not in mapping)
+    unexpected = tuple(k for k in mapping if k not in saved_tensors and k not in extra_keys)
+    rewrite = None
+    if missing and unexpected:
+        expected, actual = _describe_shapes(saved_tensors), _describe_shapes(mapping)
+        rewrite = find_prefix_rewrite(
+            [expected[key] for key in missing],
+            [actual[key] for key in unexpected if key in actual],
+            expected,
+            actual,
+        )
+    return LoadKeys(missing, unexpected, mismatches, rewrite)
+
+
+def _describe_shapes(values: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """Return the tensors of a state_dict, of which nothing but key and shape is compared."""
+    from torch import Tensor
+
+    return {
+        key: TensorInfo(key, tuple(value.shape), "", (), 0, None)
+        for key, value in values.items()
+        if isinstance(value, Tensor) and not is_lazy(value)
+    }
 
 
 def list_ties(module: "nn.Module") -> tuple[tuple[str, ...], ...]:
@@ -103,6 +122,7 @@ def build_load_record(
     key_count: int,
     unsaved: tuple[UnsavedValue, ...],
     old_ties: Iterable[tuple[str, ...]],
+    arguments: dict[str, str] | None,
 ) -> LoadRecord:
     """Build the record of a load that has ended; lists of keys are cut, their counts are not."""
     ties = {name: group for group in list_ties(module) for name in group}
@@ -122,7 +142,16 @@ def build_load_record(
         unexpected_count=len(keys.unexpected_keys),
         mismatch_count=len(keys.mismatches),
         renamed_count=origin.renamed_count,
+        rewrite=_cut_key_map(keys.rewrite),
+        rewritten_count=len(keys.rewrite.key_map) if keys.rewrite else 0,
+        arguments=arguments,
         unsaved=unsaved,
         devices=list_devices(module),
         broken_ties=tuple(group for group in old_ties if not {*group} <= {*ties.get(group[0], ())}),
     )
+
+
+def _cut_key_map(rewrite: PrefixRewrite | None) -> PrefixRewrite | None:
+    if rewrite is None:
+        return None
+    return replace(rewrite, key_map=dict(islice(rewrite.key_map.items(), MAX_KEYS)))

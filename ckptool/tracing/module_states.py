@@ -96,8 +96,9 @@ class ModuleStates:
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[nn.Module], ModuleState | None]] = {}
         self._copies: dict[int, weakref.ref[nn.Module]] = {}
+        self._arguments: dict[int, tuple[weakref.ref[nn.Module], dict[str, str] | None]] = {}
 
-    def record_built(self, module: "nn.Module") -> None:
+    def record_built(self, module: "nn.Module", arguments: dict[str, str] | None) -> None:
         """Record the state of a module whose construction has ended; parts of it are covered.
 
         A wrapper of torch (DistributedDataParallel, Sequential) changes nothing of its parts:
@@ -113,6 +114,12 @@ class ModuleStates:
         for part in nn.Module.modules(module):
             self._entries.pop(id(part), None)
         self._entries[id(module)] = (weakref.ref(module), state)
+        self._arguments[id(module)] = (weakref.ref(module), arguments)
+
+    def get_arguments(self, module: "nn.Module") -> dict[str, str] | None:
+        """Return the constructor's arguments as literals; None if they are not all known."""
+        reference, arguments = self._arguments.get(id(module), (lambda: None, None))
+        return arguments if reference() is module else None
 
     def record_copied(self, module: "nn.Module") -> None:
         """Record a module that was copied or unpickled: its state counts from its first use."""

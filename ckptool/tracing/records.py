@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from ckptool.compare.renames import PrefixRewrite
+
 MAX_KEYS = 200
 """Maximum keys in one list of a record; the counts are of all."""
 
@@ -75,6 +77,12 @@ class LoadRecord(TraceRecord, frozen=True, kw_only=True):
     mismatch_count: int = 0
     renamed_count: int = 0
     """Keys of the mapping that the file has under another name: the script renamed them."""
+    rewrite: PrefixRewrite | None = None
+    """Prefix by which keys of the mapping differ from missing ones; None if there is none."""
+    rewritten_count: int = 0
+    """Keys that match after it; the key map of `rewrite` is cut."""
+    arguments: dict[str, str] | None = None
+    """Constructor argument -> literal; None if some cannot be written as literals."""
     unsaved: tuple[UnsavedValue, ...] = ()
     """Tensors and arrays of the module, after the load, that no state_dict holds."""
     devices: tuple[str, ...] = ()

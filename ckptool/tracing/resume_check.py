@@ -42,6 +42,8 @@ class ResumeComparison(Struct, frozen=True):
     checkpoint: str = ""
     """File that was resumed from, relative to the folder of the run."""
     save: ResumedSave | None = None
+    rank_count: int = 1
+    """Ranks of the run; what rank 0 saves and has is compared."""
 
 
 class ResumeCheck(Struct, frozen=True):
@@ -75,7 +77,12 @@ def check_resume(words: Sequence[str], resume_words: str) -> ResumeCheck:
         comparison = ResumeComparison(f"the command ended with exit code {first.exit_code}")
         if first.exit_code == 0:
             comparison = _compare_runs(words, resume_words, folders, first)
+        comparison = replace(comparison, rank_count=_count_ranks(first))
         return ResumeCheck(_name_from_folder(first, folders[0]), comparison)
+
+
+def _count_ranks(run: TracedRun) -> int:
+    return len({record.rank for record in run.records}) or 1
 
 
 def _run(words: Sequence[str], folder: Path, mode: str, *, is_shown: bool = False) -> TracedRun:

@@ -142,7 +142,7 @@ def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> No
     """Take the modules that are trained for training objects, which have to be in some file.
 
     That are those with a parameter of a live optimizer, and copies that were changed in place
-    since (an average of the weights).
+    since (an average of the weights), alone or as all that another module has.
     """
     from torch import nn
 
@@ -160,8 +160,14 @@ def record_trained_modules(states: ModuleStates, objects: TrainingObjects) -> No
         if id(module) in part_ids:
             continue
         tensors = [*nn.Module.parameters(module), *nn.Module.buffers(module)]
+        is_copy = states.is_copy(module) or _wraps_copy(states, module)
         if any(id(tensor) in trained_ids for tensor in tensors) or (
-            states.is_copy(module) and any(tensor._version for tensor in tensors)  # noqa: SLF001
+            is_copy and any(tensor._version for tensor in tensors)  # noqa: SLF001
         ):
-            kind = "module copy" if states.is_copy(module) else "module"
-            objects.record_object(module, kind, "")
+            objects.record_object(module, "module copy" if is_copy else "module", "")
+
+
+def _wraps_copy(states: ModuleStates, module: "nn.Module") -> bool:
+    """Whether a copied module is the one child of `module`, as in AveragedModel."""
+    children = [child for child in module._modules.values() if child is not None]  # noqa: SLF001
+    return len(children) == 1 and not module._parameters and states.is_copy(children[0])  # noqa: SLF001

@@ -106,10 +106,10 @@ def _make_module_init(original: Function) -> Function:
     return initialize
 
 
-def _record_built(module: Any) -> None:
+def _record_built(module: Any, arguments: dict[str, str] | None) -> None:
     trace = get_active_trace()
     if trace is not None:
-        trace.observe("the state of a new module", trace.states.record_built, module)
+        trace.observe("the state of a new module", trace.states.record_built, module, arguments)
 
 
 def _make_module_setstate(original: Function) -> Function:
@@ -179,7 +179,7 @@ def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) ->
         find_mapping_origin(mapping, trace.origins),
         list_ties(module),
         trace.states.take_state(module),
-        compare_keys(module, mapping, None),
+        compare_keys(module, mapping),
         len(mapping),
     )
 
@@ -197,7 +197,11 @@ def _end_load(
         return
     keys = start.keys
     if hasattr(result, "missing_keys"):
-        keys = LoadKeys(tuple(result.missing_keys), tuple(result.unexpected_keys), keys.mismatches)
+        keys = replace(
+            keys,
+            missing_keys=tuple(result.missing_keys),
+            unexpected_keys=tuple(result.unexpected_keys),
+        )
     unsaved = trace.states.describe_unsaved(module)
     if not error:
         trace.states.record_load(module, start.state)
@@ -212,6 +216,7 @@ def _end_load(
         key_count=start.key_count,
         unsaved=unsaved,
         old_ties=start.ties,
+        arguments=trace.states.get_arguments(module),
     )
     trace.write_record(record)
 

@@ -41,6 +41,9 @@ def load_tensors(
     for key, info in state.tensors.items():
         if info.layout == "lazy":
             tensors[keys.get(key, key)] = UninitializedParameter(requires_grad=info.requires_grad)
+        elif info.device == "meta" and _has_torch_dtype(info):
+            dtype = getattr(torch, info.dtype)
+            tensors[keys.get(key, key)] = torch.empty(info.shape, dtype=dtype, device="meta")
         # A subclass may be copied by its own code.
         elif _is_plain_bytes(info) and not info.wrapper:
             # Tied in the file: one tensor here too.
@@ -85,13 +88,16 @@ def read_plain_tensor(info: TensorInfo) -> Tensor | None:
 
 def _is_plain_bytes(info: TensorInfo) -> bool:
     has_components = bool(info.parts) and info.layout != "chunked"
-    has_torch_dtype = isinstance(getattr(torch, info.dtype, None), torch.dtype)
     return (
         info.layout != "lazy"
-        and has_torch_dtype
+        and _has_torch_dtype(info)
         and not has_components
         and not unreadable_reason(info)
     )
+
+
+def _has_torch_dtype(info: TensorInfo) -> bool:
+    return isinstance(getattr(torch, info.dtype, None), torch.dtype)
 
 
 def _read_tensor(info: TensorInfo) -> Tensor:

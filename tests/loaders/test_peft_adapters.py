@@ -299,3 +299,18 @@ def test_a_base_that_is_not_here_is_asked_for(folders, run_command):
     config["base_model_name_or_path"] = str(base)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert run_command("diff", str(adapter), "--no-config").code == 0
+
+
+def test_an_adapter_that_peft_refuses_has_no_list_of_keys(folders, run_command):
+    """With DDP's prefix peft looks up a key that is not there: no key was compared then."""
+    base, adapter = folders("lora, head")
+    change_file(
+        adapter, lambda state: [state.update({f"module.{k}": state.pop(k)}) for k in [*state]]
+    )
+    with pytest.raises(KeyError):
+        ask_peft(adapter)
+    result = run_command("diff", str(adapter), "--base", str(base), "--no-config")
+    assert result.code == 1
+    assert result.out.startswith("does not load with load_adapter(): KeyError")
+    assert "keys: not compared" in result.out
+    assert "keys and shapes match" not in result.out

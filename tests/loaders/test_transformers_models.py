@@ -225,12 +225,19 @@ def test_keys_that_the_class_ignores_are_named(save_model, run_command):
     assert f"CK228  `{file_key}` is in the file, and from_pretrained() drops it" in result.out
 
 
-def test_half_precision_is_no_difference(save_model, run_command):
-    model = build_model("LlamaForCausalLM", PLAIN["LlamaForCausalLM"]).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_difference(dtype, save_model, run_command, tmp_path):
+    model = build_model("LlamaForCausalLM", PLAIN["LlamaForCausalLM"]).to(dtype)
     folder = save_model(model)
-    assert type(model).from_pretrained(folder).dtype is torch.bfloat16
+    loaded = type(model).from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    tokens = torch.arange(8)[None]
+    assert loaded(tokens).logits.dtype is dtype
+    assert torch.equal(loaded(tokens).logits, again(tokens).logits)
     assert assert_same_lists(type(model), folder).is_whole
-    assert run_command("gate", str(folder), "--no-config").code == 0
+    for command in ("gate", "verify"):
+        assert run_command(command, str(folder), "--no-config").code == 0
 
 
 def test_a_converted_folder_is_written_as_it_is_and_still_loads(save_model, run_command, tmp_path):

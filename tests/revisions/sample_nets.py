@@ -111,3 +111,25 @@ class TiedNet2(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(x))
+
+
+class ScriptNet1(nn.Module):
+    """A module that torch.jit.script compiles."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.inp = nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.inp(x))
+
+
+class ScriptNet2(nn.Module):
+    """`inp` was renamed to `body`."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x))

@@ -186,6 +186,9 @@ def test_each_class_of_a_project_has_its_chain(folder):
     with pytest.raises(UsageError, match="several chains: --chain names one of"):
         ckptool.history(config=config)
     assert ckptool.history(module=f"{MODULES}:Net1", config=config).exit_code == 0
+    for name in ("Net1", "TiedNet1"):
+        report = ckptool.check(chain=f"chains/{name}", config=config)  # its folder names the module
+        assert (report.exit_code, report.path) == (0, f"chains/{name}")
 
 
 @pytest.mark.parametrize(
@@ -201,3 +204,16 @@ def test_every_key_can_be_recorded(key, folder):
 
     assert tomllib.loads(f"a = '''\n{text}'''")["a"] == text
     assert folder.exists()
+
+
+def test_a_revision_of_another_module_is_not_put_into_the_chain(repository):
+    """It asked to drop all keys, and to inject all others, and nothing else."""
+    words = r"the chain is of .*:Net6, and torch\.nn:Linear has none of its keys: --chain FOLDER"
+    with pytest.raises(UndecidedError, match=words):
+        ckptool.revision(
+            "linear",
+            module="torch.nn:Linear",
+            kwargs={"in_features": 2, "out_features": 3},
+            config=configure(repository, "Net6"),
+        )
+    assert len(list_files(repository)) == 6

@@ -3,6 +3,7 @@
 import torch
 from rules.cases import fires, near
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ckptool.commands.run import judge_records
 from ckptool.policy import Policy
@@ -61,7 +62,7 @@ def save(state, tmp):
     return tmp / "run.pt"
 
 
-@fires("CK230", "CK231")
+@fires("CK230")
 def strict_false_swallows_a_prefix(tmp):
     path = save({f"module.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}, tmp)
     return report_run(lambda: nn.Linear(2, 2).load_state_dict(torch.load(path), strict=False))
@@ -210,6 +211,28 @@ def train_and_save(tmp, names):
 @fires("CK332")
 def a_scheduler_in_no_file(tmp):
     return report_run(train_and_save, tmp, ("model", "optimizer"))
+
+
+def train_with_average(tmp, *, saves_it):
+    model = nn.Linear(2, 2)
+    average = AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    average.update_parameters(model)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    extra = {"average": average.module.state_dict()} if saves_it else {}
+    torch.save(state | extra, tmp / "run.pt")
+
+
+@fires("CK332")
+def an_average_in_no_file(tmp):
+    return report_run(lambda: train_with_average(tmp, saves_it=False))
+
+
+@near("CK332")
+def an_average_that_is_saved(tmp):
+    return report_run(lambda: train_with_average(tmp, saves_it=True))
 
 
 @near("CK332")

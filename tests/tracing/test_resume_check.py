@@ -135,6 +135,15 @@ def test_several_ranks_are_interrupted_and_resumed(tmp_path):
     assert state["key"].startswith("`module.mean` of ")
     (difference,) = run.findings("CK334")
     assert "`module.mean`" in difference["fix"]
+    (skipped,) = run.report["skipped"]
+    assert skipped["what"] == "ranks 1 to 1"
+    assert "rank 0" in skipped["reason"]
+
+
+def test_fail_on_is_taken_with_the_check(folder):
+    run = check_script(folder, options=(*RESUME, "--fail-on", "warning"))
+    assert run.code == 1
+    assert {"CK334", "CK335"} <= {finding["code"] for finding in run.report["findings"]}
 
 
 def test_resume_arguments_that_the_script_refuses(folder):

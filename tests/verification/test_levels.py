@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from verification import models
 from verification.device_checks import statuses
 
@@ -236,10 +237,57 @@ def test_inputs_of_the_configuration(tmp_path, monkeypatch):
     assert level(report, "forward").details[0] == "output: float32 [7, 4]"
 
 
-def test_a_live_module(tmp_path):
-    report = api.verify(saved(tmp_path), module=models.Plain(), device="simulated")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kwargs": {"size": 4}}, {"fresh": models.Plain}],
+    ids=["guess", "kwargs", "fresh"],
+)
+def test_a_live_module_is_built_again_as_it_was_given(options, tmp_path):
+    report = api.verify(saved(tmp_path), module=models.Plain(), device="simulated", **options)
+    assert statuses(report) == PASSED
+    assert not [entry for entry in report.skipped if "assign=True" in entry.what]
+
+
+class Sized(models.Plain):
+    """Forgets the argument that it cannot be built without."""
+
+    def __init__(self, width):
+        super().__init__(width)
+
+
+def test_a_live_module_that_nobody_can_build_again(tmp_path):
+    report = api.verify(saved(tmp_path), module=Sized(4), device="simulated")
     skipped = {"round trip": "skipped", "persistence": "skipped"}
     assert statuses(report) == {**PASSED, **skipped}
+    assert "kwargs={...} or fresh=" in level(report, "round trip").reason
+
+
+class Scaled(nn.Module):
+    """Stores what it was built with, and a factor that no save brings back."""
+
+    def __init__(self, size=4):
+        super().__init__()
+        self.size = size
+        self.fc = nn.Linear(size, size)
+        self.factor = torch.ones(1)
+
+    def forward(self, x: torch.Tensor):
+        return self.fc(x) * self.factor
+
+
+def test_a_loss_is_proved_where_the_arguments_are_given_and_doubted_where_they_are_read(tmp_path):
+    module = Scaled()
+    torch.save(module.state_dict(), tmp_path / "scaled.pth")
+    module.factor.fill_(2)
+    fresh = Scaled()
+    fresh.load_state_dict(module.state_dict())
+    assert not torch.equal(fresh(torch.ones(1, 4)), module(torch.ones(1, 4)))
+    given = {"module": module, "inputs": torch.ones(1, 4), "device": "cpu"}
+    report = api.verify(tmp_path / "scaled.pth", kwargs={"size": 4}, **given)
+    assert level(report, "round trip").status == "failed"
+    report = api.verify(tmp_path / "scaled.pth", **given)
+    assert level(report, "round trip").status == "inconclusive"
+    assert "arguments of its constructor are not known" in level(report, "round trip").reason
 
 
 def test_a_named_instance_is_left_as_it_is(tmp_path):

@@ -189,8 +189,8 @@ def _format_class_hook(class_name: str, added: _AddedState) -> str:
     )
     assumed = [key for key, is_constant in added.keys.items() if not is_constant]
     note = (
-        f"An old file has no value for {', '.join(assumed)}: each stays as the constructor made it,"
-        " as it did before."
+        f"An old file has no value for {', '.join(assumed)}: "
+        f"{'each' if len(assumed) > 1 else 'it'} stays as the constructor made it, as before."
     )
     subject = HookSubject(class_name, added.version, (note,) if assumed else ())
     return format_hook(HookTrace(steps, {}, True, True), subject)  # noqa: FBT003

@@ -23,7 +23,9 @@ from ckptool.commands.revisions.project_chain import (
 from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
+from ckptool.compare.digest import digest_checkpoint
 from ckptool.errors import RevisionError, UsageError
+from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
@@ -41,7 +43,8 @@ from ckptool.revisions.standing import Standing, find_standing
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
 
-_NOT_COMPARED: Final = "the earlier file: the stamp does not record one at that revision"
+_SHARDED: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
+_NOT_COMPARED: Final = "the earlier file: the stamp has no digest of one at that revision"
 _NOT_LOADED: Final = "today's module loads files at the head of the chain only"
 
 
@@ -169,8 +172,8 @@ def move_checkpoint(
 
 def _choose_container(checkpoint: Checkpoint) -> str:
     """Return the container of a dry run without a target: that of the source."""
-    kinds = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
-    return SAFETENSORS if checkpoint.container in kinds else TORCH
+    is_safetensors = checkpoint.container in {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
+    return SAFETENSORS if is_safetensors else TORCH
 
 
 def require_revision(checkpoint: Checkpoint, standing: Standing) -> Revision:
@@ -193,13 +196,19 @@ def needs_module(steps: tuple[ChainStep, ...]) -> bool:
 def compare_with_earlier(moved: MovedFile) -> bool | None:
     """Return whether the result has the content of the file that was upgraded; None if unknown.
 
-    The stamp records the content digest of that file's state, and the revision that it was at.
+    The stamp records the content digest of that file's state, and the revision that it was at. A
+    folder of shards has digests of its shards instead, which depend on how it is divided.
     """
-    stamp, digests = moved.standing.stamp, moved.result.digests
-    if stamp is None or digests is None or stamp.source_revision != moved.end.revision:
+    stamp, result = moved.standing.stamp, moved.result
+    if stamp is None or result.digests is None or stamp.source_revision != moved.end.revision:
         return None
     recorded_digest = moved.standing.source_digest
-    return digests.result == recorded_digest if recorded_digest else None
+    if not recorded_digest or result.checkpoint.container in _SHARDED:
+        return None
+    if result.container in _SHARDED and result.target is not None:
+        written = open_checkpoint(result.target)
+        return digest_checkpoint(written, written.states[0].at).digest == recorded_digest
+    return result.digests.result == recorded_digest
 
 
 def _describe_outcome(direction: Direction, moved: MovedFile) -> MoveOutcome:

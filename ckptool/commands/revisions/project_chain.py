@@ -12,7 +12,7 @@ from ckptool.commands.target import ModuleOptions, ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import RevisionError, UsageError
 from ckptool.locations import Location
-from ckptool.phrases import join_limited
+from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.revisions.chain import FOLDER_NAME, Chain, read_chain
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def find_project_chain(
     if folder is None and entry is not None:
         folder = find_entry_folder(entry, config)
     if folder is None and len(folders) > 1:
-        names = join_limited(folders, len(folders))
+        names = join_limited([str(path) for path in folders], MAX_NAMED)
         raise UsageError(f"the project has several chains: --chain names one of {names}")
+    if folder is not None and entry is None:
+        same = (e for path, e in folders.items() if path and path.resolve() == folder.resolve())
+        entry = next(same, None)
     if folder is None:
         folder, only_entry = next(iter(folders.items()), (default_folder(config), None))
         entry = entry or only_entry

@@ -244,6 +244,7 @@ class _DraftJob(Struct, frozen=True):
                 "records; for a change of values alone, --plan FILE has the steps, or --python "
                 "drafts a function"
             )
+        module = target_module.module_info.target
         path = _name_file(chain.folder, len(chain.revisions) + 1, self.message)
         files: dict[Path, bytes] = {}
         drafted = DraftedPlan(Plan())
@@ -257,7 +258,6 @@ class _DraftJob(Struct, frozen=True):
         if drafted.values:
             values_path = path.parent / VALUES_FOLDER / f"{path.stem}.safetensors"
             files[values_path] = format_values(drafted.values)
-        module = target_module.module_info.target
         new = self._build_revision(
             parent, self.message, state, drafted.plan, parent.project, module, path
         )
@@ -277,6 +277,13 @@ class _DraftJob(Struct, frozen=True):
         try:
             return draft_plan(path, parent.state, state, target_module, self.choices, parent.name)
         except UndecidedError as error:
+            module = target_module.module_info.target
+            is_other = not parent.state.forms.keys() & state.forms.keys()
+            if is_other and parent.module != module:
+                raise error.add_hint(
+                    f"the chain is of {parent.module}, and {module} has none of its keys: --chain "
+                    "FOLDER begins a chain of its own"
+                ) from error
             if self.save_plan is None:
                 raise
             write_file(self.save_plan, error.draft_plan_text.encode(), force=False)

@@ -11,8 +11,10 @@ from ckptool.commands.target import (
     open_checkpoint_or_stdin,
     reject_invalid_path,
 )
+from ckptool.compare.states import find_distributed_key
+from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Container
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +36,8 @@ def open_sources(
     Raises:
         ReadError: a file cannot be read.
         ModuleError: a module cannot be examined.
-        UsageError: an object is neither; or `roles` are unknown, or there is no module.
+        UsageError: an object is neither, or has only one rank's part of its tensors; or `roles` are
+            unknown, or there is no module.
     """
     kinds = None if roles is None else parse_roles(roles)
     for source in sources:
@@ -55,4 +58,23 @@ def open_sources(
             else open_checkpoint_or_stdin(source, limits)  # type: ignore[arg-type]
             for source in sources
         )
+        _reject_rank_parts(checkpoints)
         yield checkpoints if kinds is None else restrict_to_roles(checkpoints, kinds)
+
+
+def _reject_rank_parts(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse to take one rank's part for the whole; two parts of one rank can be compared.
+
+    Raises:
+        UsageError: a live object has DTensors, and nothing that it is compared with has.
+    """
+    keys = [find_distributed_key(checkpoint) for checkpoint in checkpoints]
+    if len(keys) > 1 and all(keys):
+        return
+    for checkpoint, key in zip(checkpoints, keys, strict=True):
+        if key and checkpoint.container is Container.LIVE:
+            raise UsageError(
+                f"{checkpoint.path}: `{key}` is a DTensor, of which this rank has only a part: "
+                "gather the state on all ranks first, by get_model_state_dict(model, "
+                "options=StateDictOptions(full_state_dict=True)), and give that"
+            )

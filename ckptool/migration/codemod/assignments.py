@@ -1,6 +1,7 @@
 """AST of a file -> the statements and calls that bind, delete or declare an attribute."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +10,7 @@ _ATTRIBUTE_FUNCTIONS: Final = frozenset(
     {"setattr", "delattr", "__setattr__", "__delattr__", "register_buffer", "register_parameter",
      "add_module", "register_module"}
 )  # fmt: skip
+CONSTRUCTORS: Final = ("__init__", "__post_init__")
 _BRANCHES: Final = {
     ast.If: "in a branch",
     ast.Match: "in a branch",
@@ -56,8 +58,8 @@ class AttributeBinding:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Scope:
-    """What is around a statement."""
+class Scope:
+    """What is around a node."""
 
     class_name: str = ""
     function: "ast.FunctionDef | ast.AsyncFunctionDef | None" = None
@@ -67,11 +69,11 @@ class _Scope:
 
 def find_bindings(tree: ast.Module, attribute: str) -> list[AttributeBinding]:
     """Return the bindings of `attribute` in a file, in the order of its lines."""
-    bindings = _iter_bindings(tree, attribute, _Scope())
+    bindings = _iter_bindings(tree, attribute, Scope())
     return sorted(bindings, key=lambda binding: binding.line)
 
 
-def _iter_bindings(node: ast.AST, attribute: str, scope: _Scope) -> Iterator[AttributeBinding]:
+def _iter_bindings(node: ast.AST, attribute: str, scope: Scope) -> Iterator[AttributeBinding]:
     for form, root in _iter_forms(node, attribute, scope):
         yield AttributeBinding(
             node,
@@ -84,31 +86,31 @@ def _iter_bindings(node: ast.AST, attribute: str, scope: _Scope) -> Iterator[Att
             scope.branch,
         )
     for name, field in ast.iter_fields(node):
-        inner = _enter_scope(node, name, scope)
+        inner = enter_scope(node, name, scope)
         for child in field if isinstance(field, list) else [field]:
             if isinstance(child, ast.AST):
                 yield from _iter_bindings(child, attribute, inner)
 
 
-def _enter_scope(node: ast.AST, field_name: str, scope: _Scope) -> _Scope:
+def enter_scope(node: ast.AST, field_name: str, scope: Scope) -> Scope:
     """Return the scope of what stands in a field of `node`."""
     match node:
         case ast.ClassDef(name=name) if field_name == "body":
-            return _Scope(name)
+            return Scope(name)
         case ast.FunctionDef() | ast.AsyncFunctionDef() if field_name == "body":
             is_method = bool(scope.class_name) and scope.function is None
-            return _Scope(scope.class_name, node, is_method)
+            return Scope(scope.class_name, node, is_method)
         case ast.Lambda():
-            return _Scope(scope.class_name, scope.function, scope.is_method, "in a lambda")
+            return Scope(scope.class_name, scope.function, scope.is_method, "in a lambda")
         case _ if type(node) in _BRANCHES and field_name not in {"test", "iter", "subject"}:
             branch = scope.branch or _BRANCHES[type(node)]
-            return _Scope(scope.class_name, scope.function, scope.is_method, branch)
+            return Scope(scope.class_name, scope.function, scope.is_method, branch)
         case _:
             return scope
 
 
 def _iter_forms(  # noqa: C901, PLR0912 - a case each
-    node: ast.AST, attribute: str, scope: _Scope
+    node: ast.AST, attribute: str, scope: Scope
 ) -> Iterator[tuple[str, str]]:
     """Yield (form, root) of the bindings that `node` itself is."""
     match node:
@@ -135,24 +137,24 @@ def _iter_forms(  # noqa: C901, PLR0912 - a case each
                 is_property = any("property" in ast.dump(d) for d in node.decorator_list)
                 yield ("a property" if is_property else "a method"), ""
         case ast.Call():
-            yield from _iter_calls(node, attribute)
+            yield from _iter_calls(node, attribute, scope)
         case (
             ast.Subscript(value=ast.Attribute(value=owner, attr="__dict__"))
             | ast.Subscript(value=ast.Call(func=ast.Name(id="vars"), args=[owner]))
         ) if isinstance(node.slice, ast.Constant) and node.slice.value == attribute:
-            yield "an item of __dict__", _get_root(owner)
+            yield "an item of __dict__", get_root(owner)
         case _:
             pass
 
 
 def _iter_targets(
-    targets: list[ast.expr], attribute: str, scope: _Scope
+    targets: list[ast.expr], attribute: str, scope: Scope
 ) -> Iterator[tuple[str, str]]:
     form = "a chained assignment" if len(targets) > 1 else "assignment"
     for target in targets:
         match target:
             case ast.Attribute(value=owner, attr=name) if name == attribute:
-                yield form, _get_root(owner)
+                yield form, get_root(owner)
             case ast.Name(id=name) if name == attribute and scope.class_name:
                 if scope.function is None:
                     yield "an attribute of the class", ""
@@ -166,8 +168,11 @@ def _iter_targets(
                 pass
 
 
-def _iter_calls(call: ast.Call, attribute: str) -> Iterator[tuple[str, str]]:
-    """Yield what setattr(), delattr(), self.register_buffer() and their like bind."""
+def _iter_calls(call: ast.Call, attribute: str, scope: Scope) -> Iterator[tuple[str, str]]:
+    """Yield what setattr(), delattr(), self.register_buffer() and their like bind.
+
+    A name that is a variable may be any outside of the constructor, which a proof runs.
+    """
     match call.func:
         case ast.Name(id=name) if name in _ATTRIBUTE_FUNCTIONS:
             owner = call.args[0] if call.args else None
@@ -178,8 +183,52 @@ def _iter_calls(call: ast.Call, attribute: str) -> Iterator[tuple[str, str]]:
             return
     names = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
     if attribute in names:
-        yield f"{name}()", _get_root(owner)
+        yield f"{name}()", get_root(owner)
+    elif any(_may_format(argument, attribute) for argument in call.args[:2]) or (
+        _has_unknown_name(call) and _is_later_method(scope)
+    ):
+        yield f"{name}() with a computed name", get_root(owner)
 
 
-def _get_root(owner: ast.expr | None) -> str:
+def _has_unknown_name(call: ast.Call) -> bool:
+    """Whether it is setattr(self, NAME, ...) or super().__setattr__(NAME, ...), NAME a variable."""
+    match call:
+        case ast.Call(
+            func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id="self"), name, *_]
+        ):
+            return isinstance(name, ast.Name)
+        case ast.Call(
+            func=ast.Attribute(
+                value=ast.Call(func=ast.Name(id="super")), attr="__setattr__" | "__delattr__"
+            ),
+            args=[name, *_],
+        ):
+            return isinstance(name, ast.Name)
+        case _:
+            return False
+
+
+def _is_later_method(scope: Scope) -> bool:
+    return scope.function is not None and scope.function.name not in CONSTRUCTORS
+
+
+def _may_format(argument: ast.expr, attribute: str) -> bool:
+    """Whether an f-string may give the name of the attribute."""
+    if not isinstance(argument, ast.JoinedStr):
+        return False
+    parts = [
+        re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*"
+        for part in argument.values
+    ]
+    return re.fullmatch("".join(parts), attribute) is not None
+
+
+def get_root(owner: ast.expr | None) -> str:
+    """Return the name of the variable that is the object; "self" for super(), else "?"."""
+    if (
+        isinstance(owner, ast.Call)
+        and isinstance(owner.func, ast.Name)
+        and owner.func.id == "super"
+    ):
+        return "self"
     return owner.id if isinstance(owner, ast.Name) else "?"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
@@ -23,6 +24,9 @@ class FaultKind(StrEnum):
     """A list or dict of modules."""
     CREATED_TENSOR = "created-tensor"
     """A tensor that forward creates on the CPU."""
+
+
+CONTAINER_KINDS: Final = frozenset({FaultKind.TENSORS, FaultKind.PARAMETERS, FaultKind.MODULES})
 
 
 class ContainerForm(StrEnum):
@@ -55,6 +59,7 @@ class AttributeFault(Struct, frozen=True):
     shared_with: str = ""
     """Path of other state of the module with the same memory, "" for none."""
     is_class_attribute: bool = False
+    requires_grad: bool = False
 
     @property
     def file(self) -> str:
@@ -68,6 +73,26 @@ class AttributeFault(Struct, frozen=True):
         return int(line_text) if line_text.isdecimal() else 0
 
 
+class UseEdit(Struct, frozen=True):
+    """An expression that reads the attribute, and what serves the new object in its place."""
+
+    path: Path
+    """Resolved path of the source file."""
+    start: tuple[int, int]
+    end: tuple[int, int]
+    """Line from 1, and column from 0 in characters."""
+    before: str
+    after: str
+
+
+class AttributeUses(Struct, frozen=True):
+    """What has to change where an attribute is read, and what no proof runs."""
+
+    edits: tuple[UseEdit, ...] = ()
+    unrun: tuple[str, ...] = ()
+    """"inverse() at net.py:20": uses in methods that neither constructor nor forward call."""
+
+
 class LineEdit(Struct, frozen=True):
     """A statement that is going to be replaced."""
 
@@ -79,6 +104,7 @@ class LineEdit(Struct, frozen=True):
     class_name: str = ""
     """Name of the class that the statement is in, "" for a line of forward."""
     after: str = ""
+    uses: AttributeUses = AttributeUses()
 
 
 class RefusedFix(Struct, frozen=True):

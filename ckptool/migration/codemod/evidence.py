@@ -6,26 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ckptool.migration.codemod.assignments import AttributeBinding
-from ckptool.migration.codemod.attribute_fault import AttributeFault, ContainerForm, FaultKind
+from ckptool.migration.codemod.assignments import CONSTRUCTORS, AttributeBinding, get_root
+from ckptool.migration.codemod.attribute_fault import (
+    CONTAINER_KINDS,
+    AttributeFault,
+    ContainerForm,
+    FaultKind,
+)
 from ckptool.migration.codemod.project_files import ProjectFiles, is_own_source
 from ckptool.modules.assignment_locations import format_location
 
-_CONTAINERS: Final = frozenset({FaultKind.TENSORS, FaultKind.PARAMETERS, FaultKind.MODULES})
-_CONSTRUCTORS: Final = ("__init__", "__post_init__")
 _LIST_BUILDERS: Final = frozenset({"list", "tuple"})
 _DICT_BUILDERS: Final = frozenset({"dict", "OrderedDict"})
-_KNOWN_METHODS: Final = {
-    (FaultKind.MODULES, ContainerForm.LIST): {"append", "extend", "insert", "pop"},
-    (FaultKind.MODULES, ContainerForm.DICT): {"keys", "values", "items", "pop", "clear", "update"},
-    (FaultKind.PARAMETERS, ContainerForm.LIST): {"append", "extend"},
-    (FaultKind.PARAMETERS, ContainerForm.DICT): {"keys", "values", "items", "get", "pop", "clear"},
-    (FaultKind.TENSORS, ContainerForm.LIST): set[str](),
-    (FaultKind.TENSORS, ContainerForm.DICT): {"keys", "values", "items", "get"},
-}
-"""Methods of the plain container that torch's container has as well, and that do the same."""
-_COLLECTORS: Final = frozenset({"append", "add", "setdefault", "insert"})
-_ARRAY_READERS: Final = frozenset({"as_tensor", "tensor", "from_numpy", "asarray"})
+_MOVES: Final = frozenset(
+    {"to", "cuda", "cpu", "type", "type_as", "contiguous", "detach", "clone", "float", "double",
+     "half", "bfloat16"}
+)  # fmt: skip
+"""Methods with which `self.mask = self.mask.to(device)` is right for a buffer as well."""
 
 
 def find_statement(  # noqa: PLR0911 - a reason each
@@ -38,6 +35,11 @@ def find_statement(  # noqa: PLR0911 - a reason each
         return f"{fault.owner} belongs to a package outside the project"
     if fault.is_class_attribute:
         return "it is an attribute of the class, which all instances share"
+    if fault.requires_grad and fault.kind is FaultKind.TENSOR:
+        name = fault.attribute
+        return (
+            f"it requires gradients: --parameter {name} makes it an nn.Parameter, which is trained"
+        )
     if fault.shared_with:
         return f"it shares its memory with `{fault.shared_with}`, and a move would part them"
     if fault.form is ContainerForm.OTHER:
@@ -51,9 +53,8 @@ def find_statement(  # noqa: PLR0911 - a reason each
     return (
         _judge_statement(statement)
         or _judge_others(fault, statement, path, project)
-        or _judge_constructor(statement, project.find_tree(path))
+        or _judge_constructor(statement, project)
         or _judge_value(fault, statement)
-        or _judge_uses(fault, path, project)
         or statement
     )
 
@@ -83,6 +84,25 @@ def _changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
     return fault.kind is FaultKind.TENSOR and isinstance(binding.node, ast.AugAssign)
 
 
+def _moves_itself(fault: AttributeFault, binding: AttributeBinding) -> bool:
+    """Whether it is `self.mask = self.mask.to(device)`, or `self.mask = fn(self.mask)` of _apply().
+
+    Assigned to a registered name, a tensor takes the place of the buffer.
+    """
+    if fault.kind is not FaultKind.TENSOR or not binding.is_plain:
+        return False
+    match _get_value(binding):
+        case ast.Call(
+            func=ast.Attribute(value=ast.Attribute(value=owner, attr=source), attr=name)
+        ) if name in _MOVES:
+            return (get_root(owner), source) == (binding.root, fault.attribute)
+        case ast.Call(func=ast.Name(), args=[ast.Attribute(value=ast.Name(id=root), attr=name)]):
+            is_apply = binding.function is not None and binding.function.name == "_apply"
+            return is_apply and (root, name) == (binding.root, fault.attribute)
+        case _:
+            return False
+
+
 def _iter_other_bindings(
     fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
 ) -> Iterator[tuple[Path, AttributeBinding, bool]]:
@@ -104,7 +124,7 @@ def _judge_others(
 ) -> str:
     """Return a second binding of the attribute that the edit might contradict."""
     for file, binding, is_self in _iter_other_bindings(fault, statement, path, project):
-        if _changes_in_place(fault, binding):
+        if _changes_in_place(fault, binding) or _moves_itself(fault, binding):
             continue
         place = format_location(str(file), binding.line)
         if binding.form.startswith("a property") or binding.form == "a method":
@@ -119,22 +139,22 @@ def _judge_others(
     return ""
 
 
-def _judge_constructor(statement: AttributeBinding, tree: ast.Module | None) -> str:
+def _judge_constructor(statement: AttributeBinding, project: ProjectFiles) -> str:
     """Return why the statement may not run once, in a module that is ready to register."""
     function = statement.function
     assert function is not None
-    assert tree is not None
     if function.decorator_list:
         return f"it is assigned in {function.name}(), which is decorated"
-    if function.name not in _CONSTRUCTORS:
+    if function.name not in CONSTRUCTORS:
         callers = {
             caller.name
+            for _, tree in project.iter_trees(rf"\b{re.escape(function.name)}\b")
             for caller in ast.walk(tree)
             if isinstance(caller, ast.FunctionDef)
             for node in ast.walk(caller)
             if isinstance(node, ast.Attribute) and node.attr == function.name
         }
-        if not callers or not callers <= {*_CONSTRUCTORS}:
+        if not callers or not callers <= {*CONSTRUCTORS}:
             return f"it is assigned in {function.name}(), not in the constructor"
         return ""
     for node in ast.walk(function):
@@ -159,9 +179,13 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # 
         return "its value is chosen by a condition"
     if isinstance(value, ast.Attribute) and _is_own_attribute(value, statement):
         return f"it is another name of `self.{value.attr}`"
+    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY} and (
+        owner := _find_owner(value, statement)
+    ):
+        return f"its value is {owner}, and loading a checkpoint would write into that"
     if isinstance(value, ast.Lambda | ast.Yield | ast.YieldFrom | ast.Starred):
         return "its value is not a plain expression"
-    if fault.kind not in _CONTAINERS:
+    if fault.kind not in CONTAINER_KINDS:
         return ""
     if isinstance(value, ast.Name):
         function = statement.function
@@ -184,6 +208,43 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # 
     return ""
 
 
+def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
+    """Return what has the value as well: "the global `MASK`"; "" if it is the module's own."""
+    function = statement.function
+    assert function is not None
+    match value:
+        case ast.Attribute():
+            return f"`{ast.unparse(value)}` of another object"
+        case ast.Name(id=name):
+            default = _find_default(function, name)
+            if default is not None and not isinstance(default, ast.Constant):
+                return f"the default of the argument `{name}`, one tensor for all instances"
+            is_local = default is not None or any(
+                (isinstance(node, ast.arg) and node.arg == name)
+                or (isinstance(node, ast.Name) and node.id == name and _is_stored(node))
+                for node in ast.walk(function)
+            )
+            return "" if is_local else f"the global `{name}`"
+        case _:
+            return ""
+
+
+def _is_stored(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Store)
+
+
+def _find_default(function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str) -> ast.expr | None:
+    """Return the default of an argument, None if it has none."""
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    count = len(arguments.defaults)
+    pairs = [
+        *zip(positional[len(positional) - count :], arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return next((default for argument, default in pairs if argument.arg == name), None)
+
+
 def _builds_container(value: ast.expr | None, form: ContainerForm | None) -> bool:
     match value:
         case ast.List() | ast.ListComp() | ast.Tuple():
@@ -202,58 +263,6 @@ def _builds_container(value: ast.expr | None, form: ContainerForm | None) -> boo
             return name in builders
         case _:
             return False
-
-
-def _judge_uses(fault: AttributeFault, path: Path, project: ProjectFiles) -> str:
-    """Return a use that the new object would not serve, or that gives it another name."""
-    tree = project.find_tree(path)
-    assert tree is not None
-    parents = {id(child): node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or node.attr != fault.attribute:
-            continue
-        if not isinstance(node.ctx, ast.Load):
-            continue
-        parent = parents.get(id(node))
-        reason = _judge_use(fault, node, parent)
-        if reason:
-            return f"{reason} at {format_location(str(path), node.lineno)}"
-    return ""
-
-
-def _judge_use(fault: AttributeFault, node: ast.Attribute, parent: ast.AST | None) -> str:
-    is_container = fault.kind in _CONTAINERS
-    match parent:
-        case ast.Assign(targets=targets, value=value) if value is node:
-            has_owner = any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
-            return "it gets a second name" if has_owner else _judge_array_use(fault, parent)
-        case ast.Call() if node in parent.args and _get_called_name(parent) in _COLLECTORS:
-            return "it is put into a container"
-        case ast.Call(func=ast.Name(id="isinstance")) if is_container:
-            return "its type is asked for"
-        case ast.Attribute(attr=name) if is_container and fault.form is not None:
-            is_known = name in _KNOWN_METHODS[fault.kind, fault.form]
-            return "" if is_known else f"it is used with .{name}, which the registered one lacks"
-        case ast.Subscript(ctx=ast.Store() | ast.Del()) if fault.kind is FaultKind.TENSORS:
-            return "its elements are replaced"
-        case _:
-            return _judge_array_use(fault, parent)
-
-
-def _judge_array_use(fault: AttributeFault, parent: ast.AST | None) -> str:
-    if fault.kind is not FaultKind.ARRAY:
-        return ""
-    is_reader = isinstance(parent, ast.Call) and _get_called_name(parent) in _ARRAY_READERS
-    is_shape = isinstance(parent, ast.Attribute) and parent.attr in {"shape", "ndim"}
-    return "" if is_reader or is_shape else "it is used as a NumPy array"
-
-
-def _get_called_name(call: ast.Call) -> str:
-    match call.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case _:
-            return ""
 
 
 def _get_value(statement: AttributeBinding) -> ast.expr | None:

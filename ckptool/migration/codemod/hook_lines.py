@@ -1,8 +1,11 @@
 """A class of a file -> the same class with `_version` and the lines that register a hook."""
 
+from collections.abc import Sequence
+
 import libcst as cst
 
 from ckptool.errors import PlanError
+from ckptool.migration.codemod.assignments import CONSTRUCTORS
 from ckptool.migration.codemod.attribute_fault import HookRegistration
 
 
@@ -66,15 +69,27 @@ class _ClassEditor(cst.CSTTransformer):
         version = cst.parse_statement(f"_version = {self._registration.version}")
         if has_docstring:
             version = version.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
+        elif not _begins_with_blank_line(first):
+            lines = [cst.EmptyLine(indent=False), *_list_leading_lines(first)]
+            members[0] = first.with_changes(leading_lines=lines)
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
 
 
+def _list_leading_lines(member: cst.BaseStatement) -> Sequence[cst.EmptyLine]:
+    return getattr(member, "leading_lines", ())
+
+
+def _begins_with_blank_line(member: cst.BaseStatement) -> bool:
+    lines = _list_leading_lines(member)
+    return len(lines) > 0 and lines[0].comment is None
+
+
 def _is_constructor(member: cst.BaseStatement) -> bool:
     return (
         isinstance(member, cst.FunctionDef)
-        and member.name.value == "__init__"
+        and member.name.value in CONSTRUCTORS
         and isinstance(member.body, cst.IndentedBlock)
         and bool(member.params.params)
     )

@@ -1,8 +1,10 @@
 """Imports of a file -> the names by which it calls torch and torch.nn."""
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import libcst as cst
+from libcst import matchers
 
 _STATEMENTS: Final = {"torch": "import torch", "torch.nn": "from torch import nn"}
 """What makes a module's name available -> where no import does."""
@@ -13,7 +15,14 @@ class ImportNames:
     """Names of modules in a file, and those that have to be imported for an edit."""
 
     def __init__(self, module: cst.Module) -> None:
-        self._names = dict(_iter_names(module))
+        bound = {
+            node.target.value
+            for node in matchers.findall(module, matchers.AssignTarget())
+            if isinstance(node, cst.AssignTarget) and isinstance(node.target, cst.Name)
+        }
+        pairs = [pair for pair in _iter_names(module) if pair[1] not in bound]
+        self._names = dict(pairs)
+        self._is_bound = bound.__contains__
         self.new_imports: list[str] = []
         """Statements to add, in order."""
 
@@ -23,6 +32,8 @@ class ImportNames:
             return self._names[module_name]
         if module_name == "torch.nn" and "torch" in self._names:
             return f"{self._names['torch']}.nn"
+        if module_name == "torch.nn" and self._is_bound("nn"):
+            return f"{self.need('torch')}.nn"
         self.new_imports.append(_STATEMENTS[module_name])
         self._names[module_name] = _NAMES[module_name]
         return self._names[module_name]
@@ -47,8 +58,8 @@ def add_imports(module: cst.Module, statements: list[str]) -> cst.Module:
 def _iter_names(module: cst.Module) -> "list[tuple[str, str]]":
     """Return (module, name in the file) of the imports at the top of the file."""
     pairs: list[tuple[str, str]] = []
-    for line in module.body:
-        for statement in line.body if isinstance(line, cst.SimpleStatementLine) else ():
+    for line in _iter_lines(module.body):
+        for statement in line.body:
             if isinstance(statement, cst.Import):
                 for alias in statement.names:
                     name = alias.evaluated_name
@@ -67,3 +78,12 @@ def _iter_names(module: cst.Module) -> "list[tuple[str, str]]":
                     for alias in statement.names
                 ]
     return pairs
+
+
+def _iter_lines(statements: Sequence[cst.BaseStatement]) -> Iterator[cst.SimpleStatementLine]:
+    """Yield the lines at the top of a file, and those in its try statements."""
+    for statement in statements:
+        if isinstance(statement, cst.SimpleStatementLine):
+            yield statement
+        elif isinstance(statement, cst.Try) and isinstance(statement.body, cst.IndentedBlock):
+            yield from _iter_lines(statement.body.body)

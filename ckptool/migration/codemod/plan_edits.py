@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from ckptool.migration.codemod.attribute_fault import (
     LineEdit,
     RefusedFix,
     SourceChange,
+    UseEdit,
 )
 from ckptool.migration.codemod.evidence import (
     choose_style,
@@ -26,6 +28,7 @@ from ckptool.migration.codemod.evidence import (
 )
 from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
 from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
+from ckptool.migration.codemod.uses import examine_uses
 
 
 class EditOptions(Struct, frozen=True):
@@ -51,47 +54,102 @@ def plan_edits(
         options: how edits are made.
         hooks: file -> classes that register a hook there.
     """
-    edits: dict[Path, list[LineEdit]] = defaultdict(list)
-    devices: dict[Path, dict[int, str]] = defaultdict(dict)
-    refused: list[RefusedFix] = []
-    for fault in faults:
-        path = resolve_source(fault.location, folder)
-        if fault.kind is FaultKind.CREATED_TENSOR:
-            device = _find_device(fault, path, project)
-            if device.startswith("!"):
-                refused.append(RefusedFix(fault, device[1:]))
-                continue
-            devices[path][fault.line] = device
-            edits[path].append(LineEdit(fault, path, _read_line(path, fault.line)))
-            continue
-        statement = find_statement(fault, path, project)
-        if isinstance(statement, str):
-            refused.append(RefusedFix(fault, statement))
-        elif any(edit.fault.line == fault.line for edit in edits[path]):
-            refused.append(RefusedFix(fault, "another statement of its line is edited"))
-        else:
-            before = ast.get_source_segment(_read_text(path), statement.node) or ""
-            is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
-            saved_fault = replace(fault, is_persistent=is_saved)
-            edits[path].append(LineEdit(saved_fault, path, before, statement.class_name))
+    planned = _PlannedEdits()
+    for fault in sorted(faults, key=_is_created):  # an array that is a buffer creates none
+        planned.add_fault(fault, resolve_source(fault.location, folder), project)
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     finished: list[LineEdit] = []
-    for path, file_edits in edits.items():
-        if not file_edits:
-            continue
+    for path in planned.paths:
         try:
             content = path.read_bytes()
             text, encoding = decode_source(content)
-            file_hooks = (hooks or {}).get(path, [])
-            rewritten = rewrite_source(text, file_edits, style, devices[path], file_hooks)
+            rewritten = rewrite_source(
+                text,
+                planned.edits[path],
+                style,
+                planned.devices[path],
+                (hooks or {}).get(path, []),
+                planned.uses[path],
+            )
             new_content = rewritten.text.encode(encoding)
         except (PlanError, OSError, UnicodeEncodeError) as error:
-            refused += [RefusedFix(edit.fault, str(error)) for edit in file_edits]
-            continue
+            failed = planned.list_faults(path)
+            kept_faults = [fault for fault in faults if fault not in failed]
+            plan = plan_edits(kept_faults, project, folder, options, hooks)
+            new_refused = [RefusedFix(fault, str(error)) for fault in failed]
+            return replace(plan, refused=(*plan.refused, *new_refused))
         changes[path] = SourceChange(path, content, new_content)
         finished += rewritten.edits
-    return EditPlan(changes, tuple(finished), tuple(refused))
+    return EditPlan(changes, tuple(finished), tuple(planned.refused))
+
+
+@dataclass
+class _PlannedEdits:
+    """Edits by file, before any of them is made."""
+
+    edits: dict[Path, list[LineEdit]] = field(default_factory=lambda: defaultdict(list))
+    uses: dict[Path, list[UseEdit]] = field(default_factory=lambda: defaultdict(list))
+    devices: dict[Path, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+    refused: list[RefusedFix] = field(default_factory=list)
+    _faults: dict[Path, list[AttributeFault]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files that change."""
+        return [path for path in dict.fromkeys((*self.edits, *self.uses)) if self._faults[path]]
+
+    def list_faults(self, path: Path) -> list[AttributeFault]:
+        """Return the faults whose edits change a file."""
+        return self._faults[path]
+
+    def add_fault(self, fault: AttributeFault, path: Path, project: ProjectFiles) -> None:
+        """Add what a fault in the file at `path` needs, or its refusal."""
+        if _is_created(fault):
+            arrays = {e.fault.attribute for e in self.edits[path] if _is_array(e.fault)}
+            device = _find_device(fault, path, project, arrays)
+            if device.startswith("!"):
+                self.refused.append(RefusedFix(fault, device[1:]))
+            elif device:
+                self.devices[path][fault.line] = device
+                self._add_edit(fault, LineEdit(fault, path, _read_line(path, fault.line)))
+            return
+        edit = _plan_edit(fault, path, project)
+        if isinstance(edit, str):
+            self.refused.append(RefusedFix(fault, edit))
+        elif any(other.fault.line == fault.line for other in self.edits[path]):
+            self.refused.append(RefusedFix(fault, "another statement of its line is edited"))
+        else:
+            self._add_edit(fault, edit)
+
+    def _add_edit(self, fault: AttributeFault, edit: LineEdit) -> None:
+        self.edits[edit.path].append(edit)
+        for use in edit.uses.edits:
+            self.uses[use.path].append(use)
+        for path in dict.fromkeys((edit.path, *(use.path for use in edit.uses.edits))):
+            self._faults[path].append(fault)
+
+
+def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "LineEdit | str":
+    """Return the edit of an assignment and of the uses that need one, or why there is none."""
+    statement = find_statement(fault, path, project)
+    if isinstance(statement, str):
+        return statement
+    uses = examine_uses(fault, statement, path, project)
+    if isinstance(uses, str):
+        return uses
+    before = ast.get_source_segment(_read_text(path), statement.node) or ""
+    is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
+    saved_fault = replace(fault, is_persistent=is_saved)
+    return LineEdit(saved_fault, path, before, statement.class_name, uses=uses)
+
+
+def _is_created(fault: AttributeFault) -> bool:
+    return fault.kind is FaultKind.CREATED_TENSOR
+
+
+def _is_array(fault: AttributeFault) -> bool:
+    return fault.kind is FaultKind.ARRAY
 
 
 def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
@@ -119,9 +177,12 @@ def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
 
 
 def _find_device(  # noqa: PLR0911 - a reason each
-    fault: AttributeFault, path: Path, project: ProjectFiles
+    fault: AttributeFault, path: Path, project: ProjectFiles, arrays: set[str]
 ) -> str:
-    """Return the expression of the device that forward's call is given, or "!" and a reason."""
+    """Return the expression of the device that forward's call is given, or "!" and a reason.
+
+    "" if the call is given an array, one of `arrays`, that another edit makes a buffer.
+    """
     tree = project.find_tree(path)
     if tree is None:
         return "!its file is outside of the project"
@@ -139,6 +200,12 @@ def _find_device(  # noqa: PLR0911 - a reason each
         for node in ast.walk(function)
         if isinstance(node, ast.Call) and node.lineno == fault.line and _get_factory(node)
     ]
+    if any(
+        isinstance(node, ast.Attribute) and node.attr in arrays
+        for call in calls
+        for node in ast.walk(call)
+    ):
+        return ""
     parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     if len(calls) != 1:
         return f"!the line has {len(calls)} calls that create a tensor"
@@ -173,5 +240,5 @@ def _read_text(path: Path) -> str:
 
 
 def _read_line(path: Path, line: int) -> str:
-    lines = _read_text(path).splitlines()
+    lines = _read_text(path).split("\n")
     return lines[line - 1].strip() if line <= len(lines) else ""

@@ -67,11 +67,21 @@ class ProjectFiles:
 
     def iter_bindings(self, attribute: str) -> Iterator[tuple[Path, AttributeBinding]]:
         """Yield the bindings of an attribute, of any object, in all files."""
-        word = re.compile(rf"\b{re.escape(attribute)}\b")
+        for path, tree in self.iter_trees(rf"\b{re.escape(attribute)}\b|setattr|delattr"):
+            for binding in find_bindings(tree, attribute):
+                yield path, binding
+
+    def iter_trees(self, pattern: str) -> Iterator[tuple[Path, ast.Module]]:
+        """Yield the files in whose text a regular expression matches, with their ASTs."""
+        word = re.compile(pattern)
         for path, text in self._read_texts().items():
             tree = self.find_tree(path) if word.search(text) else None
-            for binding in find_bindings(tree, attribute) if tree else ():
-                yield path, binding
+            if tree is not None:
+                yield path, tree
+
+    def get_text(self, path: Path) -> str:
+        """Return the text of a file, "" if it is not one of the project."""
+        return self._read_texts().get(path, "")
 
     def find_related_classes(self, path: Path, class_name: str) -> set[tuple[Path, str]]:
         """Return (file, name) of a class, of its bases and of those that derive from it."""

@@ -10,7 +10,12 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from msgspec.structs import replace
 
 from ckptool.errors import PlanError
-from ckptool.migration.codemod.attribute_fault import FaultKind, HookRegistration, LineEdit
+from ckptool.migration.codemod.attribute_fault import (
+    CONTAINER_KINDS,
+    HookRegistration,
+    LineEdit,
+    UseEdit,
+)
 from ckptool.migration.codemod.fixes import FIXES, FixRequest, place_on_device
 from ckptool.migration.codemod.hook_lines import add_hook_lines
 from ckptool.migration.codemod.import_names import ImportNames, add_imports
@@ -37,6 +42,7 @@ def rewrite_source(
     style: str,
     devices: Mapping[int, str],
     hooks: Sequence[HookRegistration] = (),
+    uses: Sequence[UseEdit] = (),
 ) -> RewrittenSource:
     """Return the text with its edits made.
 
@@ -46,6 +52,7 @@ def rewrite_source(
         style: "register_buffer" or "nn.Buffer".
         devices: line of a call that creates a tensor -> expression of its device.
         hooks: classes that get lines which register a hook.
+        uses: expressions of this file that are replaced.
 
     Raises:
         PlanError: libcst cannot parse the file, or an edit finds no statement.
@@ -57,7 +64,9 @@ def rewrite_source(
     if module.code != text:
         raise PlanError("libcst does not reproduce the file, so it is not edited")
     names = ImportNames(module)
-    rewriter = _Rewriter(module, {edit.fault.line: edit for edit in edits}, style, devices, names)
+    edits_by_line = {edit.fault.line: edit for edit in edits}
+    uses_by_range = {(use.start, use.end): use for use in uses}
+    rewriter = _Rewriter(module, edits_by_line, style, devices, names, uses_by_range)
     result = MetadataWrapper(module, unsafe_skip_copy=True).visit(rewriter)
     for registration in hooks:
         result = add_hook_lines(result, registration)
@@ -65,6 +74,8 @@ def rewrite_source(
     missing = [edit for edit in edits if edit.fault.line not in rewriter.new_texts]
     if missing:
         raise PlanError(f"line {missing[0].fault.line} has no statement that can be replaced")
+    if uses_by_range:
+        raise PlanError(f"line {min(uses_by_range)[0][0]} has no expression that can be replaced")
     new_edits = tuple(replace(edit, after=rewriter.new_texts[edit.fault.line]) for edit in edits)
     return RewrittenSource(result.code, new_edits)
 
@@ -93,16 +104,13 @@ class _Rewriter(cst.CSTTransformer):
     style: str
     devices: Mapping[int, str]
     names: ImportNames
+    uses: dict[tuple[tuple[int, int], tuple[int, int]], UseEdit]
+    """Start and end of an expression -> its replacement; those that are done are taken out."""
     new_texts: dict[int, str] = field(default_factory=dict)
     """Line of an edit -> its new statement."""
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._arrays = {
-            edit.fault.attribute
-            for edit in self.edits.values()
-            if edit.fault.kind is FaultKind.ARRAY
-        }
 
     def leave_SimpleStatementLine(  # noqa: N802 - libcst calls it
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -134,15 +142,33 @@ class _Rewriter(cst.CSTTransformer):
     ) -> cst.BaseExpression:
         line = self.get_metadata(PositionProvider, original_node).start.line
         name = _get_name(original_node.func)
-        if name == "from_numpy" and len(updated_node.args) == 1:
-            argument = updated_node.args[0].value
-            if isinstance(argument, cst.Attribute) and argument.attr.value in self._arrays:
-                return argument  # it is a tensor now
+        replacement = self._replace_use(original_node)
+        if replacement is not None:
+            return replacement
         if line in self.devices and line in self.edits and name in FACTORIES:
             new_call = place_on_device(updated_node, self.devices[line])
             self.new_texts[line] = self.module.code_for_node(new_call)
             return new_call
         return updated_node
+
+    def leave_Attribute(  # noqa: N802
+        self, original_node: cst.Attribute, updated_node: cst.Attribute
+    ) -> cst.BaseExpression:
+        return self._replace_use(original_node) or updated_node
+
+    def leave_Name(  # noqa: N802
+        self, original_node: cst.Name, updated_node: cst.Name
+    ) -> cst.BaseExpression:
+        return self._replace_use(original_node) or updated_node
+
+    def _replace_use(self, expression: cst.BaseExpression) -> cst.BaseExpression | None:
+        """Return what takes the place of a use, None if it stays."""
+        position = self.get_metadata(PositionProvider, expression, None)
+        if position is None or not self.uses:
+            return None
+        start, end = position.start, position.end
+        use = self.uses.pop(((start.line, start.column), (end.line, end.column)), None)
+        return cst.parse_expression(use.after, self.module.config_for_parsing) if use else None
 
     def _find_edit(self, statement: cst.CSTNode) -> LineEdit | None:
         line = self.get_metadata(PositionProvider, statement).start.line
@@ -168,6 +194,10 @@ class _Rewriter(cst.CSTTransformer):
             if fixed.is_call
             else updated_node.with_changes(value=fixed.expression)
         )
+        if isinstance(new_node, cst.AnnAssign) and edit.fault.kind in CONTAINER_KINDS:
+            assert isinstance(fixed.expression, cst.Call)  # list[nn.Linear] is now nn.ModuleList
+            annotation = new_node.annotation.with_changes(annotation=fixed.expression.func)
+            new_node = new_node.with_changes(annotation=annotation)
         self.new_texts[edit.fault.line] = self.module.code_for_node(
             new_node.with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
         )

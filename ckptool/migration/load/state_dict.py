@@ -1,18 +1,25 @@
 """Draft -> the argument of load_state_dict: lazy tensors, values that are no tensor, versions."""
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from msgspec import Struct
 
+from ckptool.compare.states import DISTRIBUTED_CLASSES, find_distributed_key
 from ckptool.errors import UsageError
 from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.draft import Draft, PlannedTensor
-from ckptool.modules.live.registered import list_registered
+from ckptool.model import Checkpoint
+from ckptool.modules.live.registered import list_members, list_registered
+from ckptool.modules.tensor_parts import get_wrapper_name
+from ckptool.modules.walk import get_qualified_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_FLAT_CLASS: Final = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 
 
 class Placement(Struct, frozen=True):
@@ -67,6 +74,38 @@ def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -
                 f"module: `{key}` is {own} and would stay so; call .to() on the module, or use "
                 "assign=True"
             )
+
+
+def require_local_tensors(module: "nn.Module", checkpoint: Checkpoint) -> None:
+    """Refuse a module whose parameters are on several ranks, unless the file is one rank's.
+
+    FullyShardedDataParallel frees their memory between two uses; and torch copies no whole tensor
+    into a DTensor.
+
+    Raises:
+        UsageError: it, or one of its sub-modules, is such a module.
+    """
+    name = _find_flat_module(module) or _find_distributed_tensor(module)
+    if name and not find_distributed_key(checkpoint):
+        raise UsageError(
+            f"{name}, and this rank has only a part of it: load before the module is wrapped; or, "
+            "on all ranks, call set_model_state_dict(model, dict(ckptool.tensors(path)), "
+            "options=StateDictOptions(full_state_dict=True))"
+        )
+
+
+def _find_flat_module(module: "nn.Module") -> str:
+    for prefix, member in list_members(module):
+        if any(get_qualified_name(cls) == _FLAT_CLASS for cls in type(member).__mro__):
+            return f"`{prefix or '.'}` is a FullyShardedDataParallel"
+    return ""
+
+
+def _find_distributed_tensor(module: "nn.Module") -> str:
+    for key, tensor, *_ in list_registered(module):
+        if get_wrapper_name(tensor).endswith(DISTRIBUTED_CLASSES):
+            return f"`{key}` is a {type(tensor).__name__}"
+    return ""
 
 
 def build_state_dict(draft: Draft, reader: TensorReader) -> "OrderedDict[str, Any]":

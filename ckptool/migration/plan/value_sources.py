@@ -19,7 +19,7 @@ from ckptool.migration.plan.npz import read_array
 from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from_file
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
-from ckptool.phrases import MAX_NAMED, join_limited, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.values.elements import unreadable_reason
 from ckptool.values.torch_bytes import copy_tensor_bytes
 
@@ -256,8 +256,8 @@ def _require_dense(op: InjectTensor, expected: TensorInfo | None) -> None:
     kind = expected.wrapper or expected.layout
     if kind not in {"strided", "lazy"}:
         raise PlanError(
-            f"inject `{op.key}`: the module has a {kind} tensor there, which only another file can "
-            f"give: --inject {quote_shell(f'{op.key}=file:DONOR#{op.key}')}"
+            f"inject `{op.key}`: the module has a {kind} tensor there, and only dense tensors are "
+            "injected: load the file with strict=False, and save the module's state_dict()"
         )
 
 

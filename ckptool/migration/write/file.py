@@ -1,7 +1,7 @@
 """WriteJob -> file: written to a temporary path, read back, loaded, then renamed to its target."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from ckptool.formats.safetensors import writer
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.torch import zip_writer
+from ckptool.locations import Location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, get_result_place
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.plan.plan_file import Plan
@@ -68,6 +69,8 @@ class WriteJob:
     """Whether unchanged shards may be hard links to the source's files."""
     stamp: RevisionStamp | None = None
     """Place of the result in a chain of migrations; None without a chain."""
+    sidecar_files: Sequence[Location] = ()
+    """Files of the source's folder that are copied into the folder of the result."""
 
 
 def write_checkpoint(job: WriteJob) -> MigrationDigests:

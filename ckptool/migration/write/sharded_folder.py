@@ -32,7 +32,7 @@ from ckptool.migration.write.shard_layout import (
     build_shard_draft,
     plan_shards,
 )
-from ckptool.migration.write.sidecar_files import copy_sidecar_files, list_sidecar_files
+from ckptool.migration.write.sidecar_files import copy_sidecar_files
 from ckptool.migration.write.torch_pickle import build_shard_file
 from ckptool.model import StateDict
 from ckptool.values.fingerprint_many import fingerprint_many
@@ -57,7 +57,7 @@ def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDige
         )
         weight_map = {key: shard.name for shard in layout.shards for key in shard.items}
         index = _build_index_metadata(job, layout, digests)
-        copy_sidecar_files(list_sidecar_files(job.draft.checkpoint), output.path)
+        copy_sidecar_files(job.sidecar_files, output.path)
         write_index(output.path / layout.index, weight_map, index)
         job.check_file(output.path)
         commit_outputs(output, check=job.check_sources)

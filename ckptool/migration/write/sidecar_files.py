@@ -15,15 +15,23 @@ _WEIGHT_SUFFIXES: Final = frozenset(
 """Suffixes of other copies of the weights, which are not copied: they would be outdated."""
 
 
-def list_sidecar_files(checkpoint: Checkpoint) -> tuple[Location, ...]:
-    """Return the plain files beside the shards (configuration, tokenizer), sorted by name.
+def list_sidecar_files(
+    checkpoint: Checkpoint, source: Location | None = None
+) -> tuple[Location, ...]:
+    """Return the plain files beside the weights (configuration, tokenizer), sorted by name.
 
     Empty for http(s) sources, whose folders cannot be listed.
+
+    Args:
+        checkpoint: the weights.
+        source: what the user named, which may be the folder of a single file; None for the weights.
 
     Raises:
         ReadError: the folder cannot be listed.
     """
     path = checkpoint.path
+    if source is not None and source != path and is_directory(source):
+        path = source
     is_folder = is_directory(path)
     if not is_folder and (path.suffix != ".json" or is_web_location(path)):
         return ()

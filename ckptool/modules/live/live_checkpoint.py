@@ -8,6 +8,7 @@ import ctypes
 import io
 import pickle
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -29,17 +30,19 @@ from ckptool.model import (
     Container,
     Kind,
     PlainEntry,
+    Skipped,
     Span,
     StateDict,
     StorageInfo,
     TensorInfo,
 )
-from ckptool.modules.live.snapshot import take_snapshot
+from ckptool.modules.live.snapshot import PythonValue, take_snapshot
 from ckptool.modules.module_info import call_state_dict
 from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
 from ckptool.modules.tensor_parts import find_memory_address
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, walk_module
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 _PROTOCOL: Final = 2
 """Pickle protocol of torch.save."""
@@ -132,7 +135,7 @@ class LiveObjects:
         try:
             with user_code():
                 walk = walk_module(module)
-                values = take_snapshot(module).python_values if self._with_attributes else {}
+                values = take_snapshot(module).python_values
         except UserCodeError as error:
             raise ModuleError(name, f"walking through it raised {error}") from error
         others = [state for state in saved.states if state.at]
@@ -152,13 +155,15 @@ class LiveObjects:
             for key, tensor in root.tensors.items()
         }
         state = replace(root, tensors=tensors, unsaved_tensors=unsaved)
-        attributes = {path: value.text for path, value in values.items()}
+        compared = values if self._with_attributes else {}
+        attributes = {path: value.text for path, value in compared.items()}
         entries = (PlainEntry(path, text) for path, text in attributes.items())
         return replace(
             saved,
             states=(state, *others),
             entries=(*saved.entries, *entries),
             contents={**saved.contents, **attributes},
+            skipped=(*saved.skipped, *(() if self._with_attributes else _skip_attributes(values))),
         )
 
     def _describe_found(self, found_tensor: FoundTensor, storages: "_MemoryStorages") -> TensorInfo:
@@ -225,6 +230,14 @@ class _MemoryStorages(ModuleStorages):
         storage = tensor.untyped_storage()
         span = self._live_objects.locate_storage(storage, info.nbytes)
         return replace(info, key=f"unsaved {info.key}", span=span)
+
+
+def _skip_attributes(values: Mapping[str, PythonValue]) -> Iterator[Skipped]:
+    """Yield the check that a file has nothing for: attributes that classes of the user set."""
+    paths = [path for path, value in values.items() if not value.owner.startswith("torch.")]
+    if paths:
+        names = join_limited(paths, MAX_NAMED, quote_code)
+        yield Skipped("attributes of the module", f"a state_dict does not contain {names}")
 
 
 def _convert_array(array: Any) -> Any:

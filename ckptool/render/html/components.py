@@ -211,6 +211,11 @@ class TableSection(PageSection, frozen=True, kw_only=True):
     more: str
 
 
+class CodeSection(PageSection, frozen=True, kw_only=True):
+    template = "code.html"
+    text: str
+
+
 class TextSection(PageSection, frozen=True, kw_only=True):
     template = "text.html"
     lines: tuple[InlineText, ...]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UnsetType
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Block,
@@ -17,6 +18,7 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.html import charts
 from ckptool.render.html.components import (
+    CodeSection,
     InlineText,
     Page,
     PageSection,
@@ -96,7 +98,7 @@ def _parse_lines(blocks: Iterable[Block]) -> tuple[InlineText, ...]:
     return tuple(
         split_code_spans(line)
         for block in blocks
-        if isinstance(block, LinesBlock)
+        if isinstance(block, LinesBlock) and not block.language
         for line in block.lines
     )
 
@@ -148,6 +150,9 @@ def _iter_table_sections(report: "AnyReport", blocks: list[Block]) -> Iterator[P
                     title=block.text.split(": ", 1)[0],
                     lines=(split_code_spans(block.text),),
                 )
+            case LinesBlock(language="diff"):
+                text = "\n".join(map(make_printable, block.lines))
+                yield CodeSection(id=id_, title="Diff", text=text)
             case LinesBlock() if index > 1:
                 yield TextSection(id=id_, title="Notes", lines=_parse_lines([block]))
             case _:

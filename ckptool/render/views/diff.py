@@ -53,7 +53,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         (
             *_iter_cause_lines(report),
             f"{report.path} against {report.module}",
-            f"keys: {', '.join(counts)}{share}",
+            f"keys: {', '.join(counts)}{share}" if report.are_keys_known else "keys: not compared",
             *report.notes,
         )
     )

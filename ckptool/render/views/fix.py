@@ -25,7 +25,9 @@ def build_blocks(report: FixReport, options: RenderOptions) -> Iterator[Block]:
     if options.verbosity < 0:
         return
     if report.diff:
-        yield LinesBlock(tuple(report.diff.rstrip("\n").split("\n")))
+        # An empty line of a diff may lack its space: editors take it away from pages and logs.
+        lines = report.diff.rstrip("\n").split("\n")
+        yield LinesBlock(tuple("" if line == " " else line for line in lines), language="diff")
     if report.new_files:
         verb = "added" if report.is_written else "would add"
         yield LinesBlock(tuple(f"{verb}: {name}" for name in report.new_files))

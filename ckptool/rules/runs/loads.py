@@ -1,10 +1,13 @@
 """LoadSite -> hits: what the loads of a traced run did (CK230-CK234, CK238)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
-from ckptool.model import Kind
+from ckptool.model import Checkpoint, Container, Kind
 from ckptool.phrases import join_limited, pluralize, quote_code, quote_shell, summarize_message
+from ckptool.rules.fixes.commands import name_result
+from ckptool.rules.fixes.rewrite_code import format_rewrite_code, list_rewrite_steps
 from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
 from ckptool.rules.fixes.state_code import format_tie_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -35,7 +38,7 @@ _BUFFER_KINDS: Final = frozenset({str(Kind.NON_PERSISTENT_BUFFER)})
         name="load-left-keys-out",
         level=Level.WARNING,
         summary="{module} was loaded without {count}: {keys}",
-        detail="not in {source}, and {loader} did not raise{at}",
+        detail="{cause}, and {loader} did not raise{at}",
         why=(
             "strict=False turns a missing key into a return value that few scripts read. The "
             "module trains or predicts with the initial values of these tensors."
@@ -59,7 +62,8 @@ def find_keys_left_out(site: LoadSite) -> Iterator[RuleHit]:
         **_build_load_facts(record),
         count=pluralize(record.missing_count, "key"),
         keys=_join_keys(record.missing_keys, record.missing_count),
-        remedy=_format_diff_advice(record),
+        cause=_describe_rewrite(record) or f"not in {_name_source(record)}",
+        remedy=_format_key_fix(record),
     )
 
 
@@ -83,14 +87,14 @@ def find_keys_left_out(site: LoadSite) -> Iterator[RuleHit]:
 )
 def find_keys_ignored(site: LoadSite) -> Iterator[RuleHit]:
     record = site.record
-    if record.error or not record.unexpected_count:
+    if record.error or not record.unexpected_count or _is_explained_by_missing(record):
         return
     yield hit(
         record.unexpected_keys[0],
         **_build_load_facts(record),
         count=pluralize(record.unexpected_count, "key"),
         keys=_join_keys(record.unexpected_keys, record.unexpected_count),
-        remedy=_format_diff_advice(record),
+        remedy=_format_key_fix(record),
     )
 
 
@@ -101,7 +105,7 @@ def find_keys_ignored(site: LoadSite) -> Iterator[RuleHit]:
         name="load-failed",
         level=Level.ERROR,
         summary="{source} was not loaded into {module}: {loader} raised{at}, and {outcome}",
-        detail="{error}",
+        detail="{cause}{error}",
         why=(
             "load_state_dict() raises after it has copied what fits: if the script catches the "
             "error, it continues with a module that is loaded in part."
@@ -124,8 +128,9 @@ def find_failed_loads(site: LoadSite) -> Iterator[RuleHit]:
         next(iter(keys), ""),
         **_build_load_facts(record),
         outcome=_OUTCOMES[site.ends_process],
+        cause="".join(f"{text}; " for text in [_describe_rewrite(record)] if text),
         error=summarize_message(record.error),
-        remedy=_format_diff_advice(record),
+        remedy=_format_key_fix(record),
     )
 
 
@@ -249,7 +254,7 @@ def _build_load_facts(record: LoadRecord) -> dict[str, object]:
     return {
         "module": record.module,
         "loader": _name_loader(record),
-        "source": name_command_file(record.file) or "the mapping",
+        "source": _name_source(record),
         "at": f" at {record.where}" if record.where else "",
         "where": record.where,
     }
@@ -267,13 +272,57 @@ def _join_keys(keys: tuple[str, ...], count: int) -> str:
     return f"{shown} and {count - _MAX_LISTED:,} more" if count > _MAX_LISTED else shown
 
 
-def _format_diff_advice(record: LoadRecord) -> str:
-    """Return the command that explains the keys of a load; a mapping of no file has none."""
+def _name_source(record: LoadRecord) -> str:
+    return name_command_file(record.file) or "the mapping"
+
+
+def _is_explained_by_missing(record: LoadRecord) -> bool:
+    """Whether a prefix makes every unexpected key a missing one: CK230 says so."""
+    return bool(record.missing_count) and record.rewritten_count >= record.unexpected_count
+
+
+def _describe_rewrite(record: LoadRecord) -> str:
+    """Return the one cause of the keys that differ; "" if no prefix explains them."""
+    if record.rewrite is None:
+        return ""
+    count, steps = (
+        pluralize(record.rewritten_count, "key"),
+        " and ".join(list_rewrite_steps(record.rewrite)),
+    )
+    verb = "matches" if record.rewritten_count == 1 else "match"
+    return f"{count} of {_name_source(record)} {verb} once {steps}"
+
+
+def _format_key_fix(record: LoadRecord) -> str:
+    """Return the code that rewrites the keys, and the command that explains them.
+
+    Nothing can be asked about a mapping that comes from no file.
+    """
+    if record.rewrite is not None:
+        code = f"state_dict = {format_rewrite_code(record.rewrite, {}, ())}"
+        if not record.file:
+            return code
+        command = _format_command(record, "migrate", "-o", _name_result(record.file))
+        return f"{code}; or write a file that loads: {command}"
     if not record.file:
         return "Load with strict=True and read the error: the mapping was made by the script."
+    return f"To see why: {_format_command(record, 'diff')}"
+
+
+def _name_result(file: str) -> str:
+    is_safetensors = file.endswith((".safetensors", ".safetensors.index.json"))
+    container = Container.SAFETENSORS if is_safetensors else Container.TORCH_ZIP
+    return name_result(Checkpoint(Path(file), container, 0, ()))
+
+
+def _format_command(record: LoadRecord, command: str, *options: str) -> str:
+    """Return a command on the file, the key path and the module of a load."""
     at = ("--at", record.at) if record.at else ()
     home, _, name = record.module.rpartition(".")
     if home == "__main__":
         home = record.where.rpartition(":")[0]
-    words = ("ckptool", "diff", name_command_file(record.file), *at, "-m", f"{home}:{name}")
-    return f"To see why: {' '.join(map(quote_shell, words))}"
+    arguments = (f"{argument}={literal}" for argument, literal in (record.arguments or {}).items())
+    pairs = (word for argument in arguments for word in ("-k", argument))
+    file = name_command_file(record.file)
+    words = ("ckptool", command, file, *options, *at, "-m", f"{home}:{name}", *pairs)
+    return " ".join(map(quote_shell, words))

@@ -180,11 +180,11 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
         return MetaLoadResult()  # its loader builds on meta itself
     check_name = "loading with assign=True on a meta build"
     if not loaded_factory.factory.can_rebuild:
-        return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be rebuilt"),))
+        return MetaLoadResult(skipped=(Skipped(check_name, loaded_factory.factory.obstacle),))
     if not loaded_factory.module_diff.is_strict and not loaded_factory.module_diff.rewrite:
         return MetaLoadResult(skipped=(Skipped(check_name, "the file does not load unchanged"),))
     try:
-        module = loaded_factory.factory.create_module(on_meta=True)
+        module = loaded_factory.factory.construct_module(on_meta=True)
         old_ties = _find_tied_names(module)
         with user_code():
             tensors = _copy_metadata(loaded_factory.tensors, dict(loaded_factory.tensors))

@@ -11,6 +11,7 @@ from ckptool.compare.framework.framework_load import is_remade_by_framework
 from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.model import Constancy, Kind, ModuleInfo
+from ckptool.modules.target.rebuild import UNKNOWN_ARGUMENTS
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.tensor_parts import is_lazy, list_memory_tensors
 from ckptool.modules.user_code import UserCodeError, user_code
@@ -23,7 +24,6 @@ from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.output_diff import compare_outputs
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
 
-_NOT_REBUILDABLE = "an instance cannot be rebuilt: give its class"
 _OTHER_SEED = 1
 
 
@@ -44,57 +44,39 @@ def check_round_trip(
     Returns:
         The level, and the difference of the outputs as text, "" if none.
     """
-    skip_reason = (
-        reason
-        if inputs is None
-        else ""
-        if instance_factory.factory.can_rebuild
-        else _NOT_REBUILDABLE
-    )
-    if inputs is None or skip_reason:
+    factory = instance_factory.factory
+    if inputs is None or not factory.can_rebuild:
+        skip_reason = reason if inputs is None else factory.obstacle
         return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.SKIPPED, skip_reason), ""
     module = instance_factory.create_module()
     try:
         reloaded_module = _save_and_reload(instance_factory, module)
     except (ModuleError, UserCodeError) as error:
-        failure = f"saving and loading raised {error}"
-        return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, failure, "cpu"), ""
+        return _judge(LevelStatus.FAILED, f"saving and loading raised {error}"), ""
     first_pass, second_pass = (
         cpu.run_on_cpu(module, inputs),
         cpu.run_on_cpu(reloaded_module, inputs),
     )
     pass_error = first_pass.error or second_pass.error
     if pass_error is not None:
-        failure = f"the pass on the CPU raised {pass_error}"
-        return (
-            LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, failure, "cpu"),
-            "",
-        )
+        return _judge(LevelStatus.INCONCLUSIVE, f"the pass on the CPU raised {pass_error}"), ""
     output_difference = compare_outputs(second_pass.output, first_pass.output)
     if output_difference.is_exact:
-        return (
-            LevelResult(
-                VerificationLevel.ROUND_TRIP,
-                LevelStatus.PASSED,
-                "",
-                "cpu",
-                (output_difference.summary,),
-            ),
-            "",
-        )
+        return _judge(LevelStatus.PASSED, "", (output_difference.summary,)), ""
     repeat_difference = compare_outputs(
         cpu.run_on_cpu(instance_factory.create_module(), inputs).output, first_pass.output
     )
-    if not repeat_difference.is_exact:
-        nondeterminism = "two passes of the same module with the same seed differ"
-        return (
-            LevelResult(
-                VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, nondeterminism, "cpu"
-            ),
-            "",
-        )
     text = f"{output_difference.first_difference}, {output_difference.summary}"
-    return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, text, "cpu"), text
+    doubt = f"{text}, or {UNKNOWN_ARGUMENTS}" if factory.is_guess else ""
+    if not repeat_difference.is_exact:
+        doubt = "two passes of the same module with the same seed differ"
+    if doubt:
+        return _judge(LevelStatus.INCONCLUSIVE, doubt), ""
+    return _judge(LevelStatus.FAILED, text), text
+
+
+def _judge(status: LevelStatus, reason: str, details: tuple[str, ...] = ()) -> LevelResult:
+    return LevelResult(VerificationLevel.ROUND_TRIP, status, reason, "cpu", details)
 
 
 def check_persistence(
@@ -105,8 +87,9 @@ def check_persistence(
     Returns:
         The level, and the paths of lost state; without buffers that are meant not to be saved.
     """
-    if not loaded_factory.factory.can_rebuild:
-        return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
+    factory = loaded_factory.factory
+    if not factory.can_rebuild:
+        return LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.SKIPPED, factory.obstacle), ()
     try:
         module = loaded_factory.create_module()
         with torch.no_grad(), user_code():
@@ -132,6 +115,11 @@ def check_persistence(
     )
     if unexpected_paths:
         reason = f"changes are lost by saving and loading: {_format_paths(unexpected_paths)}"
+        if factory.is_guess:
+            doubt = f"{reason}, or {UNKNOWN_ARGUMENTS}"
+            return LevelResult(
+                VerificationLevel.PERSISTENCE, LevelStatus.INCONCLUSIVE, doubt, "cpu", details
+            ), ()
         return (
             LevelResult(VerificationLevel.PERSISTENCE, LevelStatus.FAILED, reason, "cpu", details),
             unexpected_paths,
@@ -145,7 +133,7 @@ def _list_details(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
 
 def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn.Module:
     """Return an instance built under another seed, with the state of `module` saved and loaded."""
-    reloaded_module = instance_factory.factory.create_module(_OTHER_SEED)
+    reloaded_module = instance_factory.factory.construct_module(_OTHER_SEED)
     file = io.BytesIO()
     with user_code():
         torch.save(module.state_dict(), file)

@@ -1,28 +1,8 @@
 # ruff: noqa: E501 - sources in strings
 """Classes with state that no state_dict saves: those that `fix` repairs, and those it refuses."""
 
-from textwrap import dedent, indent
-
-HEAD = """\
-import numpy as np
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-"""
-
-
-def make_class(constructor: str, forward: str = "return self.linear(x)", more: str = "") -> str:
-    """Return the source of a class Net with these statements."""
-    body = indent(dedent(constructor).strip("\n"), " " * 8)
-    result = indent(dedent(forward).strip("\n"), " " * 8)
-    methods = indent(dedent(more).strip("\n"), " " * 4)
-    return f"{HEAD}{body}\n\n    def forward(self, x):\n{result}\n{methods and chr(10) + methods + chr(10)}"
-
+from commands.fixing.awkward_classes import AWKWARD_FIXED, AWKWARD_REFUSED
+from commands.fixing.source_parts import HEAD, make_class
 
 FIXED = {
     # a tensor that is the same each time
@@ -166,6 +146,7 @@ FIXED = {
     "created_with_arguments": make_class(
         "pass", "steps = torch.zeros(4, dtype=torch.float32)\nreturn self.linear(x) + steps"
     ),
+    **AWKWARD_FIXED,
 }  # fmt: skip
 """Name of a file -> its source, which has a class Net."""
 
@@ -281,5 +262,6 @@ REFUSED = {
         + "\n    def reset(self):\n        self.prepare()\n",
         "in prepare(), not in the constructor",
     ),
+    **AWKWARD_REFUSED,
 }  # fmt: skip
 """Name of a file -> its source, and a part of the reason; "" where nothing is found at all."""

@@ -4,11 +4,12 @@ import importlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from commands.fixing.faulty_classes import FIXED, NOT_SWITCHED_BY_EVAL, REFUSED, make_class
+from commands.fixing.awkward_classes import HELPER_FILES
+from commands.fixing.faulty_classes import FIXED, NOT_SWITCHED_BY_EVAL, REFUSED
+from commands.fixing.source_parts import make_class
 from paths import ROOT
 
 import ckptool
@@ -22,6 +23,8 @@ def write_project(folder, sources):
     package = folder / "zoo"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
+    for name, source in HELPER_FILES.items():
+        (package / f"{name}.py").write_text(source)
     entries = []
     for name, source in sources.items():
         (package / f"{name}.py").write_text(source)
@@ -105,19 +108,22 @@ def test_what_is_changed_in_place_is_saved(name, attribute):
 
 
 def test_only_lines_of_edits_change(fixed_zoo):
+    """The statement, and the lines that use the attribute."""
     folder, report, _ = fixed_zoo
-    for name, source in FIXED.items():
+    for name, source in {**FIXED, **HELPER_FILES}.items():
         new_lines = (folder / "zoo" / f"{name}.py").read_text().splitlines()
         edits = [e for e in report.edits if e.where.partition(":")[0] == f"zoo/{name}.py"]
-        assert edits
+        assert edits or "_base import" in source
         numbers = {
             int(edit.where.rpartition(":")[2]) + n
             for edit in edits
             for n in range(len(edit.before.splitlines()))
         }
+        old_lines = source.splitlines()
+        numbers |= {
+            n for n, line in enumerate(old_lines, 1) if "numpy" in line or "tensor(" in line
+        }
         remaining = iter(new_lines)
-        # A buffer that was an array needs no torch.from_numpy() where it is used.
-        old_lines = source.replace("torch.from_numpy(self.mean)", "self.mean").splitlines()
         kept = [line for n, line in enumerate(old_lines, 1) if n not in numbers]
         assert [line for line in kept if line not in remaining] == []
 
@@ -169,13 +175,79 @@ def run_fix(**options):
     return ckptool.fix("net:Net", inputs=("float32[2,4]",), **options)
 
 
-def test_other_outputs_are_never_written(project):
-    content = project(NOT_SWITCHED_BY_EVAL)
+def test_modules_that_eval_reaches_from_now_on_are_named(project):
+    """Before and after are compared with all modules in eval mode, which eval() did not set."""
+    project(NOT_SWITCHED_BY_EVAL)
+    x = torch.randn(8, 4)
+
+    def build():
+        sys.modules.pop("net", None)
+        torch.manual_seed(0)
+        return importlib.import_module("net").Net().eval()
+
+    before = build()
+    with torch.no_grad():
+        expected = before.norms[0].eval()(before.linear(x))
+        in_training_mode = before.norms[0].train()(before.linear(x))
+    report = run_fix(write=True)
+    assert report.is_written, report.verdict
+    reached, changed = report.notes[:2]
+    assert reached.endswith("parameters() and state_dict() reach `norms` (net.py:10)")
+    assert changed.startswith("after eval() the outputs of net:Net differ from before: ")
+    with torch.no_grad():
+        found = build()(x)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, in_training_mode)
+
+
+def test_edits_that_are_proved_stay_when_others_fail(project, tmp_path):
+    source = make_class(
+        "self.convs = [nn.Linear(4, 4)]\nself.mask = torch.ones(4)",
+        "n = len([*self.buffers()])\nreturn self.convs[0](x) * self.mask + n",
+    )
+    project(source)
     report = run_fix(write=True, allow_unproved=True)
+    assert report.is_written
+    (refusal,) = report.refused
+    assert (refusal.keys, refusal.reason) == (
+        ("mask",),
+        "with this edit, same outputs: in eval mode the outputs differ",
+    )
+    convs = "self.convs = [nn.Linear(4, 4)]"
+    expected = source.replace(convs, "self.convs = nn.ModuleList([nn.Linear(4, 4)])")
+    assert (tmp_path / "net.py").read_text() == expected
+
+
+def test_outputs_of_a_forward_that_raises_are_not_checked(project):
+    project(make_class(MASK, "return torch.istft(x * self.mask, 4)"))
+    report = run_fix(write=True)
     assert not report.is_written
-    assert report.exit_code == 1
-    assert "same outputs: in eval mode the outputs differ" in report.verdict
-    assert Path("net.py").read_bytes() == content
+    (proof,) = [proof for proof in report.proofs if proof.name == "same outputs"]
+    assert proof.result == "not checked"
+    assert proof.reason.startswith("forward raises before the edit: RuntimeError: istft")
+
+
+def test_methods_that_no_proof_runs_are_named(project):
+    project(
+        make_class(MASK, "return x * self.mask", "def inverse(self, y):\n    return y / self.mask")
+    )
+    assert run_fix().notes == (
+        "not checked, because forward does not call it: `mask` in inverse() at net.py:16",
+    )
+
+
+def test_a_class_that_sets_its_version_gets_no_hook(project):
+    statements = "self.mask = torch.ones(4)\nself.noise = torch.randn(4)"
+    source = make_class(statements, "return self.linear(x) + self.noise + self.mask")
+    project(
+        source.replace("    def __init__(self):", "    _version = 3\n\n    def __init__(self):")
+    )
+    report = run_fix(keep_old_files=True)
+    (refusal,) = report.refused
+    assert refusal.reason == (
+        "no hook for old files can be registered: class Net: it sets _version itself"
+    )
+    assert [edit.keys for edit in report.edits] == [("mask",)]
 
 
 def test_without_inputs_it_asks_for_consent(project, tmp_path):
@@ -248,7 +320,10 @@ def test_a_configured_checkpoint_has_to_load(project, tmp_path):
     )
     report = ckptool.fix(write=True)
     assert not report.is_written
-    assert "loads old.pth: lacks `noise`, and cannot be migrated" in report.verdict
+    (refusal,) = report.refused
+    reason = "with this edit, loads old.pth: lacks `noise`, and cannot be migrated"
+    assert refusal.reason.startswith(reason)
+    assert refusal.reason.endswith("--keep-old-files loads it")
     sys.modules.pop("net")
     report = ckptool.fix(write=True, keep_old_files=True)
     assert report.is_written, report.verdict

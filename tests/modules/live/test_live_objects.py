@@ -159,3 +159,13 @@ def test_what_is_wrongly_given_ends_in_one_line(wrong):
     with pytest.raises(ckptool.CkptoolError, match=text) as caught:
         call(Net())
     assert "\n" not in str(caught.value)
+
+
+def test_attributes_are_not_checked_against_a_file(tmp_path):
+    path = save(tmp_path / "model.pth", Net().state_dict())
+    report = ckptool.diff(Net(scale=2.0), path)
+    skipped = [check for check in report.skipped if check.what == "attributes of the module"]
+    assert ["`scale`" in check.reason for check in skipped] == [True]
+    plain = save(tmp_path / "plain.pth", torch.nn.Linear(2, 2).state_dict())
+    report = ckptool.diff(torch.nn.Linear(2, 2), plain)
+    assert not any(check.what == "attributes of the module" for check in report.skipped)
