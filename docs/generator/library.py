@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
 Made from the code by `docs/generate.py`. Each command is a function with the same words as its
 options, and returns the [report](report.md) that the command prints. `import ckptool` imports
-neither torch nor numpy: a function brings what it needs. Paths are `str` or `pathlib.Path`; a
+neither torch nor numpy: a function imports what it needs. Paths are `str` or `pathlib.Path`; a
 module is `"package.module:Name"` or a live `torch.nn.Module`. All errors raised on purpose are
 under [CkptoolError](#errors); nothing is printed.
 
@@ -63,7 +63,7 @@ def page() -> str:
     for name, one in public.items():
         if isinstance(one, type) and not issubclass(one, Exception):
             lines += _class(f"ckptool.{name}", one)
-    lines += ["## What the functions give and take", ""]
+    lines += ["## Parameters and results", ""]
     for one in OTHERS:
         lines += _class(f"{one.__module__}.{one.__name__}", one)
     lines += ["## Errors", "", "In `ckptool.errors`, and `ckptool.CkptoolError` itself.", ""]

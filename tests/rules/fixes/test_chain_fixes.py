@@ -12,6 +12,8 @@ from rules import cases_chain
 
 import ckptool
 
+pytestmark = pytest.mark.process
+
 MODULE = "rules.cases_chain:ChainNet"
 
 
