@@ -91,7 +91,8 @@ def test_everything_missing_of_300_layers_fits_one_screen(report_lines, module_c
     expected = module_class().state_dict().keys()
     lines = report_lines(module_class, state)
     assert len(lines) <= 50
-    assert max(map(len, lines)) <= 100
+    # A command is one line, to be pasted.
+    assert max(len(line) for line in lines if "  ckptool " not in line) <= 100
     assert lines[0].startswith("does not load: ")
     missing = int(re.search(r"(\d+) missing", lines[0])[1])
     result = module_class().load_state_dict(state, strict=False)
