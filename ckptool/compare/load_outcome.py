@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from math import prod
 
 from msgspec import Struct
 
-from ckptool.model import ModuleInfo, StateDict
+from ckptool.model import ModuleInfo, StateDict, TensorInfo
 
 
 class LoadStepKind(StrEnum):
@@ -13,6 +14,11 @@ class LoadStepKind(StrEnum):
 
     RENAMED = "renamed"
     RESHAPED = "reshaped"
+    """The elements of the file's tensor, all of them and in their order, in a different shape."""
+    PERMUTED = "permuted"
+    """The elements of the file's tensor in a different order: transposed, for example."""
+    SLICED = "sliced"
+    """Some of the elements of the file's tensor."""
     ADDED = "added"
     """The file has no such key: the module's own code gives its value."""
     COMPUTED = "computed"
@@ -50,6 +56,8 @@ class LoadOutcome(Struct, frozen=True):
     sources: Mapping[str, str | None] = {}
     """Key of the module -> key of the file whose tensor it has after the load, "" if its value was
     computed, None if it still has its initial value; empty if the load raises."""
+    rearranged_keys: frozenset[str] = frozenset()
+    """Keys of `sources` that have only some of the elements, or in a different order."""
     has_read_values: bool = False
     """Whether the loading code needed the values of the file."""
 
@@ -80,6 +88,9 @@ def find_load_steps(
             yield LoadStep(LoadStepKind.ADDED, key)
         elif source == "":
             yield LoadStep(LoadStepKind.COMPUTED, key)
+        elif key in outcome.rearranged_keys:
+            kind = _classify_rearrangement(module_tensor.tensor, state.tensors.get(source))
+            yield LoadStep(kind, key, "" if source == key else source)
         elif source not in (key, given_keys.get(key)):
             yield LoadStep(LoadStepKind.RENAMED, key, source)
         elif tensor is not None and tensor.shape != module_tensor.tensor.shape:
@@ -89,3 +100,11 @@ def find_load_steps(
     for key in state.tensors:
         if key not in used_keys and key not in module.saved_tensors and not computes:
             yield LoadStep(LoadStepKind.DISCARDED, key)
+
+
+def _classify_rearrangement(tensor: TensorInfo, file_tensor: TensorInfo | None) -> LoadStepKind:
+    count = prod(tensor.shape)
+    file_count = count if file_tensor is None else prod(file_tensor.shape)
+    if count > file_count:  # expanded
+        return LoadStepKind.COMPUTED
+    return LoadStepKind.SLICED if count < file_count else LoadStepKind.PERMUTED

@@ -4,7 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import PurePath
 from typing import Final
+
+from msgspec.structs import replace
 
 from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree, replace_layer_numbers
 from ckptool.model import natural_sort_key
@@ -45,21 +48,43 @@ def build_problems_blocks(
     }
     ranks = {label: min(_rank_level(p[0]) for p in equal) for label, equal in groups.items()}
     for label in sorted(groups, key=lambda t: (t not in shared, ranks[t], natural_sort_key(t))):
-        cards = tuple(_iter_cards([problems[0] for problems in groups[label]], options))
+        cards = tuple(_iter_cards([_join_equal(problems) for problems in groups[label]], options))
         yield ProblemsBlock(label, count_problems([*chain(*groups[label])]), cards)
 
 
 def _group_equal(problems: Iterable[Problem]) -> Iterable[tuple[Problem, ...]]:
     """Return the problems in groups that are told in the same words, of several checkpoints.
 
-    Of one checkpoint, each stays as it is: two findings may be about one key.
+    A fix may name its own file. Of one checkpoint, each stays as it is: two findings may be about
+    one key.
     """
     groups: dict[object, dict[tuple[str, ...], Problem]] = {}
     for number, problem in enumerate(problems):
-        words = tuple((f.code, f.level, f.key, f.message, f.fix) for f in problem.findings)
+        words = tuple(
+            (f.code, f.level, f.key, f.message, _drop_file_name(f)) for f in problem.findings
+        )
         is_repeated = problem.paths in groups.setdefault(words, {})
         groups.setdefault(number if is_repeated else words, {})[problem.paths] = problem
     return [tuple(problem_by_paths.values()) for problem_by_paths in groups.values()]
+
+
+def _drop_file_name(finding: FindingReport) -> str:
+    """Return the fix without the names of the file and of outputs that are named after it."""
+    stem = PurePath(finding.path).stem
+    fix = finding.fix.replace(finding.path, _NAME)
+    return re.sub(rf"\b{re.escape(stem)}\b", _NAME, fix)
+
+
+def _join_equal(problems: Sequence[Problem]) -> Problem:
+    """Return the first of equal problems; a fix that names its own file says so."""
+    first = problems[0]
+    fixes = [tuple(finding.fix for finding in problem.main_findings) for problem in problems]
+    if len(set(fixes)) == 1:
+        return first
+    findings = tuple(
+        replace(f, fix=f"for {f.path}, and likewise for each: {f.fix}") for f in first.main_findings
+    )
+    return replace(first, main_findings=findings)
 
 
 def _rank_level(problem: Problem) -> int:

@@ -128,12 +128,16 @@ def _choose_upgrade_level(diff: ModuleDiff) -> Level | None:
     What else the code sets in the module is not looked at: a file that nothing was upgraded in is
     a warning, one whose keys were renamed is an old file.
     """
-    kinds = {step.kind for step in diff.load_steps}
-    if not diff.loads_whole or LoadStepKind.COMPUTED in kinds:
+    changes_values = any(
+        step.kind is LoadStepKind.COMPUTED
+        or (step.kind in {LoadStepKind.PERMUTED, LoadStepKind.SLICED} and not step.file_key)
+        for step in diff.load_steps
+    )
+    if not diff.loads_whole or changes_values:
         return None
-    if LoadStepKind.RENAMED in kinds:
+    if any(step.file_key for step in diff.load_steps):
         return Level.NOTE
-    return None if kinds else Level.WARNING
+    return None if diff.load_steps else Level.WARNING
 
 
 def _build_torch_version_hit(

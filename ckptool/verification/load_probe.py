@@ -30,7 +30,12 @@ from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
-from ckptool.verification.load_recorder import LoadRecorder, identify_storage
+from ckptool.verification.load_recorder import (
+    ElementOrder,
+    LoadRecorder,
+    describe_element_order,
+    identify_storage,
+)
 from ckptool.verification.load_tensors import copy_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
@@ -309,10 +314,12 @@ def _run_loads(
             unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
             has_read_values=bool(read_keys),
         )
+    sources = dict(_find_sources(loaded, tensors, initial_storages, load_recorder))
     return LoadOutcome(
         missing_keys=tuple(key_recorder.missing),
         unexpected_keys=tuple(key_recorder.unexpected),
-        sources=dict(_find_sources(loaded, tensors, initial_storages, load_recorder)),
+        sources={key: source for key, (source, _) in sources.items()},
+        rearranged_keys=frozenset(key for key, (_, is_whole) in sources.items() if not is_whole),
         has_read_values=bool(read_keys),
     )
 
@@ -416,18 +423,25 @@ def _find_sources(
     tensors: Mapping[str, Any],
     initial_storages: Mapping[str, int],
     recorder: LoadRecorder,
-) -> Iterator[tuple[str, str | None]]:
-    """Yield module key -> key of the file whose elements it has; "" if computed, None if unchanged.
+) -> Iterator[tuple[str, tuple[str | None, bool]]]:
+    """Yield module key -> key of the file whose elements it has, and whether all, in their order.
 
-    A key that has its own tensor of the file is its own source, also if that is tied to others.
+    Instead of the key of the file, "" stands for a value that was computed, None for one that did
+    not change. A key that has its own tensor of the file is its own source, also if that is tied
+    to others.
     """
-    owners: dict[int, list[str]] = {}
+    file_tensors: dict[int, dict[str, ElementOrder]] = {}
     for key, tensor in tensors.items():
         if isinstance(tensor, Tensor):
-            owners.setdefault(identify_storage(tensor), []).append(key)
+            orders = file_tensors.setdefault(identify_storage(tensor), {})
+            orders[key] = describe_element_order(tensor)
     for key, tensor in _iter_state(module):
-        origin = recorder.find_origin(tensor)
-        if origin in owners:
-            yield key, key if key in owners[origin] else owners[origin][0]
-        else:
-            yield key, None if origin is not None and initial_storages.get(key) == origin else ""
+        source = recorder.find_source(tensor)
+        if source is None or source.storage not in file_tensors:
+            is_initial = source is not None and initial_storages.get(key) == source.storage
+            yield key, (None if is_initial else "", True)
+            continue
+        orders = file_tensors[source.storage]
+        equal_keys = [name for name, order in orders.items() if order == source.order]
+        candidates = equal_keys or list(orders)
+        yield key, (key if key in candidates else candidates[0], bool(equal_keys))

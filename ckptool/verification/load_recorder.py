@@ -1,7 +1,7 @@
 """LoadRecorder: which memory is copied into which, while `load_state_dict` runs."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,19 @@ from ckptool.modules.dispatch_mode import DispatchMode
 from ckptool.modules.tensor_parts import is_lazy
 
 _COPY: Final = torch.ops.aten.copy_.default
+
+
+ElementOrder = tuple[object, ...]
+"""Equal for tensors of one storage that have the same elements in the same order."""
+
+
+class ElementSource(NamedTuple):
+    """The memory that the elements of a tensor come from, without having been changed."""
+
+    storage: int
+    """As by `identify_storage`."""
+    order: ElementOrder | None
+    """Which elements of the storage, in which order; None if not known."""
 
 
 class LoadRecorder(DispatchMode):
@@ -28,17 +41,23 @@ class LoadRecorder(DispatchMode):
         """
         super().__init__()
         self._has_values = has_values
-        self._origins: dict[int, int | None] = {}
+        self._written: dict[int, tuple[ElementOrder, ElementSource | None]] = {}
+        """Storage -> the order in which it was written, and from where; None if computed."""
         self._kept: list[object] = []
         """Storages that were seen: an id is given again once its storage is gone."""
 
-    def find_origin(self, tensor: Tensor) -> int | None:
-        """Return the id of the storage whose elements `tensor` has; None if they were computed.
+    def find_source(self, tensor: Tensor) -> ElementSource | None:
+        """Return where the elements of `tensor` come from; None if they were computed.
 
-        It is the tensor's own storage if nothing was written into it.
+        It is the tensor's own memory if nothing was written into it.
         """
-        storage_id = identify_storage(tensor)
-        return self._origins.get(storage_id, storage_id)
+        storage, order = identify_storage(tensor), describe_element_order(tensor)
+        if storage not in self._written:
+            return ElementSource(storage, order)
+        written_order, source = self._written[storage]
+        if source is None or written_order == order:
+            return source
+        return ElementSource(source.storage, None)
 
     def __torch_dispatch__(
         self,
@@ -58,18 +77,18 @@ class LoadRecorder(DispatchMode):
         result = func(*args, **(kwargs or {}))
         if func._schema.is_mutable and torch.Tag.inplace_view not in func.tags:  # noqa: SLF001
             for tensor in _iter_written(func, args, kwargs or {}):
-                self._set_origin(tensor, None)
+                self._set_source(tensor, None)
         return result
 
     def _record_copy(self, target: Tensor, source: Tensor) -> None:
         if identify_storage(target) == identify_storage(source):
             return
         is_whole = _is_whole_storage(target) and source.numel() == target.numel()
-        self._set_origin(target, self.find_origin(source) if is_whole else None)
+        self._set_source(target, self.find_source(source) if is_whole else None)
         self._kept.append(source)
 
-    def _set_origin(self, tensor: Tensor, origin: int | None) -> None:
-        self._origins[identify_storage(tensor)] = origin
+    def _set_source(self, tensor: Tensor, source: ElementSource | None) -> None:
+        self._written[identify_storage(tensor)] = describe_element_order(tensor), source
         self._kept.append(tensor)
 
 
@@ -93,6 +112,27 @@ def _iter_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, Tensor):
                 yield item
+
+
+def describe_element_order(tensor: Tensor) -> ElementOrder:
+    """Return a value that is equal for views of one storage with the same elements in one order.
+
+    A view with a different shape has the same order, a transposed view or a slice has not.
+    """
+    if is_lazy(tensor) or tensor.layout is not torch.strided:
+        return ()
+    dimensions: list[tuple[int, int]] = []
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if size == 1:
+            continue
+        if dimensions and dimensions[-1][1] == size * stride:
+            dimensions[-1] = (dimensions[-1][0] * size, stride)
+        else:
+            dimensions.append((size, stride))
+    return (
+        *(tensor.dtype, tensor.storage_offset(), tensor.is_conj(), tensor.is_neg()),
+        *(dimensions if tensor.numel() else ()),
+    )
 
 
 def identify_storage(tensor: Tensor) -> int:

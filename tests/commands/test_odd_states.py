@@ -168,7 +168,7 @@ def test_the_same_finding_of_several_files_is_told_once(tmp_path, run_command):
         assert "format" not in (safe_open(path, "pt").metadata() or {})
     save_file({"weight": torch.tensor([torch.nan])}, tmp_path / "nan.safetensors", {"format": "pt"})
     result = run_command("gate", str(tmp_path), "--no-config")
-    assert result.out.count("CK310  the header") == 1
+    assert result.out.count("CK310  the safetensors header") == 1
     assert (
         f"Problems: 3 checkpoints ({tmp_path / '0.safetensors'} and 2 more): 3 warn" in result.out
     )

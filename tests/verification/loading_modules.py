@@ -112,6 +112,20 @@ def transpose(state_dict, prefix):
     state_dict[prefix + "proj.weight"] = state_dict[prefix + "proj.weight"].t()
 
 
+def change_weight(view):
+    """Return a change that replaces the weight by a view of it."""
+
+    def change(state_dict, prefix):
+        state_dict[prefix + "proj.weight"] = view(state_dict[prefix + "proj.weight"])
+
+    return change
+
+
+def cut_joined_weight(state_dict, prefix):
+    weight = state_dict.pop(prefix + "qkv.weight")
+    state_dict[prefix + "proj.weight"] = weight.chunk(2)[1]
+
+
 def join_parts(state_dict, prefix):
     for name in ("weight", "bias"):
         parts = [state_dict.pop(f"{prefix}{part}.{name}") for part in ("q", "k", "v")]
@@ -311,6 +325,35 @@ CASES = {
     "transposed": Case(
         lambda: Changes(transpose),
         lambda: {"proj.weight": torch.randn(4, 6), "proj.bias": torch.randn(6)},
+    ),
+    "a view, transposed within its shape": Case(
+        lambda: Changes(change_weight(lambda w: w.view(4, 6).t())), lambda: linear("proj", 6)
+    ),
+    "a copy, permuted and flattened": Case(
+        lambda: Changes(change_weight(lambda w: w.permute(2, 0, 1).reshape(6, 4))),
+        lambda: linear("proj", 6) | {"proj.weight": torch.randn(2, 4, 3)},
+    ),
+    "the first rows": Case(
+        lambda: Changes(change_weight(lambda w: w[:6])),
+        lambda: linear("proj", 8) | {"proj.bias": torch.randn(6)},
+    ),
+    "every second column": Case(
+        lambda: Changes(change_weight(lambda w: w[:, ::2])), lambda: linear("proj", 6, 8)
+    ),
+    "one row for all": Case(
+        lambda: Changes(change_weight(lambda w: w.expand(6, 4))),
+        lambda: linear("proj", 6) | {"proj.weight": torch.randn(1, 4)},
+    ),
+    "the bits as another dtype": Case(
+        lambda: Changes(change_weight(lambda w: w.view(torch.int32))), lambda: linear("proj", 6)
+    ),
+    "cut from a joined weight": Case(
+        lambda: Changes(cut_joined_weight),
+        lambda: {"qkv.weight": torch.randn(12, 4), "proj.bias": torch.randn(6)},
+    ),
+    "one more dimension": Case(
+        lambda: Changes(change_weight(lambda w: w.squeeze(1))),
+        lambda: linear("proj", 6) | {"proj.weight": torch.randn(6, 1, 4)},
     ),
     "joined": Case(
         lambda: Changes(join_parts),

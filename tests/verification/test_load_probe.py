@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from verification.loading_modules import CASES
 
 import ckptool
@@ -39,6 +39,57 @@ def test_diff_and_verify_say_what_torch_does(case, tmp_path):
     assert lost == case.lost
     level = next(v for v in ckptool.verify(path, module=module).levels if v.level == "load")
     assert (level.status == "passed") == (error is None), level
+
+
+SAME_ELEMENTS = {"renamed", "reshaped"}
+OTHER_ELEMENTS = {"permuted", "sliced"}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_key_without_a_step_has_the_files_elements(case, suffix, tmp_path):
+    """Asks torch for the values: what no step names is a copy, and what a step names is not."""
+    path, module, state = tmp_path / f"model.{suffix}", case.module(), case.state()
+    if suffix == "pth":
+        torch.save(state, path)
+        state = torch.load(path, weights_only=True)
+    else:
+        try:
+            save_file(state, path)
+        except (ValueError, NotImplementedError):
+            pytest.skip("safetensors holds dense tensors with data only")
+        state = load_file(path)
+    if load_with_torch(module, state) is not None:
+        return
+    report = ckptool.diff(path, module=case.module())
+    steps = {step.key: step for step in report.load_steps}
+    loaded = module.state_dict()
+    for key, value in loaded.items():
+        step = steps.get(key)
+        if not isinstance(value, torch.Tensor) or key in case.lost:
+            continue
+        if step is None or step.does in SAME_ELEMENTS:
+            source = state[step.file_key if step is not None and step.file_key else key]
+            assert torch.equal(value.flatten(), source.to(value.dtype).flatten()), (key, step)
+        elif step.does in OTHER_ELEMENTS:
+            source = state[step.file_key or key].to(value.dtype).flatten()
+            assert not torch.equal(value.flatten(), source), (key, step)
+
+
+def test_views_that_loading_code_makes_are_named(tmp_path):
+    def name_steps(name):
+        torch.save(CASES[name].state(), tmp_path / "model.pth")
+        report = ckptool.diff(tmp_path / "model.pth", module=CASES[name].module())
+        return {(step.key, step.does, step.file_key) for step in report.load_steps}
+
+    weight = "proj.weight"
+    assert name_steps("transposed") == {(weight, "permuted", "")}
+    assert name_steps("a view, transposed within its shape") == {(weight, "permuted", "")}
+    assert name_steps("a copy, permuted and flattened") == {(weight, "computed", "")}
+    assert name_steps("the first rows") == {(weight, "sliced", "")}
+    assert name_steps("every second column") == {(weight, "sliced", "")}
+    assert name_steps("one row for all") == {(weight, "computed", "")}
+    assert name_steps("cut from a joined weight") == {(weight, "sliced", "qkv.weight")}
+    assert name_steps("one more dimension") == {(weight, "reshaped", "")}
 
 
 def test_what_is_lost_has_a_fresh_modules_value(case, tmp_path):
