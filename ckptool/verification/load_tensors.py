@@ -41,7 +41,7 @@ def load_tensors(
     for key, info in state.tensors.items():
         if info.layout == "lazy":
             tensors[keys.get(key, key)] = UninitializedParameter(requires_grad=info.requires_grad)
-        elif info.device == "meta" and _has_torch_dtype(info):
+        elif _is_saved_without_data(info) and _has_torch_dtype(info):
             dtype = getattr(torch, info.dtype)
             tensors[keys.get(key, key)] = torch.empty(info.shape, dtype=dtype, device="meta")
         # A subclass may be copied by its own code.
@@ -84,6 +84,11 @@ def copy_versions(versions: Mapping[str, Any]) -> "OrderedDict[str, Any]":
 def read_plain_tensor(info: TensorInfo) -> Tensor | None:
     """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
     return _read_tensor(info) if _is_plain_bytes(info) else None
+
+
+def _is_saved_without_data(info: TensorInfo) -> bool:
+    """Whether it was on meta when it was saved, and not only has "meta" as its device's tag."""
+    return info.device == "meta" and info.storage is not None and info.storage.span is None
 
 
 def _is_plain_bytes(info: TensorInfo) -> bool:

@@ -100,6 +100,16 @@ def test_a_tag_of_a_device_that_is_not_here(tag, tmp_path):
     assert [f.key for f in report.findings if f.code == "CK307"] == [tag]
 
 
+def test_a_tensor_without_elements_on_meta_does_not_load(tmp_path):
+    """There is nothing to copy, and torch refuses it all the same."""
+    state = {"0": torch.empty(3, 0, device="meta"), "1": torch.ones(3)}
+    torch.save(state, tmp_path / "meta.pth")
+    report = assert_judged_as_torch_does(
+        tmp_path / "meta.pth", lambda: nn.ParameterList([torch.ones(3, 0), torch.ones(3)])
+    )
+    assert "Cannot copy out of meta tensor" in report.verdict
+
+
 @pytest.mark.parametrize("on_meta", [["1"], ["0", "1"]])
 def test_weights_on_meta_have_no_bytes_and_do_not_load(on_meta, tmp_path):
     def build():

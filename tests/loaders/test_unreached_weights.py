@@ -82,7 +82,7 @@ def test_the_gate_passes_what_from_pretrained_loads(folder, change):
 def test_diff_says_by_which_names_the_weights_are_looked_for(folder):
     rename(folder, "weights.safetensors")
     (finding,) = [f for f in ckptool.diff(folder).findings if f.code == "CK223"]
-    assert "and from_pretrained() raises" in finding.summary
+    assert "from_pretrained() raises" in finding.summary
     assert "`model.safetensors`" in finding.message
     assert "`weights.safetensors`" in finding.message
     assert "save_pretrained" in finding.fix

@@ -104,7 +104,7 @@ def save_ranks(tmp: pathlib.Path, *names: str):
 def slices_of_two_ranks(tmp):
     report = save_ranks(tmp, "mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt")
     (message,) = {f.message for f in report.findings if f.key == "weight"}
-    assert "dimension 0 is 2 for 4, which is one of the slices of 2 ranks" in message
+    assert "dimension 0 is 2 instead of 4, which is one of the slices of 2 ranks" in message
     return report
 
 

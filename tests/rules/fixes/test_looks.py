@@ -27,10 +27,15 @@ RUNS = list_cases("CK230", "CK231", "CK232")
 @pytest.mark.parametrize("case", RUNS, ids=lambda case: case.name)
 def test_a_diff_explains_the_keys_of_a_load(case, tmp_path):
     finding = find_own(case, case.make(tmp_path))
-    words = take_command(finding.fix, "diff")
-    assert run_in_process(*words, **IMPORTS).err.count("-k in_features=<int>") == 1
-    arguments = ("-k", "in_features=2", "-k", "out_features=2")
-    done = run_in_process(*words, *arguments, **IMPORTS)
+    command = "diff" if "ckptool diff" in finding.fix else "migrate"
+    words = take_command(finding.fix, command)
+    if "-k" not in words:  # the module was built before the run
+        assert run_in_process(*words, **IMPORTS).err.count("-k in_features=<int>") == 1
+        words += ["-k", "in_features=2", "-k", "out_features=2"]
+    done = run_in_process(*words, **IMPORTS)
+    if command == "migrate":
+        assert "loads strictly" in done.out
+        return
     assert done.code == 1 or "CK204" in done.out
     assert finding.key in done.out
 
