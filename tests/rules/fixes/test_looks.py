@@ -25,7 +25,8 @@ RUNS = list_cases("CK230", "CK231", "CK232")
 
 
 @pytest.mark.parametrize("case", RUNS, ids=lambda case: case.name)
-def test_a_diff_explains_the_keys_of_a_load(case, tmp_path):
+def test_a_diff_explains_the_keys_of_a_load(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     finding = find_own(case, case.make(tmp_path))
     command = "diff" if "ckptool diff" in finding.fix else "migrate"
     words = take_command(finding.fix, command)
