@@ -196,7 +196,7 @@ def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> Gate
         skipped=gated_checkpoint.skipped,
         rules=_reported_codes(gated_checkpoint, policy),
         evidence=gated_checkpoint.evidence,
-        revision=chain.standing.text if chain is not None and chain.standing is not None else "",
+        revision=chain.revision.text if chain is not None and chain.revision is not None else "",
     )
 
 

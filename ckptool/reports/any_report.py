@@ -38,7 +38,7 @@ from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.revisions.check import ArrivalReport, ChainCheckReport
-from ckptool.reports.revisions.current import CurrentReport, StandingReport
+from ckptool.reports.revisions.current import CurrentReport, CurrentRevisionReport
 from ckptool.reports.revisions.history import HistoryReport, RevisionRowReport
 from ckptool.reports.revisions.revision import NewRevisionReport, RevisionReport
 from ckptool.reports.revisions.upgrade import TakenRevisionReport, UpgradeReport
@@ -88,6 +88,7 @@ __all__ = [
     "ConversionReport",
     "ConvertReport",
     "CurrentReport",
+    "CurrentRevisionReport",
     "DeviceMismatchReport",
     "DiffFilesReport",
     "DiffModuleReport",
@@ -135,7 +136,6 @@ __all__ = [
     "SilencedReport",
     "SkippedReport",
     "SourceEditReport",
-    "StandingReport",
     "StateReport",
     "StepReport",
     "TakenRevisionReport",

@@ -45,7 +45,7 @@ class LockReport(Report, frozen=True, kw_only=True):
     keys: int
     unsaved: int
     """Number of tensors of the module that are not in its state_dict."""
-    standing: str
+    compatibility: str
     """"the same", "compatible", "additive" or "breaking"; "" without a previous lock."""
     differences: tuple[DifferenceReport, ...]
     golden: str = ""
@@ -104,7 +104,7 @@ def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
         name_before=_format_previous_name(outcome),
         keys=sum(entry.saved for entry in entries) + len(outcome.contract.non_tensors),
         unsaved=sum(not entry.saved for entry in entries),
-        standing=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
+        compatibility=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
         differences=lock_differences,
         golden=outcome.golden,
         is_unchanged=outcome.is_unchanged,

@@ -22,7 +22,7 @@
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
 | CK801-CK806 | release_contract.py | backward compatibility with an older release |
 | CK328, CK329, CK851-CK860 | policy_requirements.py | what a policy requires, and the policy |
-| CK870-CK875 | chain/standings.py | a checkpoint's place in the chain of migrations |
+| CK870-CK875 | chain/file_revisions.py | a checkpoint's place in the chain of migrations |
 | CK876-CK879 | chain/arrivals.py | the chain, its module and its old files |
 | CK901, CK902 | optimizer.py | optimizer state against parameters |
 
@@ -51,7 +51,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     training_state,
     values,
 )
-from ckptool.rules.chain import arrivals, standings  # noqa: F401
+from ckptool.rules.chain import arrivals, file_revisions  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 

@@ -22,7 +22,7 @@ def test_lock_then_check_then_change(run_command, tmp_path):
     assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock is up to date")
     ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check", "--format", "json")
     report = json.loads(ran.out)
-    assert (ran.code, report["standing"]) == (1, "additive")
+    assert (ran.code, report["compatibility"]) == (1, "additive")
     assert report["verdict"] == "the lock is out of date: additive, 3 differences"
     assert {(d["key"], d["what"], d["old"], d["new"]) for d in report["differences"]} >= {
         ("mask", "kind", "attribute", "buffer"),

@@ -85,7 +85,7 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "standing", "codes"),
+    ("name", "compatibility", "codes"),
     [
         ("Same", Compatibility.COMPATIBLE, []),
         ("WithTable", Compatibility.ADDITIVE, [("CK802", "table", "warning")]),
@@ -110,11 +110,11 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
         ("Extra", Compatibility.BREAKING, [("CK802", "_extra_state", "error")]),
     ],
 )
-def test_releases(name, standing, codes):
+def test_releases(name, compatibility, codes):
     held = contract.compare_contracts(
         locked(of_module("compare.models:First")), of_module(f"compare.models:{name}")
     )
-    assert held.compatibility is standing
+    assert held.compatibility is compatibility
     found = [(f.rule.code, f.key, f.level.word) for f in run_rules([held])]
     assert found == codes
 

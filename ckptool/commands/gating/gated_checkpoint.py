@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.gating.chain_standing import ChainEvidence, find_chain_evidence
 from ckptool.commands.gating.expectations import (
     GateExpectations,
     check_expectations,
@@ -17,6 +16,7 @@ from ckptool.commands.gating.required_verification import (
     required_level_failures,
     run_required_verification,
 )
+from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,

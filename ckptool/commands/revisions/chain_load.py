@@ -18,9 +18,13 @@ from ckptool.migration.plan.plan_file import Plan
 from ckptool.model import Checkpoint
 from ckptool.modules.live.saved_state import describe_saved_state
 from ckptool.revisions.chain import Chain, read_chain
+from ckptool.revisions.current_revision import (
+    CurrentRevision,
+    RevisionStatus,
+    find_current_revision,
+)
 from ckptool.revisions.recorded_state import RecordedState, compare_states, record_contract
 from ckptool.revisions.revision import Revision
-from ckptool.revisions.standing import Standing, StandingKind, find_standing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,18 +70,18 @@ def open_chain_load(
     if chain is None:
         yield ChainLoad()
         return
-    standing = find_standing(checkpoint, chain, at)
-    start = _choose_start(standing, chain)
+    current_revision = find_current_revision(checkpoint, chain, at)
+    start = _choose_start(current_revision, chain)
     if start is None or start == chain.head:
-        yield ChainLoad(notes=(f"{standing.text} (the head is {chain.head.name})",))
+        yield ChainLoad(notes=(f"{current_revision.text} (the head is {chain.head.name})",))
         return
-    assert standing.difference is not None
+    assert current_revision.difference is not None
     run = ChainRun(
         checkpoint,
-        standing.state,
-        standing.prefix,
+        current_revision.state,
+        current_revision.prefix,
         start.state.ties,
-        standing.difference,
+        current_revision.difference,
         get_worker(),
         limits,
         run_python=True,
@@ -85,22 +89,25 @@ def open_chain_load(
     taken = chain.list_between(start, chain.head)
     with open_chain_plan(run, list_steps(taken)) as chain_plan:
         scripts = [f"ran {r.python_path}" for r in taken if r.python]
-        note = f"{standing.text}; upgraded in memory to {chain.head.name}"
+        note = f"{current_revision.text}; upgraded in memory to {chain.head.name}"
         unchecked = [f"not checked: {chain_plan.unchecked}"] if chain_plan.unchecked else []
-        yield ChainLoad(chain_plan.plan, standing.state.at, (note, *scripts, *unchecked))
+        yield ChainLoad(chain_plan.plan, current_revision.state.at, (note, *scripts, *unchecked))
 
 
-def _choose_start(standing: Standing, chain: Chain) -> Revision | None:
+def _choose_start(current_revision: CurrentRevision, chain: Chain) -> Revision | None:
     """Return the revision that a file is upgraded from; None to load it as it is.
 
     Raises:
         RevisionError: the file is newer than the code, or may be at several older revisions.
     """
-    if standing.kind is StandingKind.NEWER:
-        raise RevisionError(standing.text)
-    if standing.kind is StandingKind.AMBIGUOUS and chain.head not in standing.candidates:
-        raise RevisionError(standing.text.replace("--from", "ckptool upgrade --from"))
-    return standing.revision if standing.is_known else None
+    if current_revision.kind is RevisionStatus.NEWER:
+        raise RevisionError(current_revision.text)
+    if (
+        current_revision.kind is RevisionStatus.AMBIGUOUS
+        and chain.head not in current_revision.candidates
+    ):
+        raise RevisionError(current_revision.text.replace("--from", "ckptool upgrade --from"))
+    return current_revision.revision if current_revision.is_known else None
 
 
 def _find_chain(module: "nn.Module", revisions: str | Path | Literal[False] | None) -> Chain | None:

@@ -37,8 +37,8 @@ from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_code, quote_shell
 from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
+from ckptool.revisions.current_revision import CurrentRevision, find_current_revision
 from ckptool.revisions.revision import Revision
-from ckptool.revisions.standing import Standing, find_standing
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -65,7 +65,7 @@ class MoveOptions(Struct, frozen=True):
 class MovedFile(Struct, frozen=True):
     """A file that was brought to another revision."""
 
-    standing: Standing
+    current_revision: CurrentRevision
     start: Revision
     end: Revision
     steps: tuple[ChainStep, ...]
@@ -121,17 +121,17 @@ def move_checkpoint(
     end = chain.find_revision(options.to)
     start_early(worker, project_chain.module_target, source)
     checkpoint = open_checkpoint_or_stdin(source, options.limits)
-    standing = find_standing(checkpoint, chain, options.at, options.from_)
-    start = require_revision(checkpoint, standing)
+    current_revision = find_current_revision(checkpoint, chain, options.at, options.from_)
+    start = require_revision(checkpoint, current_revision)
     steps = _find_steps(direction, source, chain, start, end)
     load_module = _find_module_loader(project_chain, chain, end, worker)
-    assert standing.difference is not None
+    assert current_revision.difference is not None
     run = ChainRun(
         checkpoint,
-        standing.state,
-        standing.prefix,
+        current_revision.state,
+        current_revision.prefix,
         start.state.ties,
-        standing.difference,
+        current_revision.difference,
         worker,
         options.limits,
         options.run_python,
@@ -143,13 +143,13 @@ def move_checkpoint(
                 source=source,
                 target=target,
                 module=load_module,
-                at=standing.state.at,
+                at=current_revision.state.at,
                 to=_choose_container(checkpoint) if target is None else None,
                 plan=chain_plan.plan,
                 recorded_plan=chain_plan.recorded_plan,
                 follows_chain=True,
                 stamp=RevisionStamp(
-                    chain.project, end.revision, "" if standing.prefix else start.revision
+                    chain.project, end.revision, "" if current_revision.prefix else start.revision
                 ),
                 drop_extra=options.drop_extra,
                 force=options.force,
@@ -159,7 +159,7 @@ def move_checkpoint(
             )
         )
     return MovedFile(
-        standing,
+        current_revision,
         start,
         end,
         steps,
@@ -176,15 +176,15 @@ def _choose_container(checkpoint: Checkpoint) -> str:
     return SAFETENSORS if is_safetensors else TORCH
 
 
-def require_revision(checkpoint: Checkpoint, standing: Standing) -> Revision:
+def require_revision(checkpoint: Checkpoint, current_revision: CurrentRevision) -> Revision:
     """Return the revision that a file is at.
 
     Raises:
         RevisionError: it is not known.
     """
-    if not standing.is_known or standing.revision is None:
-        raise RevisionError(f"{checkpoint.path}: {standing.text}")
-    return standing.revision
+    if not current_revision.is_known or current_revision.revision is None:
+        raise RevisionError(f"{checkpoint.path}: {current_revision.text}")
+    return current_revision.revision
 
 
 def needs_module(steps: tuple[ChainStep, ...]) -> bool:
@@ -199,10 +199,10 @@ def compare_with_earlier(moved: MovedFile) -> bool | None:
     The stamp records the content digest of that file's state, and the revision that it was at. A
     folder of shards has digests of its shards instead, which depend on how it is divided.
     """
-    stamp, result = moved.standing.stamp, moved.result
+    stamp, result = moved.current_revision.stamp, moved.result
     if stamp is None or result.digests is None or stamp.source_revision != moved.end.revision:
         return None
-    recorded_digest = moved.standing.source_digest
+    recorded_digest = moved.current_revision.source_digest
     if not recorded_digest or result.checkpoint.container in _SHARDED:
         return None
     if result.container in _SHARDED and result.target is not None:
@@ -220,7 +220,7 @@ def _describe_outcome(direction: Direction, moved: MovedFile) -> MoveOutcome:
         command=str(direction),
         result=moved.result,
         plan=moved.recorded_plan,
-        known_by=moved.standing.text,
+        known_by=moved.current_revision.text,
         start=moved.start,
         end=moved.end,
         revisions=tuple(step.revision for step in moved.steps),
@@ -233,12 +233,12 @@ def _describe_outcome(direction: Direction, moved: MovedFile) -> MoveOutcome:
 
 def _list_notes(direction: Direction, moved: MovedFile) -> tuple[str, ...]:
     """Return what was not believed, and the states of the result that stay as they were."""
-    standing, result = moved.standing, moved.result
-    notes = [standing.note] if standing.note else []
+    current_revision, result = moved.current_revision, moved.result
+    notes = [current_revision.note] if current_revision.note else []
     if result.to == TORCH and not result.is_alone:
         notes += [
             f"{other.text}, and stays as it is: ckptool {direction} --at {quote_shell(other.at)}"
-            for other in standing.others
+            for other in current_revision.others
             if moved.end not in other.revisions
         ]
         notes += [

@@ -1,4 +1,4 @@
-"""Standing x revisions -> one Plan over the source, with the result of each revision checked."""
+"""CurrentRevision x revisions -> one Plan over the source, each revision's result checked."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write.inflate_storages import inflate_storages
 from ckptool.model import Checkpoint, StateDict
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.revisions.current_revision import create_chain_draft
 from ckptool.revisions.recorded_state import (
     RecordedState,
     StateDifference,
@@ -36,7 +37,6 @@ from ckptool.revisions.recorded_state import (
     record_draft,
 )
 from ckptool.revisions.revision import Revision, list_functions, list_named_steps
-from ckptool.revisions.standing import create_chain_draft
 from ckptool.values.fingerprint_many import fingerprint_tensor
 
 if TYPE_CHECKING:

@@ -207,10 +207,9 @@ class _FixtureExaminer(Struct, frozen=True):
         project = replace(self.project, module_target=None) if has_changed else self.project
         target = folder / "head.pth"
         moved = self._move(fixture, target, project, "head", revision.revision)
-        if not moved.standing.is_exact and moved.standing.difference is not None:
-            raise RevisionError(
-                f"its fixture is not as the revision records: {moved.standing.difference.text}"
-            )
+        difference = moved.current_revision.difference
+        if not moved.current_revision.is_exact and difference is not None:
+            raise RevisionError(f"its fixture is not as the revision records: {difference.text}")
         report = replace(report, arrives=_PASSED)
         skipped: list[Skipped] = []
         if has_changed:

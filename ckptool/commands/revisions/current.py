@@ -11,11 +11,11 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import parse_location
 from ckptool.reports.revisions.current import (
     CurrentReport,
-    StandingReport,
+    CurrentRevisionReport,
     build_current_report,
 )
 from ckptool.revisions.chain import Chain
-from ckptool.revisions.standing import Standing, find_standing
+from ckptool.revisions.current_revision import CurrentRevision, find_current_revision
 
 
 def current(
@@ -49,7 +49,7 @@ def current(
     named = list_paths(paths)
     if not named:
         raise UsageError("no checkpoint was given: ckptool current PATH...")
-    rows: list[StandingReport] = []
+    rows: list[CurrentRevisionReport] = []
     for path in named:
         location = parse_location(path)
         revision_chain = find_project_chain(options, location, needs_module=False).read()
@@ -57,28 +57,40 @@ def current(
         try:
             checkpoint = open_checkpoint_or_stdin(location, limits)
             rows.append(
-                _describe_standing(
-                    str(location), find_standing(checkpoint, revision_chain, at), revision_chain
+                _describe_revision(
+                    str(location),
+                    find_current_revision(checkpoint, revision_chain, at),
+                    revision_chain,
                 )
             )
         except (ReadError, NoStateError, RevisionError) as error:
             if len(named) == 1:
                 raise
-            rows.append(StandingReport(path=str(location), error=str(error)))
+            rows.append(CurrentRevisionReport(path=str(location), error=str(error)))
     return build_current_report(rows)
 
 
-def _describe_standing(path: str, standing: Standing, chain: Chain) -> StandingReport:
-    is_known = standing.is_known and standing.revision is not None
-    behind = chain.list_between(standing.revision, chain.head) if standing.revision else ()
-    return StandingReport(
+def _describe_revision(
+    path: str, current_revision: CurrentRevision, chain: Chain
+) -> CurrentRevisionReport:
+    is_known = current_revision.is_known and current_revision.revision is not None
+    behind = (
+        chain.list_between(current_revision.revision, chain.head)
+        if current_revision.revision
+        else ()
+    )
+    return CurrentRevisionReport(
         path=path,
-        at=standing.state.at,
-        revision=standing.revision.revision if is_known and standing.revision else "",
-        name=standing.revision.name if is_known and standing.revision else "",
-        known_by=str(standing.kind),
-        is_head=is_known and standing.revision == chain.head,
+        at=current_revision.state.at,
+        revision=current_revision.revision.revision
+        if is_known and current_revision.revision
+        else "",
+        name=current_revision.revision.name if is_known and current_revision.revision else "",
+        known_by=str(current_revision.kind),
+        is_head=is_known and current_revision.revision == chain.head,
         behind=len(behind) if is_known else 0,
-        text=standing.text,
-        note="; ".join(filter(None, (standing.note, *(o.text for o in standing.others)))),
+        text=current_revision.text,
+        note="; ".join(
+            filter(None, (current_revision.note, *(o.text for o in current_revision.others)))
+        ),
     )

@@ -15,8 +15,8 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import all_tensors
 from ckptool.revisions.chain import Chain
+from ckptool.revisions.current_revision import find_current_revision
 from ckptool.revisions.revision import Revision
-from ckptool.revisions.standing import find_standing
 
 FIXTURES_FOLDER: Final = "fixtures"
 GOLDEN_SUFFIX: Final = ".golden.safetensors"
@@ -83,12 +83,12 @@ def take_fixture(
         raise ReadError(
             path, f"is a folder, or larger than a fixture may be ({MAX_FIXTURE_NBYTES >> 20} MiB)"
         )
-    standing = find_standing(checkpoint, chain)
-    revision = standing.revision
-    if new in standing.candidates:
+    current_revision = find_current_revision(checkpoint, chain)
+    revision = current_revision.revision
+    if new in current_revision.candidates:
         revision = new
-    if revision is None or not standing.is_known:
-        raise RevisionError(f"{path}: {standing.text}")
+    if revision is None or not current_revision.is_known:
+        raise RevisionError(f"{path}: {current_revision.text}")
     if find_fixture(revision) is not None:
         raise RevisionError(f"{path}: is at {revision.name}, which has a fixture already")
     origin = f"{path.name} is the fixture of {revision.name}"

@@ -9,7 +9,7 @@ from ckptool.policy import ExitCode
 from ckptool.reports.common import Report
 
 
-class StandingReport(Struct, frozen=True, kw_only=True):
+class CurrentRevisionReport(Struct, frozen=True, kw_only=True):
     """The revision of one checkpoint."""
 
     path: str
@@ -33,10 +33,10 @@ class StandingReport(Struct, frozen=True, kw_only=True):
 class CurrentReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"PATH is at NAME, by its stamp; it is the head", or "2 of 3 checkpoints are at the head"."""
-    checkpoints: tuple[StandingReport, ...]
+    checkpoints: tuple[CurrentRevisionReport, ...]
 
 
-def build_current_report(rows: Sequence[StandingReport]) -> CurrentReport:
+def build_current_report(rows: Sequence[CurrentRevisionReport]) -> CurrentReport:
     """Build the report; a file whose revision is not known makes it "could not check"."""
     is_known = all(row.name for row in rows)
     return CurrentReport(
@@ -49,7 +49,7 @@ def build_current_report(rows: Sequence[StandingReport]) -> CurrentReport:
     )
 
 
-def format_standing(row: StandingReport) -> str:
+def format_current_revision(row: CurrentRevisionReport) -> str:
     """Return the revision of a file, how it is known, and how far the head is."""
     if row.error:
         return row.error
@@ -60,8 +60,8 @@ def format_standing(row: StandingReport) -> str:
     return f"{row.text}; the head is {pluralize(row.behind, 'revision')} later"
 
 
-def _format_verdict(rows: Sequence[StandingReport]) -> str:
+def _format_verdict(rows: Sequence[CurrentRevisionReport]) -> str:
     if len(rows) == 1:
-        return f"{rows[0].path} {format_standing(rows[0])}"
+        return f"{rows[0].path} {format_current_revision(rows[0])}"
     heads = sum(row.is_head for row in rows)
     return f"{heads} of {pluralize(len(rows), 'checkpoint')} at the head"

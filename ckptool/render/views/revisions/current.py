@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import WHY, Block, LinesBlock, VerdictBlock, build_table
-from ckptool.reports.revisions.current import CurrentReport, format_standing
+from ckptool.reports.revisions.current import CurrentReport, format_current_revision
 
 
 def build_blocks(report: CurrentReport, options: RenderOptions) -> Iterator[Block]:
@@ -14,7 +14,9 @@ def build_blocks(report: CurrentReport, options: RenderOptions) -> Iterator[Bloc
         return
     notes = tuple(f"{row.path}: {row.note}" for row in report.checkpoints if row.note)
     if len(report.checkpoints) > 1:
-        rows = [(row.path, row.name or "-", format_standing(row)) for row in report.checkpoints]
+        rows = [
+            (row.path, row.name or "-", format_current_revision(row)) for row in report.checkpoints
+        ]
         yield build_table("Checkpoints", ("checkpoint", "name", WHY), rows, options)
     if notes:
         yield LinesBlock(notes)

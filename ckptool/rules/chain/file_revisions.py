@@ -1,4 +1,4 @@
-"""RevisionStanding -> hits: the place of a checkpoint in a chain of migrations (CK870-CK875)."""
+"""RevisionFacts -> hits: the place of a checkpoint in a chain of migrations (CK870-CK875)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,11 +12,11 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 _RECORD_CHANGE: Final = 'ckptool revision -m "what changed"'
 
 
-class RevisionStanding(Struct, frozen=True):
+class RevisionFacts(Struct, frozen=True):
     """Place of a checkpoint in the chain of its project."""
 
     kind: str
-    """A `StandingKind` of ckptool.revisions."""
+    """A `RevisionStatus` of ckptool.revisions."""
     text: str
     """How the revision is known, or why it is not: "is at NAME, by its stamp"."""
     revision: str
@@ -147,22 +147,22 @@ _RULES: Final = {
         example=_EXAMPLE.format(history="saved at 0002 or 0003, which have equal keys"),
     ),
 }
-"""Problem of a standing -> its rule."""
+"""Problem of a file -> its rule."""
 
 
-def _find_problem(problem: str, standing: RevisionStanding) -> Iterator[RuleHit]:
-    if standing.problem != problem:
+def _find_problem(problem: str, facts: RevisionFacts) -> Iterator[RuleHit]:
+    if facts.problem != problem:
         return
-    is_maybe_head = problem == "ambiguous" and standing.head in standing.candidates
+    is_maybe_head = problem == "ambiguous" and facts.head in facts.candidates
     yield hit(
         "",
         Level.WARNING if is_maybe_head else Level.ERROR,
-        head=standing.head,
-        text=standing.text.removeprefix("is newer than the code: "),
-        candidates=", ".join(standing.candidates),
-        command=standing.command,
+        head=facts.head,
+        text=facts.text.removeprefix("is newer than the code: "),
+        candidates=", ".join(facts.candidates),
+        command=facts.command,
     )
 
 
 for _problem, _rule in _RULES.items():
-    check(RevisionStanding, _rule)(partial(_find_problem, _problem))
+    check(RevisionFacts, _rule)(partial(_find_problem, _problem))

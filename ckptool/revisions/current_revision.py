@@ -1,4 +1,4 @@
-"""Checkpoint x Chain -> Standing: the revision that a file is at, and how that is known."""
+"""Checkpoint x Chain -> CurrentRevision: the revision that a file is at, and how that is known."""
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -30,7 +30,7 @@ from ckptool.revisions.recorded_state import (
 from ckptool.revisions.revision import Revision
 
 
-class StandingKind(StrEnum):
+class RevisionStatus(StrEnum):
     """How the revision of a file is known, or why it is not."""
 
     STAMPED = "stamped"
@@ -62,10 +62,10 @@ class OtherState(Struct, frozen=True):
         return f"{quote_code(self.at or '.')} {verb} {names}"
 
 
-class Standing(Struct, frozen=True):
+class CurrentRevision(Struct, frozen=True):
     """Place of a checkpoint in a chain."""
 
-    kind: StandingKind
+    kind: RevisionStatus
     state: StateDict
     """The state_dict that was looked at."""
     revision: Revision | None = None
@@ -93,7 +93,7 @@ class Standing(Struct, frozen=True):
 
     @property
     def is_known(self) -> bool:
-        return self.revision is not None and self.kind is not StandingKind.CONTRADICTED
+        return self.revision is not None and self.kind is not RevisionStatus.CONTRADICTED
 
     @property
     def all_candidates(self) -> tuple[Revision, ...]:
@@ -108,26 +108,26 @@ class Standing(Struct, frozen=True):
         names = join_limited(self.candidates, MAX_NAMED, lambda r: r.name)
         why = self.difference.text if self.difference else ""
         texts = {
-            StandingKind.STAMPED: f"is at {name}, by its stamp",
-            StandingKind.NAMED: f"is at {name}, according to --from",
-            StandingKind.RECOGNISED: (
+            RevisionStatus.STAMPED: f"is at {name}, by its stamp",
+            RevisionStatus.NAMED: f"is at {name}, according to --from",
+            RevisionStatus.RECOGNISED: (
                 f"is at {name}, recognised by its {self._evidence} (it has no stamp)"
             ),
-            StandingKind.AMBIGUOUS: (
+            RevisionStatus.AMBIGUOUS: (
                 f"has no stamp, and its {self._evidence} are those of {names}: name its revision "
                 "with --from"
             ),
-            StandingKind.FOREIGN: f"has the stamp of another project, {project}{self._from_hint}",
-            StandingKind.NEWER: (
+            RevisionStatus.FOREIGN: f"has the stamp of another project, {project}{self._from_hint}",
+            RevisionStatus.NEWER: (
                 f"is newer than the code: its stamp is revision {revision}, which is not in this "
                 f"chain: update the code{self._from_hint}"
             ),
-            StandingKind.CONTRADICTED: (
+            RevisionStatus.CONTRADICTED: (
                 f"has the stamp of {name}, but not its keys: {why}{self._from_hint}"
                 if self.stamp
                 else f"does not have the keys of {name} (--from): {why}"
             ),
-            StandingKind.UNKNOWN: f"is at no revision of this chain{self._nearest_text}",
+            RevisionStatus.UNKNOWN: f"is at no revision of this chain{self._nearest_text}",
         }
         return texts[self.kind]
 
@@ -151,9 +151,9 @@ class Standing(Struct, frozen=True):
         return f"; --from {self.candidates[-1].name} takes it for a file of that revision"
 
 
-def find_standing(
+def find_current_revision(
     checkpoint: Checkpoint, chain: Chain, at: str | None = None, from_: str | None = None
-) -> Standing:
+) -> CurrentRevision:
     """Return where a checkpoint stands in a chain.
 
     Args:
@@ -171,28 +171,28 @@ def find_standing(
     if not states:
         raise RevisionError(f"{checkpoint.path}: has no state_dict of a model")
     recorded = _record_states(checkpoint, states)
-    standing = _find_standing_of(recorded, all_states, chain, checkpoint, from_)
-    others = [state for state in all_states if state.at != standing.state.at]
+    current_revision = _find_revision_of(recorded, all_states, chain, checkpoint, from_)
+    others = [state for state in all_states if state.at != current_revision.state.at]
     found_others = _match_others(_record_states(checkpoint, others), chain)
-    is_usual = standing.state is find_loaded_state(checkpoint)
-    is_chosen = at is not None or standing.stamp is not None or is_usual
-    if found_others and standing.is_known and not is_chosen:
-        places = sorted([standing.state.at, *(other.at for other in found_others)])
+    is_usual = current_revision.state is find_loaded_state(checkpoint)
+    is_chosen = at is not None or current_revision.stamp is not None or is_usual
+    if found_others and current_revision.is_known and not is_chosen:
+        places = sorted([current_revision.state.at, *(other.at for other in found_others)])
         raise RevisionError(
             f"{checkpoint.path}: has several states of this chain, "
             f"{join_limited(places, MAX_NAMED, quote_code)}: name one with --at"
         )
-    return replace(standing, others=found_others)
+    return replace(current_revision, others=found_others)
 
 
-def _find_standing_of(
+def _find_revision_of(
     recorded: "_RecordedStates",
     all_states: Sequence[StateDict],
     chain: Chain,
     checkpoint: Checkpoint,
     from_: str | None,
-) -> Standing:
-    """Return the standing of the states that were asked about; the stamp may be of another."""
+) -> CurrentRevision:
+    """Return the revision of the states that were asked about; the stamp may be of another."""
     if from_ is not None:
         return _take_revision(recorded, chain.find_revision(from_))
     record = read_provenance(checkpoint)
@@ -265,28 +265,28 @@ def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:
     return [*recorded, *unwrapped]
 
 
-def _take_revision(recorded: _RecordedStates, revision: Revision) -> Standing:
+def _take_revision(recorded: _RecordedStates, revision: Revision) -> CurrentRevision:
     file, difference = _choose_nearest(_add_unwrapped(recorded), revision)
-    kind = StandingKind.NAMED if difference.has_same_keys else StandingKind.CONTRADICTED
-    return Standing(kind, file.state, revision, difference=difference, prefix=file.prefix)
+    kind = RevisionStatus.NAMED if difference.has_same_keys else RevisionStatus.CONTRADICTED
+    return CurrentRevision(kind, file.state, revision, difference=difference, prefix=file.prefix)
 
 
 def _read_stamp(
     recorded: _RecordedStates, chain: Chain, record: ProvenanceRecord, stamp: RevisionStamp
-) -> Standing:
-    """Return the standing that a stamp says, if the keys do not contradict it."""
+) -> CurrentRevision:
+    """Return the revision that a stamp says, if the keys do not contradict it."""
     first_state = recorded[0].state
     if stamp.project != chain.project:
         candidates = _recognise(recorded, chain).all_candidates
-        return Standing(StandingKind.FOREIGN, first_state, None, candidates, stamp=stamp)
+        return CurrentRevision(RevisionStatus.FOREIGN, first_state, None, candidates, stamp=stamp)
     revision = chain.get_revision(stamp.revision)
     if revision is None:
         candidates = _recognise(recorded, chain).all_candidates
-        return Standing(StandingKind.NEWER, first_state, None, candidates, stamp=stamp)
+        return CurrentRevision(RevisionStatus.NEWER, first_state, None, candidates, stamp=stamp)
     file, difference = _choose_nearest(recorded, revision)
     is_same = difference.has_same_keys
-    return Standing(
-        StandingKind.STAMPED if is_same else StandingKind.CONTRADICTED,
+    return CurrentRevision(
+        RevisionStatus.STAMPED if is_same else RevisionStatus.CONTRADICTED,
         file.state,
         revision,
         () if is_same else _recognise(recorded, chain).all_candidates,
@@ -296,15 +296,15 @@ def _read_stamp(
     )
 
 
-def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
-    """Return the standing of a file without a stamp: all that it holds has to be as recorded."""
+def _recognise(recorded: _RecordedStates, chain: Chain) -> CurrentRevision:
+    """Return the revision of a file without a stamp: all that it holds has to be as recorded."""
     for is_match in (_is_same, _has_same_shapes):
         for file in _add_unwrapped(recorded):
             held_state = file.recorded
             if matches := _match_revisions(file, chain, is_match):
                 is_one = len(matches) == 1
-                return Standing(
-                    StandingKind.RECOGNISED if is_one else StandingKind.AMBIGUOUS,
+                return CurrentRevision(
+                    RevisionStatus.RECOGNISED if is_one else RevisionStatus.AMBIGUOUS,
                     file.state,
                     matches[0] if is_one else None,
                     () if is_one else matches,
@@ -316,8 +316,8 @@ def _recognise(recorded: _RecordedStates, chain: Chain) -> Standing:
     )
     file, difference = _choose_nearest(recorded, nearest)
     candidates = (nearest,) if difference.has_same_keys else ()
-    return Standing(
-        StandingKind.UNKNOWN, file.state, None, candidates, difference=difference, nearest=nearest
+    return CurrentRevision(
+        RevisionStatus.UNKNOWN, file.state, None, candidates, difference=difference, nearest=nearest
     )
 
 

@@ -13,10 +13,10 @@ from ckptool.errors import RevisionError
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.revisions.chain import Chain, read_chain
+from ckptool.revisions.current_revision import RevisionStatus, find_current_revision
 from ckptool.revisions.recorded_state import compare_states, record_contract
-from ckptool.revisions.standing import StandingKind, find_standing
 from ckptool.rules.chain.arrivals import ChainChange
-from ckptool.rules.chain.standings import RevisionStanding
+from ckptool.rules.chain.file_revisions import RevisionFacts
 from ckptool.rules.fixes.commands import name_result
 
 
@@ -24,14 +24,14 @@ class ChainEvidence(Struct, frozen=True):
     """Where a checkpoint and its module stand in the chain of their project."""
 
     folder: Path
-    standing: RevisionStanding | None = None
+    revision: RevisionFacts | None = None
     """None of a module without a checkpoint."""
     change: ChainChange | None = None
     """None without a module."""
 
     @property
     def subjects(self) -> tuple[object, ...]:
-        return tuple(subject for subject in (self.standing, self.change) if subject is not None)
+        return tuple(subject for subject in (self.revision, self.change) if subject is not None)
 
 
 def find_chain_evidence(
@@ -69,12 +69,12 @@ def find_chain_evidence(
     if checkpoint is None:
         return ChainEvidence(folder, None, change)
     options = () if config.find_entry(checkpoint.path) else _list_module_words(module_target)
-    standing = replace(
-        _describe_standing(checkpoint, chain, at),
+    revision = replace(
+        _collect_revision_facts(checkpoint, chain, at),
         options=(*_list_place_words(checkpoint, at), *options),
         has_changed=bool(change and change.difference),
     )
-    return ChainEvidence(folder, standing, change)
+    return ChainEvidence(folder, revision, change)
 
 
 def find_gated_folder(
@@ -103,21 +103,21 @@ def _name_module(module_target: ModuleTarget | None) -> str:
     return module if isinstance(module, str) else name_object(module)
 
 
-def _describe_standing(checkpoint: Checkpoint, chain: Chain, at: str | None) -> RevisionStanding:
+def _collect_revision_facts(checkpoint: Checkpoint, chain: Chain, at: str | None) -> RevisionFacts:
     path, head = str(checkpoint.path), chain.head
     try:
-        standing = find_standing(checkpoint, chain, at)
+        current_revision = find_current_revision(checkpoint, chain, at)
     except RevisionError as error:
         text = str(error).removeprefix(f"{path}: ")
-        return RevisionStanding("unknown", text, "", head.name, path=path)
-    participle = "downgraded" if standing.kind is StandingKind.NEWER else "upgraded"
-    return RevisionStanding(
-        str(standing.kind),
-        standing.text,
-        standing.revision.name if standing.revision else "",
+        return RevisionFacts("unknown", text, "", head.name, path=path)
+    participle = "downgraded" if current_revision.kind is RevisionStatus.NEWER else "upgraded"
+    return RevisionFacts(
+        str(current_revision.kind),
+        current_revision.text,
+        current_revision.revision.name if current_revision.revision else "",
         head.name,
         head.revision,
-        tuple(revision.name for revision in standing.candidates),
+        tuple(revision.name for revision in current_revision.candidates),
         path,
         name_result(checkpoint, participle=participle),
     )
