@@ -395,6 +395,12 @@ class Checkpoint(Struct, frozen=True):
     """Place -> a storage of bytes that a pickle refers to, whether a tensor of a state has it or
     not: it may be that of an attribute, or stand alone."""
 
+    @property
+    def missing_parts(self) -> tuple[str, ...]:
+        """Shards, and tensors in shards, that the index names and that do not exist."""
+        kinds = {IssueKind.MISSING_SHARD, IssueKind.MISSING_TENSOR}
+        return tuple(issue.key for issue in self.faults if issue.kind in kinds)
+
 
 class Preview(Struct, frozen=True, gc=False):
     """Values of a small tensor, or of a subsample of the rows and columns of a larger one."""

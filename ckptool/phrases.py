@@ -1,7 +1,7 @@
 """Counts, lists and untrusted text -> short phrases that are safe to print."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -46,6 +46,19 @@ def join_limited(
     texts = map(format_item or _cut_item, islice(items, limit))
     shown = ", ".join(texts)
     return shown + more.format(len(items) - limit) if len(items) > limit else shown
+
+
+def describe_missing_parts(names: Sequence[str]) -> str:
+    """Return that a sharded checkpoint is incomplete, and the way out.
+
+    Args:
+        names: shards and tensors that the index names and that do not exist.
+    """
+    verb = "does" if len(names) == 1 else "do"
+    return (
+        f"is not complete: the index names {join_limited(names, MAX_NAMED, quote_code)}, which"
+        f" {verb} not exist: download it again, or rebuild the index"
+    )
 
 
 def _cut_item(item: object) -> str:

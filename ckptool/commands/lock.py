@@ -27,6 +27,7 @@ from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint, Skipped
+from ckptool.phrases import describe_missing_parts
 from ckptool.policy import Policy, judge
 from ckptool.reports.lock import (
     LockOutcome,
@@ -282,6 +283,8 @@ def _describe_locked(
             "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
+        if checkpoint.missing_parts:
+            raise ReadError(checkpoint.path, describe_missing_parts(checkpoint.missing_parts))
         state = contract.choose_state(checkpoint, module_options.at, None)
         new_contract = contract.build_state_contract(checkpoint, state)
         return _Locked(new_contract, checkpoint.skipped, checkpoint)

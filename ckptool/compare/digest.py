@@ -58,7 +58,11 @@ class CheckpointDigest(Struct, frozen=True):
         tensors = tuple(Skipped(f"digest of {t.key}", t.reason) for t in self.tensors if t.reason)
         damage = self.checkpoint.damage
         damaged = (Skipped("what follows the damage", damage),) if damage else ()
-        return (*tensors, *self.checkpoint.opaque, *damaged, *self.checkpoint.skipped)
+        missing = tuple(
+            Skipped(name, "the index names it, and it does not exist")
+            for name in self.checkpoint.missing_parts
+        )
+        return (*tensors, *self.checkpoint.opaque, *damaged, *missing, *self.checkpoint.skipped)
 
 
 class SavedDigest(Struct, frozen=True):
@@ -123,7 +127,10 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
         checkpoint,
         place,
         tuple(_build_tensor_digest(key, tensors[key], fingerprints[key]) for key in keys),
-        compute_state_digest(fingerprints, complete=not (checkpoint.damage or checkpoint.opaque)),
+        compute_state_digest(
+            fingerprints,
+            complete=not (checkpoint.damage or checkpoint.opaque or checkpoint.missing_parts),
+        ),
     )
 
 

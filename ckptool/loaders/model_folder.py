@@ -12,7 +12,7 @@ from ckptool.formats.files.source import is_directory, open_source
 from ckptool.formats.files.weight_names import LOOKUP_ORDERS, choose_weights, list_file_names
 from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint, ContainerIssue, IssueKind
-from ckptool.phrases import cut_middle, join_limited, quote_code
+from ckptool.phrases import cut_middle, describe_missing_parts, join_limited, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
 INSTALL_HINT: Final = "pip install 'ckptool[frameworks]'"
@@ -174,6 +174,10 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
     """
     if model_folder.loader not in _LOADERS_BY_NAME:
         return ""
+    # A tensor that a shard lacks is a missing key; without a shard the loader raises.
+    missing_shards = [f.key for f in checkpoint.faults if f.kind is IssueKind.MISSING_SHARD]
+    if missing_shards:
+        return f"the folder {describe_missing_parts(missing_shards)}"
     if not model_folder.weights_name:
         expected_names = LOOKUP_ORDERS[model_folder.loader]
         names = join_limited(expected_names, len(expected_names), quote_code)

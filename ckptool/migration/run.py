@@ -64,7 +64,7 @@ from ckptool.migration.write.provenance import (
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
 from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.phrases import MAX_NAMED, describe_missing_parts, join_limited, quote_code
 from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
@@ -259,6 +259,8 @@ def _open_source_checkpoint(request: MigrationRequest, anonymous_file: Anonymous
     checkpoint = open_weights(request.source, request.limits)
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
+    if checkpoint.missing_parts and request.module is None and request.plan is None:
+        raise PlanError(f"{checkpoint.path}: {describe_missing_parts(checkpoint.missing_parts)}")
     return inflate_storages(checkpoint, anonymous_file, request.limits)
 
 

@@ -286,8 +286,13 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     if _is_refused_by_loader(diff):
         call = diff.loading_info.loader if diff.loading_info is not None else "load_state_dict()"
         is_unreached = any(issue.kind is IssueKind.UNREACHED for issue in diff.checkpoint.faults)
+        is_shard_missing = any(
+            issue.kind is IssueKind.MISSING_SHARD for issue in diff.checkpoint.faults
+        )
         remedy = (
-            "Write the weights as it looks for them: model.save_pretrained(folder)."
+            "Download the folder again, or write it again: model.save_pretrained(folder)."
+            if is_shard_missing
+            else "Write the weights as it looks for them: model.save_pretrained(folder)."
             if is_unreached
             else _advise_refused_load(diff)
         )
