@@ -1,4 +1,4 @@
-"""A shard that the index names and that is not there: nothing is written or digested as if whole."""
+"""A shard that the index names and that is not there: nothing is written as if it were whole."""
 
 import json
 
