@@ -19,8 +19,8 @@ class CurrentRevisionReport(Struct, frozen=True, kw_only=True):
     name: str = ""
     """Name of the revision's file, "" if it is not known."""
     known_by: str = ""
-    """"stamped", "recognised", "ambiguous", "unknown", "of another project", "newer than the code"
-    or "contradicted"; "" if the file could not be read."""
+    """"stamped", "named" (--from), "recognised", "ambiguous", "unknown", "of another project",
+    "newer than the code" or "contradicted"; "" if the file could not be read."""
     is_head: bool = False
     behind: int = 0
     """Number of revisions between it and the head."""
