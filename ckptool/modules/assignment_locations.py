@@ -43,7 +43,8 @@ def read_assignment_target(location: str, path: str) -> str:
     name = path.partition("[")[0].rpartition(".")[2]
     if not file or not name.isidentifier():
         return ""
-    text = linecache.getline(file, int(line)).strip()
+    # linecache keeps lines by name, and a relative one is another file after a change of folder.
+    text = linecache.getline(os.path.abspath(file), int(line)).strip()  # noqa: PTH100
     match = re.match(rf"((?:\w+\.)+{name})\s*(?::[^=]+)?=(?!=)", text)
     return match[1] if match else ""
 
