@@ -7,7 +7,7 @@ from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
-from ckptool.model import IssueKind, Kind, natural_sort_key
+from ckptool.model import Checkpoint, IssueKind, Kind, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
 from ckptool.rules.fixes.commands import DONOR_SOURCE, advise_conversion, format_inject_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -285,21 +285,21 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     if _is_refused_by_loader(diff):
         call = diff.loading_info.loader if diff.loading_info is not None else "load_state_dict()"
-        is_unreached = any(issue.kind is IssueKind.UNREACHED for issue in diff.checkpoint.faults)
-        is_shard_missing = any(
-            issue.kind is IssueKind.MISSING_SHARD for issue in diff.checkpoint.faults
-        )
-        remedy = (
-            "Download the folder again, or write it again: model.save_pretrained(folder)."
-            if is_shard_missing
-            else "Write the weights as it looks for them: model.save_pretrained(folder)."
-            if is_unreached
-            else _advise_refused_load(diff)
-        )
         # A framework that raises says nothing of the keys.
         premise = "keys and shapes match, and " if diff.loading_info is None else ""
         error = _get_load_error(diff)
+        remedy = _advise_unreached_folder(diff.checkpoint) or _advise_refused_load(diff)
         yield hit("", attempt=f"{premise}{call}", error=error, remedy=remedy)
+
+
+def _advise_unreached_folder(checkpoint: Checkpoint) -> str:
+    """Return how a framework finds the weights of a folder, "" if it does."""
+    kinds = {issue.kind for issue in checkpoint.faults}
+    if IssueKind.UNREACHED not in kinds:
+        return ""
+    if IssueKind.MISSING_SHARD in kinds:
+        return "Download the folder again, or write it again: model.save_pretrained(folder)."
+    return "Write the weights as it looks for them: model.save_pretrained(folder)."
 
 
 def _advise_refused_load(diff: ModuleDiff) -> str:

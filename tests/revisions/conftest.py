@@ -1,5 +1,5 @@
 import pytest
-from revisions.sample_project import build_project, copy_project
+from revisions.sample_project import build_project, configure, copy_project
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,9 @@ def repository(whole_project, tmp_path, monkeypatch):
     """A copy of the sample, in which the test stands."""
     monkeypatch.chdir(tmp_path)
     return copy_project(whole_project, tmp_path)
+
+
+@pytest.fixture
+def config(repository):
+    """The configuration of the sample, whose code is the newest."""
+    return configure(repository, "Net6")

@@ -92,3 +92,10 @@ def build_tied_net() -> torch.nn.Module:
 def list_files(folder: Path) -> list[Path]:
     """Return the files of the revisions in order."""
     return sorted((folder / "ckpt_migrations").glob("*.toml"))
+
+
+def load_into_head(state):
+    """Return a module of the newest code that has loaded `state` strictly, by plain torch."""
+    module = sample_nets.Net6().eval()
+    module.load_state_dict(state)
+    return module

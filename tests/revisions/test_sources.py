@@ -10,7 +10,7 @@ import torch
 from files import same_bits
 from remote.servers import serving
 from revisions.sample_nets import Net1, Net6
-from revisions.sample_project import build_net, configure, list_files
+from revisions.sample_project import build_net, list_files, load_into_head
 from safetensors.torch import load_file, save_file
 
 import ckptool
@@ -18,17 +18,6 @@ from ckptool.errors import CkptoolError, UsageError, WriteError
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 NUMBERS = range(1, 7)
-
-
-@pytest.fixture
-def config(repository):
-    return configure(repository, "Net6")
-
-
-def load(state):
-    module = Net6().eval()
-    module.load_state_dict(state)
-    return module
 
 
 def list_names(folder):
@@ -68,9 +57,9 @@ def test_a_file_on_a_web_server(config, repository):
             ckptool.upgrade(f"{site.url}/nothing.pth", "x.pth", config=config)
         assert len(str(caught.value).splitlines()) == 1
     assert not Path("x.pth").exists()
-    assert torch.equal(load(torch.load("new.pth")["model"])(X), old(X))
+    assert torch.equal(load_into_head(torch.load("new.pth")["model"])(X), old(X))
     assert torch.load("new.pth")["epoch"] == 3
-    assert torch.equal(load(load_file("new.safetensors"))(X), old(X))
+    assert torch.equal(load_into_head(load_file("new.safetensors"))(X), old(X))
     assert torch.equal(live(X), old(X))
 
 
@@ -94,7 +83,7 @@ def test_a_folder_as_save_pretrained_and_the_trainer_write_it(config, repository
     state = {}
     for name in set(weight_map.values()):
         state |= load_file(Path("new", name))
-    assert torch.equal(load(state)(X), old(X))
+    assert torch.equal(load_into_head(state)(X), old(X))
     assert ckptool.current("new", config=config).checkpoints[0].is_head
 
 
@@ -109,7 +98,7 @@ def test_a_pickled_module_whose_class_is_gone(config, repository):
     finally:
         del sys.modules["gone_nets"]
     ckptool.upgrade("old.pth", "new.pth", config=config)
-    assert torch.equal(load(torch.load("new.pth", weights_only=True))(X), old(X))
+    assert torch.equal(load_into_head(torch.load("new.pth", weights_only=True))(X), old(X))
     assert repository.exists()
 
 
@@ -161,7 +150,7 @@ def test_line_endings_and_the_mark_of_an_editor_on_windows(config, repository, w
     old = build_net(1)
     torch.save(old.state_dict(), "old.pth")
     ckptool.upgrade("old.pth", "new.pth", config=config)
-    assert torch.equal(load(torch.load("new.pth"))(X), old(X))
+    assert torch.equal(load_into_head(torch.load("new.pth"))(X), old(X))
 
 
 def test_a_project_is_found_from_below_and_by_a_link(repository, run_command):
@@ -222,4 +211,4 @@ def test_a_file_that_names_code_runs_none(config, repository):
     with pytest.raises(CkptoolError, match="has the stamp of another project"):
         ckptool.upgrade("old.safetensors", "new.pth", config=config)
     ckptool.upgrade("old.safetensors", "new.pth", from_="1", config=config)
-    assert load(torch.load("new.pth")) is not None
+    assert load_into_head(torch.load("new.pth")) is not None

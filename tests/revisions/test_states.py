@@ -2,24 +2,12 @@
 
 import pytest
 import torch
-from revisions.sample_nets import Net6
-from revisions.sample_project import build_net, configure
+from revisions.sample_project import build_net, load_into_head
 
 import ckptool
 from ckptool.errors import RevisionError
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
-
-
-@pytest.fixture
-def config(repository):
-    return configure(repository, "Net6")
-
-
-def load(state):
-    module = Net6().eval()
-    module.load_state_dict(state)
-    return module
 
 
 def save_average(repository):
@@ -49,7 +37,7 @@ def test_the_usual_place_is_upgraded_and_the_average_is_named(config, repository
     )
     assert "the optimizer's state at `optimizer` stays as it is" in report.notes
     content = torch.load("model.pth")
-    assert torch.equal(load(content["model"])(X), model(X))
+    assert torch.equal(load_into_head(content["model"])(X), model(X))
     assert content["ema"].keys() == average.state_dict().keys()
     assert ckptool.current("model.pth", config=config).checkpoints[0].is_head
 
@@ -65,8 +53,8 @@ def test_the_second_state_of_a_stamped_file_is_upgraded_too(config, repository):
     report = ckptool.upgrade("model.pth", "both.pth", at="ema", config=config)
     assert not any("ckptool upgrade --at" in note for note in report.notes)
     content = torch.load("both.pth")
-    assert torch.equal(load(content["model"])(X), model(X))
-    assert torch.equal(load(content["ema"])(X), average(X))
+    assert torch.equal(load_into_head(content["model"])(X), model(X))
+    assert torch.equal(load_into_head(content["ema"])(X), average(X))
 
 
 def test_a_state_that_is_not_written_is_not_named(config, repository):
@@ -88,8 +76,8 @@ def test_two_states_in_unusual_places_are_asked_about(config, repository):
     ckptool.upgrade("gan.pth", "gen.pth", at="gen", config=config)
     ckptool.upgrade("gen.pth", "both.pth", at="disc", config=config)
     content = torch.load("both.pth")
-    assert torch.equal(load(content["gen"])(X), generator(X))
-    assert torch.equal(load(content["disc"])(X), discriminator(X))
+    assert torch.equal(load_into_head(content["gen"])(X), generator(X))
+    assert torch.equal(load_into_head(content["disc"])(X), discriminator(X))
 
 
 def test_the_gate_asks_for_the_revision_of_the_state_that_it_judges(config, repository):
