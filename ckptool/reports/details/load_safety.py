@@ -1,5 +1,6 @@
 """Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Final
@@ -82,7 +83,8 @@ def count_parameters(states: Sequence[StateDict]) -> int:
     dtypes = {tensor.dtype for tensor in tensors}
     number_dtypes = frozenset(dtype for dtype in dtypes if dtype.startswith(_NUMBER_DTYPES))
     parameters = [tensor for tensor in tensors if _is_parameter(tensor, number_dtypes)]
-    total = sum(map(prod, [tensor.shape for tensor in parameters]))
+    shape_counts = Counter([tensor.shape for tensor in parameters])
+    total = sum(prod(shape) * count for shape, count in shape_counts.items())
     for group in group_by_storage(parameters):
         views = {(tensor.storage_offset, tensor.shape) for tensor in group}
         total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
