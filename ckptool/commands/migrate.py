@@ -12,17 +12,14 @@ from msgspec.structs import replace
 
 from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
-from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.sources.pipeline_files import find_pipeline
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
+from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
-    find_target,
     open_checkpoint_or_stdin,
-    require_frameworks,
     require_local_path,
 )
+from ckptool.commands.sources.option_checks import reject_unused_options
+from ckptool.commands.sources.pipeline_files import find_pipeline
+from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target, require_frameworks
 from ckptool.commands.worker.migration_requests import RunMigrated, load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker
 from ckptool.compare.module_diff import ModuleDiff

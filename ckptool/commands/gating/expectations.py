@@ -10,13 +10,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.gating.configured_locks import is_module_name
+from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import FileArguments, drop_places
-from ckptool.commands.target import (
-    ModuleTarget,
-    PathLike,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock

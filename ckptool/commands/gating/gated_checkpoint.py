@@ -17,12 +17,8 @@ from ckptool.commands.gating.required_verification import (
     run_required_verification,
 )
 from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
-    find_target,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
+from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
@@ -37,9 +33,7 @@ from ckptool.loaders.folder_hint import suggest_folder
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
-from ckptool.reports.gate import (
-    GateEvidence,
-)
+from ckptool.reports.gate import GateEvidence
 from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
