@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ckptool.commands.migrate import refuse_errors
+from ckptool.commands.migrating.plan_refusal import refuse_errors
 from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     name_kind,
