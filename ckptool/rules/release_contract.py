@@ -5,11 +5,8 @@ from typing import Final
 
 from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import (
-    ContractDiff,
-    ContractEntry,
-    FixtureResult,
-)
+from ckptool.compare.contracts.contract import ContractEntry, FixtureResult
+from ckptool.compare.contracts.contract_diff import ContractDiff
 from ckptool.model import Constancy, Kind
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import (

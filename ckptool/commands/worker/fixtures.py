@@ -11,7 +11,7 @@ from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import InProcessWorker
-from ckptool.compare.contract import FixtureResult
+from ckptool.compare.contracts.contract import FixtureResult
 from ckptool.compare.module_diff import strict_load_obstacles
 from ckptool.errors import PlanError
 from ckptool.formats.limits import Limits
