@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ckptool.commands.hooks.file_origins import StateOrigin
-from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
 from ckptool.model import Checkpoint, Container, Kind, StateDict
 from ckptool.modules import describe_module
 from ckptool.modules.target.rebuild import find_rebuild
