@@ -14,7 +14,7 @@ from ckptool.rules.fixes.commands import (
     format_lock_command,
     format_plan_command,
 )
-from ckptool.rules.load_shapes import describe_shape_change
+from ckptool.rules.load.shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
 

@@ -30,7 +30,7 @@ from ckptool.rules.known_errors.known_error import (
     Explanation,
 )
 from ckptool.rules.known_errors.shape_patterns import explain_shapes
-from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.load.renames import WRAPPER_PREFIX
 
 _MAX_CAUSES: Final = 3
 _MAX_STATE_DEPTH: Final = 3
