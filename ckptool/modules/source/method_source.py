@@ -2,14 +2,13 @@
 
 import ast
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Final
+from typing import Final, TypeAlias
 
 from ckptool.modules.assignment_locations import format_location
-from ckptool.modules.device_moves import find_safe_reads
+from ckptool.modules.device_moves import DeviceSafeReads, find_safe_reads
 from ckptool.modules.source.attribute_writes import (
     AttributeWrite,
     InPlaceFunction,
@@ -74,30 +73,17 @@ def analyze_method(
     in_place_functions: dict[str, InPlaceFunction],
 ) -> MethodSource:
     self_name = _get_self_name(node)
-    first_reads: dict[str, int] = {}
-    first_writes: dict[str, int] = {}
-    super_calls: set[str] = set()
     moves, casts = find_safe_reads(node, self_name)
-    unmoved_reads: dict[str, int] = {}
-    uncast_reads: dict[str, int] = {}
-    moved_reads: dict[str, int] = {}
+    reads = [
+        (id(inner), attribute, _get_line(inner))
+        for inner in ast.walk(node)
+        for attribute in _iter_reads(inner, self_name)
+    ]
     name_patterns: dict[str, int] = {}
     for inner in ast.walk(node):
-        for attribute in _iter_reads(inner, self_name):
-            first_reads[attribute] = min(first_reads.get(attribute, sys.maxsize), _get_line(inner))
-            if id(inner) in moves.converted_ids:
-                moved_reads[attribute] = min(
-                    moved_reads.get(attribute, sys.maxsize), _get_line(inner)
-                )
-            for reads, safe_reads in ((unmoved_reads, moves), (uncast_reads, casts)):
-                if (
-                    id(inner) not in safe_reads.node_ids
-                    and attribute not in safe_reads.reassigned_attributes
-                ):
-                    reads[attribute] = min(reads.get(attribute, sys.maxsize), _get_line(inner))
-        super_calls |= _find_super_calls(inner)
         for pattern in _iter_name_patterns(inner, self_name) if isinstance(inner, ast.Call) else ():
             name_patterns.setdefault(pattern, _get_line(inner))
+    first_writes: dict[str, int] = {}
     writes = _sort_writes(find_attribute_writes(node, in_place_functions))
     for write in writes:
         if write.root == self_name and write.path:
@@ -112,17 +98,37 @@ def analyze_method(
         name,
         function.__code__.co_filename,
         node,
-        first_reads=first_reads,
-        unmoved_reads=unmoved_reads,
-        uncast_reads=uncast_reads,
-        moved_reads=moved_reads,
+        first_reads=_find_first_lines(reads),
+        unmoved_reads=_find_first_lines(_iter_unsafe_reads(reads, moves)),
+        uncast_reads=_find_first_lines(_iter_unsafe_reads(reads, casts)),
+        moved_reads=_find_first_lines(read for read in reads if read[0] in moves.converted_ids),
         reassigned_attributes=frozenset(moves.reassigned_attributes),
         first_writes=first_writes,
         writes=writes,
         deferred_writes=_sort_writes(deferred_writes),
-        super_calls=frozenset(super_calls),
+        super_calls=frozenset(
+            name for inner in ast.walk(node) for name in _find_super_calls(inner)
+        ),
         name_patterns=name_patterns,
     )
+
+
+_Read: TypeAlias = tuple[int, str, int]
+"""Id of the AST node, attribute, line."""
+
+
+def _iter_unsafe_reads(reads: Iterable[_Read], safe_reads: DeviceSafeReads) -> Iterator[_Read]:
+    for node_id, attribute, line in reads:
+        is_reassigned = attribute in safe_reads.reassigned_attributes
+        if not is_reassigned and node_id not in safe_reads.node_ids:
+            yield node_id, attribute, line
+
+
+def _find_first_lines(reads: Iterable[_Read]) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    for _, attribute, line in reads:
+        lines[attribute] = min(lines.get(attribute, line), line)
+    return lines
 
 
 def _sort_writes(writes: Iterable[AttributeWrite]) -> tuple[AttributeWrite, ...]:
@@ -171,9 +177,13 @@ def _iter_name_patterns(call: ast.Call, self_name: str) -> Iterator[str]:
         yield "".join(re.escape(str(text)) if text else ".+" for text in texts)
 
 
-def _find_super_calls(node: ast.AST) -> set[str]:
-    match node:
-        case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
-            return {name}
-        case _:
-            return set()
+def _find_super_calls(function: ast.FunctionDef) -> frozenset[str]:
+    """Return the names of the methods that a function calls, or names, on super()."""
+    return frozenset(
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id == "super"
+    )
