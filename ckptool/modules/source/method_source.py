@@ -106,9 +106,7 @@ def analyze_method(
         first_writes=first_writes,
         writes=writes,
         deferred_writes=_sort_writes(deferred_writes),
-        super_calls=frozenset(
-            name for inner in ast.walk(node) for name in _find_super_calls(inner)
-        ),
+        super_calls=_find_super_calls(node),
         name_patterns=name_patterns,
     )
 
