@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
+from ckptool.commands.sources.checkpoint_paths import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint, join_key

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.compare.contract import Compatibility, ContractDiff, FixtureResult
+from ckptool.compare.contracts.contract import FixtureResult
+from ckptool.compare.contracts.contract_diff import Compatibility, ContractDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
 from ckptool.phrases import join_limited, pluralize, quote_code

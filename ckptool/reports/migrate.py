@@ -22,7 +22,7 @@ from ckptool.reports.common import (
 )
 
 if TYPE_CHECKING:
-    from ckptool.migration.plan.key_operations import Operation
+    from ckptool.migration.plan.operation import Operation
     from ckptool.migration.request import MigrationResult
 
 

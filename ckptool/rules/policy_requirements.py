@@ -26,7 +26,7 @@ from ckptool.rules.fixes.commands import (
     format_migrate_command,
     format_repeated_command,
 )
-from ckptool.rules.load_summary import MIN_COVERAGE
+from ckptool.rules.load.summary import MIN_COVERAGE
 from ckptool.rules.registry import (
     CONVERT,
     MIGRATE,

@@ -5,11 +5,8 @@ from typing import Final
 
 from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import (
-    ContractDiff,
-    ContractEntry,
-    FixtureResult,
-)
+from ckptool.compare.contracts.contract import ContractEntry, FixtureResult
+from ckptool.compare.contracts.contract_diff import ContractDiff
 from ckptool.model import Constancy, Kind
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import (
@@ -17,7 +14,7 @@ from ckptool.rules.fixes.commands import (
     format_lock_command,
     format_plan_command,
 )
-from ckptool.rules.load_shapes import describe_shape_change
+from ckptool.rules.load.shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
 

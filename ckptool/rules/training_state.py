@@ -13,7 +13,7 @@ from ckptool.compare.states import (
     list_valueless_keys,
 )
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
-from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
+from ckptool.formats.torch.archive_integrity import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result

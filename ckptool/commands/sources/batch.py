@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from ckptool.commands.sources.checkpoint_files import find_checkpoint_files
+from ckptool.commands.sources.checkpoint_paths import PathLike
 from ckptool.commands.sources.pipeline_files import (
     copy_settings,
     find_pipeline,
     list_weight_files,
 )
-from ckptool.commands.target import PathLike
 from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location

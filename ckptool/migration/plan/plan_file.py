@@ -20,13 +20,11 @@ from ckptool.migration.plan.key_operations import (
     DropKeys,
     ExtractState,
     InjectTensor,
-    IrreversibleError,
-    Operation,
-    OperationContext,
     RenameKeys,
     RenameMode,
     StripPrefix,
 )
+from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.reparametrization_operations import (
     AddWeightNorm,
     RemoveSpectralNorm,

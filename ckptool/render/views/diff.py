@@ -26,7 +26,7 @@ from ckptool.render.blocks import (
 from ckptool.render.views.audit import build_unsaved_table, iter_fix_hint
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport, LoadStepReport
-from ckptool.rules.load_keys import PROBABLE_RENAME
+from ckptool.rules.load.renames import PROBABLE_RENAME
 from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 

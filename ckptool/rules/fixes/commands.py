@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import Contract, ContractOrigin
+from ckptool.compare.contracts.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.states import is_rank_part, list_placeholders

@@ -41,10 +41,10 @@ def format_attribute(path: str, root: str = "model") -> str:
     return f"{module}.{name}{bracket}{index}"
 
 
-def format_copy_code(keys: Collection[str], source: str, target: str = "state_dict") -> str:
-    """Return the assignments that take `keys` of `target` from the mapping called `source`."""
+def format_copy_code(keys: Collection[str], source: str) -> str:
+    """Return the assignments that take `keys` of state_dict from the mapping called `source`."""
     quoted_keys = map(quote_python, islice(keys, _MAX_STATEMENTS))
-    return "; ".join(f"{target}[{key}] = {source}[{key}]" for key in quoted_keys)
+    return "; ".join(f"state_dict[{key}] = {source}[{key}]" for key in quoted_keys)
 
 
 def split_common_suffix(first_key: str, second_key: str) -> tuple[str, str]:
