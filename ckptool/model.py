@@ -346,6 +346,8 @@ class QuantizationDeclaration(Struct, frozen=True):
     """Bits of a weight's element; 0 if not said, or not the same for all."""
     group_size: int = 0
     """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+    place: tuple[str, ...] = ()
+    """Keys of the section that says it: ("quantization_config",); () if it is the whole file."""
 
     @property
     def phrase(self) -> str:

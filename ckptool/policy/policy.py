@@ -180,7 +180,9 @@ def resolve_rule_codes(text: str) -> tuple[str, ...]:
 def _suggest_rules(text: str) -> str:
     """Return "; did you mean ...?" for what is no rule: names with its word, or a similar one."""
     names = [rule.name for rule in RULES.values()]
-    if named := [f"{code} {rule.name}" for code, rule in sorted(RULES.items()) if _has_word(rule, text)]:
+    if named := [
+        f"{code} {rule.name}" for code, rule in sorted(RULES.items()) if _has_word(rule, text)
+    ]:
         return f"; did you mean {join_limited(named, _MAX_NAMED_RULES)}?"
     close_matches = get_close_matches(text.lower(), names, n=1, cutoff=0.7)
     close_matches = close_matches or get_close_matches(text.upper(), RULES, n=1)

@@ -13,6 +13,7 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
+from ckptool.rules.fixes.folder_code import format_download_command, format_index_code
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
 
 
@@ -216,12 +217,6 @@ def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             yield hit(issue.key, command=command, **issue.facts)
 
 
-def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
-    for issue in checkpoint.faults:
-        if issue.kind is kind:
-            yield hit(issue.key, **issue.facts)
-
-
 @check(
     Checkpoint,
     Rule(
@@ -251,7 +246,8 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the index refers to the shard {key}, which {fault}",
         why="Loaders leave the weights uninitialised, or raise.",
-        fix="Download the missing shard, or rebuild the index.",
+        fix="Download the missing shard, from the Hugging Face Hub with: {command}",
+        general_command="hf download REPOSITORY SHARD --local-dir FOLDER",
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
             'os.remove("model-00001-of-00002.safetensors")'
@@ -259,7 +255,10 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_SHARD)
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.MISSING_SHARD:
+            command = format_download_command(checkpoint, issue.key)
+            yield hit(issue.key, command=command, **issue.facts)
 
 
 @check(
@@ -270,7 +269,14 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the index says that `{key}` is in {shard}, which does not contain it",
         why="The index belongs to a different save, or a different quantisation, than the shards.",
-        fix="Download the index and the shards of the same save, or rebuild the index.",
+        fix=(
+            "Download the index and the shards of the same save. If the shards are right, write "
+            "their index again: {code}"
+        ),
+        general_advice=(
+            "Download the index and the shards of the same save, or write the index again from the "
+            "shards that are there."
+        ),
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
             'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")'
@@ -278,7 +284,10 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_TENSOR)
+    issues = [issue for issue in checkpoint.faults if issue.kind is IssueKind.MISSING_TENSOR]
+    code = format_index_code(checkpoint) if issues else ""
+    for issue in issues:
+        yield hit(issue.key, code=code, **issue.facts)
 
 
 @check(

@@ -9,7 +9,12 @@ from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
 from ckptool.model import Checkpoint, IssueKind, Kind, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
-from ckptool.rules.fixes.commands import DONOR_SOURCE, advise_conversion, format_inject_command
+from ckptool.rules.fixes.commands import (
+    DONOR_SOURCE,
+    advise_conversion,
+    format_inject_command,
+    format_migrate_command,
+)
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -29,7 +34,11 @@ MIN_COVERAGE: Final = 0.5
             "means that nothing matched: a prefix, the wrong key path in the file, or a "
             "different model."
         ),
-        fix="Fix the other findings; if a partial load is intended, ignore CK210.",
+        fix=(
+            "Fix the other findings. What a migration would change, and ask: {command}. If a "
+            "partial load is intended, --ignore CK210."
+        ),
+        general_command="ckptool migrate FILE -m PACKAGE.MODULE:NAME --dry-run",
         example=(
             'state = {"model." + key: t for key, t in model.state_dict().items()}\n'
             "model.load_state_dict(state, strict=False)  # loads nothing"
@@ -43,6 +52,7 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
             percent=f"{100 * diff.coverage:.0f}",
             loaded=len(diff.matched_keys),
             total=len(diff.module.saved_tensors),
+            command=f"{format_migrate_command(diff)} --dry-run",
         )
 
 

@@ -104,7 +104,10 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     summary=(
         "only {percent}% of the parameters' elements would load, and the policy asks for {least}%"
     ),
-    fix="Fix the other findings, or lower `coverage` in [tool.ckptool.require].",
+    fix=(
+        "Fix the other findings. What a migration would change, and ask: {command}. Or lower "
+        "`coverage` in [tool.ckptool.require]."
+    ),
 )
 def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
     min_coverage, diff = release.requirements.coverage, release.diff
@@ -113,8 +116,9 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         and diff is not None
         and MIN_COVERAGE <= diff.coverage < min_coverage
     ):
-        percent = f"{100 * diff.coverage:.4g}"
-        yield hit(diff.state.at, percent=percent, least=f"{100 * min_coverage:.4g}")
+        percent, least = (f"{100 * share:.4g}" for share in (diff.coverage, min_coverage))
+        command = f"{format_migrate_command(diff)} --dry-run"
+        yield hit(diff.state.at, percent=percent, least=least, command=command)
 
 
 @check(

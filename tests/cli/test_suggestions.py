@@ -29,7 +29,7 @@ def test_a_script_in_the_place_of_a_command_to_run(folder, run_command):
     ran = run_command("run", "--", "train.py", "--lr", "1 e", cwd=folder)
     assert ran.code == 2
     command = ran.err.partition("a script: ")[2]
-    assert shlex.split(command) == "ckptool run -- python train.py --lr".split() + ["1 e"]
+    assert shlex.split(command) == ["ckptool", "run", "--", "python", "train.py", "--lr", "1 e"]
     assert run_command(*shlex.split(command)[1:], cwd=folder).code == 0
 
 

@@ -93,7 +93,9 @@ def check(figures: difference.ValueDifference, a: torch.Tensor, b: torch.Tensor)
     norms = [math.sqrt(float((one.abs() ** 2).sum())) for one in (p, q)]
     relative = float(torch.linalg.vector_norm(gaps)) / norms[0] if norms[0] else None
     assert close(figures.relative_l2, relative if some else None)
-    units = [t / t.abs().max() for t in (p, q)] if some and all(norms) else []  # squares of 1e-161 are 0
+    units = (
+        [t / t.abs().max() for t in (p, q)] if some and all(norms) else []
+    )  # squares of 1e-161 are 0
     units = [t / torch.linalg.vector_norm(t) for t in units]
     assert close(figures.cosine, float((units[0].conj() * units[1]).sum().real) if units else None)
     edges = [0.0, *DECADE_EDGES, math.inf]

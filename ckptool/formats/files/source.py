@@ -244,7 +244,7 @@ def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
         if str(path) == "-":
             return "standard input is not read here: save it to a file first"
         if path.is_symlink():
-            return f"is a symbolic link to {os.readlink(path)}, which does not exist"
+            return f"is a symbolic link to {path.readlink()}, which does not exist"
         if re.match(_COLLAPSED_URL, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):
