@@ -54,7 +54,8 @@ def format_config_code(
     edit = f"{section} |= {{{values}}}" if changes else f"del {section}"
     return (
         f"import json, pathlib; path = pathlib.Path({path}); "
-        f"config = json.loads(path.read_text()); {edit}; path.write_text(json.dumps(config, indent=2))"
+        f"config = json.loads(path.read_text()); {edit}; "
+        "path.write_text(json.dumps(config, indent=2))"
     )
 
 
