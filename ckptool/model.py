@@ -120,6 +120,10 @@ class Constancy(StrEnum):
     UNKNOWN = "unknown"
 
 
+CONSTANCY_CHECK: Final = "whether the constructor computes the same values again"
+"""What is not checked where a second instance cannot be built."""
+
+
 class Safety(StrEnum):
     """Risk of importing and calling a global that a pickle names."""
 
