@@ -155,7 +155,7 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
         name="module-not-registered",
         level=Level.ERROR,
         summary="`{key}` is a {owner} that is not registered as a submodule",
-        detail="its {count} tensors are neither saved, nor trained by parameters(), nor moved",
+        detail="its tensors ({count}) are not saved, not in parameters() and not moved by .to()",
         why=(
             "A module in a plain list or dict is invisible to state_dict(), parameters() and "
             "to(). The checkpoint does not contain its weights, and loading leaves it randomly "

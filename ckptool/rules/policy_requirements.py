@@ -131,8 +131,8 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         detail="{keys}",
         why=("load_state_dict() is strict by default, so users who load the release get an error."),
         fix=(
-            "Migrate it: {command}. What it asks is explained by the findings on these keys. If "
-            "the file does not have to load strictly: strict = false in [tool.ckptool.require]."
+            "Migrate it: {command}. The findings on these keys explain what it asks. If the "
+            "file does not have to load strictly: strict = false in [tool.ckptool.require]."
         ),
         general_command=MIGRATE,
         example=(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Final
 
+from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, QuantizationDeclaration
 from ckptool.phrases import quote_python, quote_shell
 
@@ -20,22 +21,34 @@ _IMPORTS: Final = {
 }
 
 
-def format_index_code(checkpoint: Checkpoint) -> str:
-    """Return code that writes the index of a sharded checkpoint again, from its shards."""
-    keys = _KEYS[checkpoint.container]
-    path = quote_python(f"{_find_folder(checkpoint)}{_name_index(checkpoint)}")
+def advise_index(checkpoint: Checkpoint) -> str:
+    """Return how an index and its shards agree again: in code, where the shards are files."""
+    if isinstance(checkpoint.path, RemotePath):
+        return "Upload the index and the shards of the same save."
     return (
-        f"{_IMPORTS[checkpoint.container]}index = pathlib.Path({path}); "
-        'content = json.loads(index.read_text()); content["weight_map"] = {key: name for name in '
-        f'sorted({{*content["weight_map"].values()}}) for key in {keys}}}; '
-        "index.write_text(json.dumps(content, indent=2))"
+        "Download the index and the shards of the same save. If the shards are right, write their "
+        f"index again: {_format_index_code(checkpoint)}"
     )
 
 
-def format_download_command(checkpoint: Checkpoint, name: str) -> str:
-    """Return the command that fetches a file of the checkpoint's folder from the Hub again."""
+def advise_download(checkpoint: Checkpoint, what: str, name: str, *options: str) -> str:
+    """Return how a file in the checkpoint's folder is fetched again; of a remote one, in words.
+
+    Args:
+        checkpoint: the checkpoint.
+        what: how the advice calls the file: "the missing shard".
+        name: name of the file.
+        options: further options of the command.
+    """
+    if isinstance(checkpoint.path, RemotePath):
+        return f"Upload {what} again."
     folder = _find_folder(checkpoint).rstrip("/") or "."
-    return f"hf download REPOSITORY {quote_shell(name)} --local-dir {quote_shell(folder)}"
+    words = ("hf", "download", "REPOSITORY", name, "--local-dir", folder, *options)
+    command = " ".join(map(quote_shell, words))
+    return (
+        f"Download {what} again; from the Hugging Face Hub (REPOSITORY stands for its name there): "
+        f"{command}"
+    )
 
 
 def format_config_code(
@@ -56,6 +69,18 @@ def format_config_code(
         f"import json, pathlib; path = pathlib.Path({path}); "
         f"config = json.loads(path.read_text()); {edit}; "
         "path.write_text(json.dumps(config, indent=2))"
+    )
+
+
+def _format_index_code(checkpoint: Checkpoint) -> str:
+    """Return code that writes the index of a sharded checkpoint again, from its shards."""
+    keys = _KEYS[checkpoint.container]
+    path = quote_python(f"{_find_folder(checkpoint)}{_name_index(checkpoint)}")
+    return (
+        f"{_IMPORTS[checkpoint.container]}index = pathlib.Path({path}); "
+        'content = json.loads(index.read_text()); content["weight_map"] = {key: name for name in '
+        f'sorted({{*content["weight_map"].values()}}) for key in {keys}}}; '
+        "index.write_text(json.dumps(content, indent=2))"
     )
 
 

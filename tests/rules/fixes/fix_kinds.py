@@ -45,7 +45,7 @@ RUN_LINES = ("CK233", "CK234", "CK238", "CK330", "CK331", "CK332", "CK333", "CK3
 """Rules on traced runs and watched objects, whose fix is a line of the script or its module."""
 OWN_TESTS = (
     *(
-        *("CK114", "CK221", "CK227"),
+        *("CK114", "CK221", "CK226", "CK227"),
         "CK218",
         "CK229",
         "CK228",
@@ -67,16 +67,14 @@ CHAIN = (
     *("CK870", "CK871", "CK872", "CK873", "CK874", "CK875", "CK876", "CK877", "CK878", "CK879"),
 )
 """Rules on a chain of migrations: commands in their fixes are run in test_chain_fixes.py."""
-FOLDER = ("CK236", "CK601", "CK602")
+FOLDER = ("CK236", "CK306", "CK601", "CK602")
 """Rules on files next to each other: their code and commands are run in test_folder_code.py."""
 LOOKS = ("CK113", "CK210", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
 """Rules whose fix is a command that shows what to decide, or records the decision."""
 PROSE = {
     "CK219": "quantises a module, or takes another file",
     "CK223": "needs the code that wrote the file; layouts are converted by code that is tried",
-    "CK226": "needs a class that is not allowed to be imported here",
     "CK237": "loads with another library",
-    "CK306": "no bytes are left to repair: the file is fetched again",
     "CK315": "only the library of the object can unpack it",
     "CK320": "runs DeepSpeed's script over files that are not here",
     "CK321": "runs the framework's script over files that are not here",

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,18 @@ def test_an_index_of_pickled_shards_is_written_again(tmp_path):
     exec(finding.fix.partition("write their index again: ")[2], {})
     assert json.loads((tmp_path / index).read_text()) == content | {"weight_map": {"a": shard.name}}
     assert "CK602" not in {f.code for f in api.inspect(tmp_path).findings}
+
+
+@pytest.mark.parametrize("case", list_cases("CK306"), ids=lambda case: case.name)
+def test_a_damaged_file_is_downloaded_over_itself(case, tmp_path):
+    hub = pytest.importorskip("huggingface_hub.cli.hf")
+    report = case.make(tmp_path)
+    words = shlex.split(re.search("hf download .*", find_own(case, report).fix)[0])
+    name = Path(report.checkpoints[0].path).name
+    options = ["--local-dir", str(tmp_path), "--force-download"]
+    assert words == ["hf", "download", "REPOSITORY", name, *options]
+    shown = CliRunner().invoke(hub.app, ["download", "--help"], terminal_width=200)
+    assert "--force-download" in shown.output
 
 
 @pytest.mark.parametrize("case", list_cases("CK601"), ids=lambda case: case.name)

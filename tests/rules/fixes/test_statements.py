@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command_runs import run_in_process
-from rules import cases_quantization, cases_release, cases_values
+from rules import cases_loading, cases_quantization, cases_release, cases_values
 from rules.cases import Case
 from rules.fixes.fix_kinds import STATEMENTS
 from rules.fixes.fix_runs import execute, find_command, find_own, list_cases
@@ -285,3 +285,28 @@ def test_a_saved_buffer_is_filled_by_from_pretrained(tmp_path):
 
     Net(transformers.PretrainedConfig()).save_pretrained(tmp_path / "net")
     assert torch.equal(Net.from_pretrained(tmp_path / "net").freq, torch.arange(4) / 4)
+
+
+def test_a_tensor_subclass_is_loaded_where_its_class_is(tmp_path):
+    (case,) = list_cases("CK226")
+    finding = find_own(case, case.make(tmp_path))
+    module = nn.Linear(4, 4)
+    allowed = torch.serialization.get_safe_globals()
+    try:
+        exec(finding.fix[finding.fix.index("import torch") :], {"module": module})
+        saved = torch.load(tmp_path / "model.pth")
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+    assert all(torch.equal(module.state_dict()[key], saved[key]) for key in saved)
+
+
+def test_no_class_is_allowed_in_a_file_with_a_dangerous_global(tmp_path):
+    state = {
+        key: tensor.as_subclass(cases_loading.Scaled)
+        for key, tensor in nn.Linear(4, 4).state_dict().items()
+    }
+    torch.save({"model": state, "extra": Dangerous()}, tmp_path / "m.pth")
+    report = api.diff(tmp_path / "m.pth", module=nn.Linear(4, 4), at="model")
+    (finding,) = (f for f in report.findings if f.code == "CK226")
+    assert "add_safe_globals" not in finding.fix
