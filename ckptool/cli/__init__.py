@@ -126,11 +126,7 @@ class LazyGroup(click.Group):
         remember_secrets(ctx, args)
         command_name = args[0]
         if command_name not in COMMANDS and not command_name.startswith("-"):
-            matches = get_close_matches(command_name, COMMANDS, n=1)
-            suggestion = (
-                f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
-            )
-            ctx.fail(f"no such command {command_name!r}: {suggestion}")
+            ctx.fail(f"no such command {command_name!r}: {_suggest_command(command_name)}")
         name, command, command_args = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
         return name, command, command_args
@@ -170,6 +166,18 @@ class LazyGroup(click.Group):
             _report_error(ctx, f"{name}: " * bool(name) + (error.strerror or str(error)))
         except MemoryError:
             _report_error(ctx, "there is not enough memory")
+
+
+def _suggest_command(word: str) -> str:
+    """Return what was probably meant by a word that is no command."""
+    if matches := get_close_matches(word, COMMANDS, n=1):
+        return f"did you mean {matches[0]}?"
+    if os.path.lexists(word):
+        from ckptool.phrases import quote_shell
+
+        verb = "run -- python" if word.endswith(".py") else "inspect"
+        return f"did you mean ckptool {verb} {quote_shell(word)}?"
+    return f"there are {', '.join(COMMANDS)}"
 
 
 def _report_error(ctx: click.Context, *lines: str) -> NoReturn:

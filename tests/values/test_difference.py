@@ -85,14 +85,16 @@ def check(figures: difference.ValueDifference, a: torch.Tensor, b: torch.Tensor)
     assert figures.old_nonfinite == int((~x.isfinite()).sum())
     assert figures.new_nonfinite == int((~y.isfinite()).sum())
     p, q, gaps = x[both], y[both], (x[both] - y[both]).abs()
-    some = bool(both.any())
+    some = bool(both.any()) and (bool((changed & both).any()) or not changed.any())
     assert close(figures.max_abs, float(gaps.max()) if some else None)
     assert close(figures.mean_abs, float(gaps.mean()) if some else None)
     # By squares, which underflow where a scaled norm does not: so does a sum over blocks.
     norms = [math.sqrt(float((one.abs() ** 2).sum())) for one in (p, q)]
     relative = float(torch.linalg.vector_norm(gaps)) / norms[0] if norms[0] else None
-    assert close(figures.relative_l2, relative)
-    units = [t / t.abs().max() for t in (p, q)] if all(norms) else []  # squares of 1e-161 are 0
+    assert close(figures.relative_l2, relative if some else None)
+    units = (
+        [t / t.abs().max() for t in (p, q)] if some and all(norms) else []
+    )  # squares of 1e-161 are 0
     units = [t / torch.linalg.vector_norm(t) for t in units]
     assert close(figures.cosine, float((units[0].conj() * units[1]).sum().real) if units else None)
     edges = [0.0, *DECADE_EDGES, math.inf]
