@@ -12,6 +12,7 @@ from ckptool.compare.changes import (
     Changed,
     Missing,
     Unexpected,
+    breaks_loading,
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
@@ -154,9 +155,7 @@ class ContractDiff(Struct, frozen=True):
     @property
     def reshaped_keys(self) -> tuple[str, ...]:
         """Keys whose shape or layout changed, so that the old tensor does not load."""
-        return tuple(
-            c.key for c in self.changes if isinstance(c, Changed) and c.fields & {"shape", "layout"}
-        )
+        return tuple(c.key for c in self.changes if isinstance(c, Changed) and breaks_loading(c))
 
     @property
     def changed_constants(self) -> tuple[str, ...]:
