@@ -4,6 +4,7 @@ A tensor is compared by its values. Everything else is cut into the largest part
 tensor; each has a place and a fingerprint, so that two files can be compared without their objects.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
@@ -48,6 +49,11 @@ class _TreeContents:
         self._is_tensor = is_tensor
         self._digests: dict[int, bytes] = {}
         """id of a node -> its digest, or one of the three constants above."""
+        self._hook_positions: dict[int, dict[Any, int]] = {}
+        """id of a dict of hooks -> id of a hook in it -> its position, in the order of the calls.
+
+        The ids count all hooks that the process registered before, of whatever module.
+        """
         self._plain_callees: set[object] = set()
         """What makes tensors without attributes: nothing of such a tensor is a part."""
         self._places = PlaceJoiner()
@@ -107,6 +113,8 @@ class _TreeContents:
                     continue
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
+                if type(node) is dict and _MODULE_KEYS <= node.keys():
+                    self._hook_positions |= _number_hooks(node)
                 todo.append((node, True))
                 todo += [
                     (part, False) for part in _iter_parts(node) if type(part) not in ATOMIC_TYPES
@@ -132,7 +140,11 @@ class _TreeContents:
         # A state_dict ends here, at its first tensor.
         if any(self._get_digest(v) == _HOLDS_TENSOR or is_numpy_array(v) for v in node.values()):
             return _HOLDS_TENSOR
-        items = [self._hash_parts(b"item", item) for item in node.items()]
+        positions = self._hook_positions.get(id(node), {})
+        items = [
+            self._hash_parts(b"item", (positions.get(key, key) if positions else key, value))
+            for key, value in node.items()
+        ]
         attributes = node.state if type(node) is MappingNode else None
         return self._combine(b"dict", [*sorted(items), self._get_digest(attributes)])
 
@@ -161,6 +173,24 @@ class _TreeContents:
 
 
 _MAX_INLINE_BYTES: Final = 48
+_MODULE_KEYS: Final = frozenset({"_parameters", "_buffers", "_modules"})
+_HOOK_FLAGS: Final = re.compile("_(?:with_kwargs|always_called)$")
+"""Ends of dicts that say of hooks in another dict how they are called."""
+
+
+def _number_hooks(attributes: dict[Any, Any]) -> dict[int, dict[Any, int]]:
+    """Return for each dict of hooks of a module: id of a hook -> its position."""
+    hooks = {
+        name: value
+        for name, value in attributes.items()
+        if type(name) is str and "_hooks" in name and isinstance(value, dict)
+    }
+    positions: dict[int, dict[Any, int]] = {}
+    for name, value in hooks.items():
+        called = hooks.get(_HOOK_FLAGS.sub("", name), value)
+        hook_ids = [key for key in called if type(key) is int]
+        positions[id(value)] = {hook_id: position for position, hook_id in enumerate(hook_ids)}
+    return positions
 
 
 def _iter_parts(node: Any) -> Iterator[Any]:
