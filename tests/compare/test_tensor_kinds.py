@@ -78,7 +78,9 @@ def _compare(old: Path, new: Path) -> str:
 @pytest.fixture(autouse=True)
 def _without_warnings():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nested and quantized tensors are prototypes, or deprecated
+        warnings.simplefilter(
+            "ignore"
+        )  # nested and quantized tensors are prototypes, or deprecated
         yield
 
 

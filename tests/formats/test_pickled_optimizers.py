@@ -45,7 +45,9 @@ def test_its_tensors_have_the_names_of_its_state_dict(name: str, legacy: bool, t
     assert (states.keys(), states["optimizer"].role) == ({"model", "optimizer"}, "optimizer")
     expected = _list_tensors(loaded)
     found = {k: t for k, t in states["optimizer"].tensors.items() if k.startswith("state.")}
-    assert {k: t.shape for k, t in found.items()} == {k: tuple(t.shape) for k, t in expected.items()}
+    assert {k: t.shape for k, t in found.items()} == {
+        k: tuple(t.shape) for k, t in expected.items()
+    }
     assert ckptool.inspect(path).checkpoints[0].parameters == sum(
         p.numel() for p in module.parameters()
     )

@@ -113,7 +113,7 @@ class _TreeContents:
                     continue
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
-                if type(node) is dict and _MODULE_KEYS <= node.keys():
+                if type(node) is dict and node.keys() >= _MODULE_KEYS:
                     self._hook_positions |= _number_hooks(node)
                 todo.append((node, True))
                 todo += [

@@ -52,7 +52,15 @@ EmbeddedStorageReader = Callable[[bytes], SavedStorage]
 class TensorInfoReader:
     """Reads the tensors of one tree."""
 
-    def __init__(self, limits: Limits, read_embedded: EmbeddedStorageReader | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        read_embedded: EmbeddedStorageReader | None = None,
+        *,
+        is_script: bool = False,
+    ) -> None:
+        self.is_script = is_script
+        """Whether TorchScript wrote the pickle."""
         self._limits = limits
         self._read_embedded = read_embedded
         self._meta_count = 0
@@ -245,6 +253,8 @@ _DIFFERENTIABLE_PREFIXES: Final = ("float", "bfloat", "complex")
 _MAX_WRAPPER_DEPTH: Final = 8
 _MAX_VALID_VIEWS: Final = 4096
 _MAX_ATTRIBUTES: Final = 1_000_000
+_TYPE_TAG: Final = ("torch.jit._pickle", "restore_type_tag")
+"""Call around a dict in TorchScript's pickles, which returns the dict."""
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
 _MAX_SIZE: Final = 1 << 63
 _MAX_EXPANDED_BYTES: Final = 1 << 40
@@ -331,6 +341,8 @@ def _rebuild_tensor_v3(
 
 def _apply_metadata(tensor: TensorInfo, metadata: object) -> TensorInfo:
     """Set layout "conj", "neg" or "conj-neg": the elements are not the bytes in the storage."""
+    if type(metadata) is UnresolvedObject and metadata.callee_name == _TYPE_TAG and metadata.args:
+        metadata = metadata.args[0]
     if not isinstance(metadata, dict):
         raise PickleTreeError(f"{quote_name(tensor.key)} has metadata that is not a dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
@@ -398,8 +410,12 @@ def _rebuild_legacy_tensor(
 def _rebuild_sparse_tensor(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
-    layout, data = _check_args(node, key, 2, 2)
-    name = _read_layout(layout)
+    grad = False
+    if reader.is_script:
+        name, data, grad = _read_script_layout(node, key)
+    else:
+        layout, data = _check_args(node, key, 2, 2)
+        name = _read_layout(layout)
     names = _SPARSE_COMPONENTS.get(name)
     if names is None or type(data) is not tuple or len(data) < len(names) + 1:
         raise PickleTreeError(f"{quote_name(key)} has an unknown sparse layout")
@@ -415,7 +431,24 @@ def _rebuild_sparse_tensor(
     reader.check_shape(key, size)
     if name == "sparse_coo":
         _check_coo(key, size, components[0].tensor, values)
-    return TensorInfo(key, size, values.dtype, (), 0, None, layout=name, parts=components)
+    return TensorInfo(
+        key, size, values.dtype, (), 0, None, name, requires_grad=grad, parts=components
+    )
+
+
+_SCRIPT_LAYOUTS: Final = {1: "sparse_coo", 2: "sparse_csr"}
+
+
+def _read_script_layout(node: UnresolvedObject, key: str) -> tuple[str, tuple[Any, ...], bool]:
+    """Return layout, components with the size, and requires_grad.
+
+    The arguments are (number of the layout, size, requires_grad, *components, hooks).
+
+    TorchScript writes these arguments for the function that has others in Python.
+    """
+    number, size, grad, *components, _ = _check_args(node, key, 6, 7)
+    name = _SCRIPT_LAYOUTS.get(number, "") if type(number) is int else ""
+    return name, (*components, size), grad is True
 
 
 def _read_layout(node: object) -> str:
