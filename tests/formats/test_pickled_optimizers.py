@@ -43,11 +43,9 @@ def test_its_tensors_have_the_names_of_its_state_dict(name: str, legacy: bool, t
     states = {state.at: state for state in describe(path).states}
     loaded = torch.load(path, weights_only=False)["optimizer"].state_dict()
     assert (states.keys(), states["optimizer"].role) == ({"model", "optimizer"}, "optimizer")
-    expected = _list_tensors(loaded)
-    found = {k: t for k, t in states["optimizer"].tensors.items() if k.startswith("state.")}
-    assert {k: t.shape for k, t in found.items()} == {
-        k: tuple(t.shape) for k, t in expected.items()
-    }
+    expected = {key: tuple(tensor.shape) for key, tensor in _list_tensors(loaded).items()}
+    found = {key: tensor.shape for key, tensor in states["optimizer"].tensors.items()}
+    assert {key: shape for key, shape in found.items() if key.startswith("state.")} == expected
     assert ckptool.inspect(path).checkpoints[0].parameters == sum(
         p.numel() for p in module.parameters()
     )

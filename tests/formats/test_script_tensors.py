@@ -4,12 +4,14 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import ckptool
+from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.model import TensorInfo
 
@@ -35,28 +37,13 @@ def _quantize_channels() -> torch.Tensor:
 
 
 _DTYPES = [
-    "bool",
-    "bfloat16",
-    "bits8",
-    "bits16",
-    "complex64",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-    "float4_e2m1fn_x2",
-    "int4",
-    "uint4",
-    "uint16",
-    "uint32",
-    "uint64",
+    *("bool", "bfloat16", "bits8", "bits16", "complex64", "int4", "uint4", "uint16", "uint32"),
+    *("uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    *("float8_e8m0fnu", "float4_e2m1fn_x2"),
 ]
 KINDS: dict[str, Callable[[], torch.Tensor]] = {
     **{
-        name: lambda dtype=getattr(torch, name): _view_bytes(dtype)
-        for name in _DTYPES
-        if hasattr(torch, name)
+        name: partial(_view_bytes, getattr(torch, name)) for name in _DTYPES if hasattr(torch, name)
     },
     "complex32": lambda: torch.ones(2, dtype=torch.complex64).to(torch.complex32),
     "sparse_coo": lambda: torch.eye(2).to_sparse(),
@@ -122,3 +109,13 @@ def test_a_python_pickle_may_not_name_the_storages_of_torchscript(tmp_path: Path
     with pytest.raises(pickle.UnpicklingError, match="UInt64Storage"):
         torch.load(path, weights_only=True)
     assert "UInt64Storage" in ckptool.inspect(path).checkpoints[0].damage
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "per channel"])
+def test_what_a_file_of_plain_tensors_cannot_have_is_refused_in_one_line(
+    kind: str, tmp_path: Path
+) -> None:
+    path = _save(tmp_path / "script.pt", KINDS[kind]())
+    with pytest.raises(PlanError, match=r"`held` is .*: only plain tensors are written"):
+        ckptool.convert(path, tmp_path / "new.pth")
+    assert not (tmp_path / "new.pth").exists()
