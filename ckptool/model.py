@@ -203,6 +203,8 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Bytes of the elements; the storage may be larger."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(component.tensor.nbytes for component in self.parts)
+        if self.parts and self.layout == "quantized":  # of 2 or 4 elements in a byte, too
+            return self.parts[0].tensor.nbytes
         bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
             # A numpy array with a dtype that torch lacks.
@@ -225,6 +227,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
         if storage is None:
             return self.device == "meta"
         return storage.device == "meta" and (storage.span or storage.content) is None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a NumPy array, which load_state_dict() does not copy."""
+        return self.kind is Kind.ARRAY
 
     @property
     def is_contiguous(self) -> bool:
@@ -654,14 +661,22 @@ def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(keys) for keys in keys_by_view.values() if len(keys) > 1)
 
 
-def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Return the tensors of all states; the state's `at` is prefixed to each key."""
-    prefixed_tensors = {
-        join_key(state.at, key): tensor
-        for state in checkpoint.states
-        for key, tensor in state.tensors.items()
-    }
-    return {
-        key: tensor if tensor.key == key else msgspec.structs.replace(tensor, key=key)
-        for key, tensor in prefixed_tensors.items()
-    }
+def all_tensors(checkpoint: Checkpoint, *, unsaved: bool = False) -> dict[str, TensorInfo]:
+    """Return the tensors of all states, or those that they do not save, by `at` and key.
+
+    A dict may have the keys "a.b" and "a", with "b" in that: the second of two equal names, in the
+    order of the states, gets a "'" at its end, and a third "'2".
+    """
+    named_tensors: dict[str, TensorInfo] = {}
+    counts: Counter[str] = Counter()
+    for state in checkpoint.states:
+        tensors = state.unsaved_tensors if unsaved else state.tensors
+        for key, tensor in tensors.items():
+            name = joined_name = join_key(state.at, key)
+            while name in named_tensors:
+                counts[joined_name] += 1
+                count = counts[joined_name]
+                name = f"{joined_name}'{count if count > 1 else ''}"
+            is_named = tensor.key == name
+            named_tensors[name] = tensor if is_named else msgspec.structs.replace(tensor, key=name)
+    return named_tensors

@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from ckptool.compare.changes import Changed, Missing, Unexpected
+from ckptool.compare.changes import Changed, Missing, Unexpected, breaks_loading
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
@@ -208,7 +208,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
 def _is_breaking(diff: CheckpointDiff) -> bool:
     return any(
-        isinstance(change, Missing | Unexpected) or "shape" in change.fields
+        isinstance(change, Missing | Unexpected) or breaks_loading(change)
         for change in diff.changes
     )
 

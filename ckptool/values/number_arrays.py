@@ -49,7 +49,7 @@ def to_comparable_reals(numbers: NumberArray) -> NumberArray:
     if numbers.dtype.kind == "c":
         return numbers.view(numbers.real.dtype)
     if numbers.dtype.kind == "b":  # any byte but 0 is True
-        return (numbers.view(np.uint8) != 0).view(np.uint8)
+        return np.not_equal(numbers.view(np.uint8), 0).view(np.uint8)
     if is_floating_point(numbers) and numbers.dtype.itemsize < 4:
         return widen_numbers(numbers, np.empty(numbers.shape))
     return numbers

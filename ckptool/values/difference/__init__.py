@@ -16,6 +16,7 @@ from ckptool.values.difference.sums import (
     finalize_difference,
 )
 from ckptool.values.numbers import NUMBER_DTYPES
+from ckptool.values.sign_views import is_sign_view
 from ckptool.values.work_batches import split_pair
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def unmeasurable_reason(old: TensorInfo, new: TensorInfo) -> str:
     if old.shape != new.shape:
         return "the shapes differ"
     for tensor in (old, new):
-        if tensor.layout not in {"strided", "chunked"}:
+        if tensor.layout not in {"strided", "chunked"} and not is_sign_view(tensor):
             return f"it is laid out as {tensor.layout}"
         if tensor.dtype not in NUMBER_DTYPES:
             return f"elements of dtype {tensor.dtype} are packed or quantised"
