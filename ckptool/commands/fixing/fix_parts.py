@@ -147,7 +147,13 @@ def describe_branches(edits: ProvedEdits) -> list[str]:
     """Return notes on statements of branches that no module at hand is seen to run."""
     unseen = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.unseen]
     left = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.left]
+    assumed = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.assumed]
     notes = []
+    if assumed:
+        notes.append(
+            f"assumed: the argument that is assigned is a tensor or None: "
+            f"{join_limited(assumed, 5)}; register_buffer() raises TypeError for anything else"
+        )
     if unseen:
         notes.append(
             f"not checked, because another branch was built: {join_limited(unseen, 5)}; an entry "

@@ -118,6 +118,8 @@ class LineEdit(Struct, frozen=True):
     uses: AttributeUses = AttributeUses()
     unseen: tuple[str, ...] = ()
     """"net.py:12": statements of other branches, which may not run in any module at hand."""
+    assumed: tuple[str, ...] = ()
+    """"net.py:8": statements whose value is an argument that may not be a tensor or None."""
     left: tuple[str, ...] = ()
     """"net.py:14": branches that assign something else, and stay as they are."""
 

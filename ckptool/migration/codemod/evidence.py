@@ -12,7 +12,7 @@ from ckptool.migration.codemod.attribute_fault import (
     FaultKind,
 )
 from ckptool.migration.codemod.project_files import ProjectFiles, is_own_source
-from ckptool.migration.codemod.seen_values import TENSOR_OR_NONE, see_value
+from ckptool.migration.codemod.seen_values import TENSOR_OR_NONE, find_default, see_value
 from ckptool.migration.codemod.statement_group import (
     PlacedStatement,
     StatementGroup,
@@ -115,18 +115,15 @@ def _judge_value(  # noqa: C901, PLR0911 - a reason each
 ) -> str:
     """Return why the value is not known to be what the new statement needs."""
     value = get_value(statement)
-    is_array = fault.kind is FaultKind.ARRAY
-    if isinstance(value, ast.IfExp):
-        if fault.kind is not FaultKind.TENSOR:
-            return "its value is chosen by a condition"
-        for arm in (value.body, value.orelse):
-            if see_value(arm, statement, fault.attribute) not in TENSOR_OR_NONE:
-                text = truncate(ast.unparse(arm), 60)
-                return f"its value is chosen by a condition, and `{text}` may not be a tensor"
+    if isinstance(value, ast.IfExp) and (reason := _judge_choice(fault, value, statement)):
+        return reason
     if isinstance(value, ast.Attribute) and _is_own_attribute(value, statement):
         return f"it is another name of `self.{value.attr}`"
-    if (is_array or fault.kind is FaultKind.TENSOR) and (owner := _find_owner(value, statement)):
-        return f"its value is {owner}, and loading a checkpoint would write into that"
+    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY}:
+        if owner := _find_owner(value, statement):
+            return f"its value is {owner}, and loading a checkpoint would write into that"
+        if text := _find_number(value, statement):
+            return f"its value is an argument that is {text} by default, which is not a tensor"
     if isinstance(value, ast.Lambda | ast.Yield | ast.YieldFrom | ast.Starred):
         return "its value is not a plain expression"
     if fault.kind not in CONTAINER_KINDS:
@@ -152,6 +149,17 @@ def _judge_value(  # noqa: C901, PLR0911 - a reason each
     return ""
 
 
+def _judge_choice(fault: AttributeFault, value: ast.IfExp, statement: AttributeBinding) -> str:
+    """Return why `a if condition else b` may not be registered."""
+    if fault.kind is not FaultKind.TENSOR:
+        return "its value is chosen by a condition"
+    for arm in (value.body, value.orelse):
+        if see_value(arm, statement, fault.attribute) not in TENSOR_OR_NONE:
+            text = truncate(ast.unparse(arm), 60)
+            return f"its value is chosen by a condition, and `{text}` may not be a tensor"
+    return ""
+
+
 def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
     """Return what has the value as well: "the global `MASK`"; "" if it is the module's own."""
     function = statement.function
@@ -160,7 +168,7 @@ def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
         case ast.Attribute() if not any(isinstance(node, ast.Call) for node in ast.walk(value)):
             return f"`{ast.unparse(value)}` of another object"
         case ast.Name(id=name):
-            default = _find_default(function, name)
+            default = find_default(function, name)
             if default is not None and not isinstance(default, ast.Constant):
                 return f"the default of the argument `{name}`, one tensor for all instances"
             is_local = default is not None or any(
@@ -173,20 +181,23 @@ def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
             return ""
 
 
+def _find_number(value: ast.expr | None, statement: AttributeBinding) -> str:
+    """Return the default of an argument that is assigned as it is, "" for None or no default."""
+    function = statement.function
+    assert function is not None
+    if not isinstance(value, ast.Name):
+        return ""
+    default = find_default(function, value.id)
+    is_rebound = any(
+        isinstance(node, ast.Name) and node.id == value.id and _is_stored(node)
+        for node in ast.walk(function)
+    )
+    is_number = isinstance(default, ast.Constant) and default.value is not None
+    return ast.unparse(default) if default is not None and is_number and not is_rebound else ""
+
+
 def _is_stored(node: ast.Name) -> bool:
     return isinstance(node.ctx, ast.Store)
-
-
-def _find_default(function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str) -> ast.expr | None:
-    """Return the default of an argument, None if it has none."""
-    arguments = function.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    count = len(arguments.defaults)
-    pairs = [
-        *zip(positional[len(positional) - count :], arguments.defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
-    return next((default for argument, default in pairs if argument.arg == name), None)
 
 
 def _is_own_attribute(value: ast.Attribute, statement: AttributeBinding) -> bool:

@@ -179,6 +179,7 @@ def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "Lin
         group.main.class_name,
         uses,
         unseen=group.list_unseen(),
+        assumed=tuple(placed.place for placed in group.assumed),
         left=tuple(placed.place for placed in group.left),
     )
 

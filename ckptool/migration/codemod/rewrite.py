@@ -248,12 +248,13 @@ class _Rewriter(cst.CSTTransformer):
         """
         is_chained = len(updated_node.targets) > 1
         variables: dict[StatementAddress, tuple[cst.Name, cst.Attribute]] = {}
-        names = [t.target for t in updated_node.targets if isinstance(t.target, cst.Name)]
+        common = [t.target for t in updated_node.targets if isinstance(t.target, cst.Name)]
         for target in _list_attributes(updated_node):
             address, fault = self._find_fault(original_node, target)
             if fault is not None:
-                name = self._name_variable(target.attr.value)
-                variables[address] = (names[0] if is_chained else name), target
+                name = common[0] if common else self._name_variable(target.attr.value)
+                common = [name] if is_chained else []
+                variables[address] = name, target
         if not variables:
             return updated_node
         replaced = {id(target): name for name, target in variables.values()}
@@ -307,7 +308,10 @@ def _replace_targets(
 ) -> cst.Assign:
     """Return an assignment with variables in place of attributes; in a chain these are left out."""
     if is_chained:
-        return node.with_changes(targets=[t for t in node.targets if id(t.target) not in variables])
+        left = [t for t in node.targets if id(t.target) not in variables]
+        if not any(isinstance(t.target, cst.Name) for t in left):
+            left = [cst.AssignTarget(next(iter(variables.values()))), *left]
+        return node.with_changes(targets=left)
     (target,) = node.targets
     several = target.target
     assert isinstance(several, cst.Tuple | cst.List)

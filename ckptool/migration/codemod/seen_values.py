@@ -54,11 +54,15 @@ class SeenValue(StrEnum):
     """A tensor that is not an nn.Parameter."""
     OPTIONAL_TENSOR = "tensor or None"
     ARRAY = "array"
+    ARGUMENT = "argument"
+    """An argument without an annotation, whose default is None or missing."""
     UNKNOWN = "unknown"
 
 
-TENSOR_OR_NONE: Final = frozenset({SeenValue.NONE, SeenValue.TENSOR, SeenValue.OPTIONAL_TENSOR})
-"""What register_buffer() accepts."""
+TENSOR_OR_NONE: Final = frozenset(
+    {SeenValue.NONE, SeenValue.TENSOR, SeenValue.OPTIONAL_TENSOR, SeenValue.ARGUMENT}
+)
+"""What register_buffer() accepts; of an argument that is assumed, and said to be so."""
 
 
 def see_value(  # noqa: C901, PLR0911 - a case each
@@ -124,10 +128,27 @@ def _see_bound(
 ) -> SeenValue:
     if not isinstance(bound, ast.arg):
         return see_value(bound, statement, attribute, depth)
-    annotation = ast.unparse(bound.annotation) if bound.annotation else ""
-    if not _TENSOR_ANNOTATION.fullmatch(annotation):
+    assert statement.function is not None
+    default = find_default(statement.function, bound.arg)
+    if default is not None and not (isinstance(default, ast.Constant) and default.value is None):
         return SeenValue.UNKNOWN
-    return SeenValue.OPTIONAL_TENSOR if "None" in annotation else SeenValue.TENSOR
+    if bound.annotation is None:
+        return SeenValue.ARGUMENT
+    annotation = ast.unparse(bound.annotation)
+    is_tensor = _TENSOR_ANNOTATION.fullmatch(annotation)
+    return SeenValue.OPTIONAL_TENSOR if is_tensor else SeenValue.UNKNOWN
+
+
+def find_default(function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str) -> ast.expr | None:
+    """Return the default of an argument, None if it has none."""
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    count = len(arguments.defaults)
+    pairs = [
+        *zip(positional[len(positional) - count :], arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return next((default for argument, default in pairs if argument.arg == name), None)
 
 
 def _list_values(name: str, statement: AttributeBinding) -> "list[ast.expr | ast.arg | None]":
@@ -160,7 +181,9 @@ def _join(values: list[SeenValue]) -> SeenValue:
     kinds = {*values}
     if len(kinds) == 1:
         return values[0]
-    return SeenValue.OPTIONAL_TENSOR if kinds and kinds <= TENSOR_OR_NONE else SeenValue.UNKNOWN
+    if not kinds or not kinds <= TENSOR_OR_NONE:
+        return SeenValue.UNKNOWN
+    return SeenValue.ARGUMENT if SeenValue.ARGUMENT in kinds else SeenValue.OPTIONAL_TENSOR
 
 
 def _is_package(owner: ast.expr, names: frozenset[str]) -> bool:

@@ -22,6 +22,11 @@ _MOVES: Final = frozenset(
 """Methods with which `self.mask = self.mask.to(device)` is right for a buffer as well."""
 _LIST_BUILDERS: Final = frozenset({"list", "tuple"})
 _DICT_BUILDERS: Final = frozenset({"dict", "OrderedDict"})
+_RESHAPES: Final = frozenset(
+    {"cat", "concat", "expand", "flatten", "new_zeros", "new_ones", "new_full", "permute", "repeat",
+     "repeat_interleave", "reshape", "squeeze", "stack", "tile", "transpose", "unsqueeze", "view"}
+)  # fmt: skip
+"""Methods and functions after which a value may not have the shape that the constructor gave it."""
 _VALUE_KINDS: Final = frozenset({FaultKind.TENSOR, FaultKind.ARRAY})
 
 
@@ -53,6 +58,8 @@ class StatementGroup:
     """Whether a file has to have the value although the named statement makes it again."""
     left: tuple[PlacedStatement, ...] = ()
     """Other branches that assign something else, and stay as they are."""
+    assumed: tuple[PlacedStatement, ...] = ()
+    """Those whose value is an argument, of which nothing says that it is a tensor or None."""
 
     def list_unseen(self) -> tuple[str, ...]:
         """Return the places of statements in branches that the named one does not show to run."""
@@ -93,7 +100,10 @@ def group_statements(
         if not all(_exclude(other, statement) for statement in edited):
             return _describe_conflict(fault, other)
     is_saved = is_saved or any(is_random(get_value(s.binding)) for s in edited[1:])
-    return StatementGroup(tuple(edited), is_saved=is_saved, left=tuple(left))
+    assumed = tuple(
+        s for s in edited if fault.kind in _VALUE_KINDS and _see(fault, s) is SeenValue.ARGUMENT
+    )
+    return StatementGroup(tuple(edited), is_saved=is_saved, left=tuple(left), assumed=assumed)
 
 
 def _iter_others_of_all(
@@ -126,10 +136,7 @@ def can_be_split(fault: AttributeFault, statement: AttributeBinding) -> bool:
         case [ast.Tuple(elts=parts) | ast.List(elts=parts)]:
             return any(_is_attribute(part, fault.attribute) for part in parts)
         case [_, _, *_] as targets:
-            return all(
-                isinstance(target, ast.Name) or _is_attribute(target, fault.attribute)
-                for target in targets
-            )
+            return all(isinstance(target, ast.Name | ast.Attribute) for target in targets)
         case _:
             return False
 
@@ -252,10 +259,8 @@ def _judge_later(
         return _Treatment.OTHER
     if seen is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
         return _Treatment.KEPT
-    reads_itself = any(
-        isinstance(node, ast.Attribute) and node.attr == fault.attribute for node in ast.walk(value)
-    )
-    is_change = seen is SeenValue.TENSOR and reads_itself
+    names = {node.attr for node in ast.walk(value) if isinstance(node, ast.Attribute)}
+    is_change = seen is SeenValue.TENSOR and fault.attribute in names and not names & _RESHAPES
     return _Treatment.CHANGED if is_change else _Treatment.OTHER
 
 
