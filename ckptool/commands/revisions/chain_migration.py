@@ -19,12 +19,14 @@ from ckptool.commands.revisions.project_chain import (
     ChainOptions,
     ProjectChain,
     find_project_chain,
+    format_revision_command,
 )
+from ckptool.commands.revisions.unrecorded_change import describe_module, find_unrecorded_change
 from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.digest import digest_checkpoint
-from ckptool.errors import RevisionError, UsageError
+from ckptool.errors import RevisionError, StrictLoadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
@@ -96,7 +98,17 @@ def move_to_revision(
     location = parse_location(source)
     target_path = None if target is None else require_local_path(target)
     project_chain = find_project_chain(chain_options, location)
-    moved = move_checkpoint(direction, location, target_path, project_chain, options)
+    try:
+        moved = move_checkpoint(direction, location, target_path, project_chain, options)
+    except StrictLoadError as error:
+        chain = project_chain.read()
+        change = find_unrecorded_change(chain, describe_module(project_chain, direction))
+        if not change.difference:
+            raise
+        raise RevisionError(
+            f"{error}: the state of the module changed since {change.head}, and no revision "
+            f"covers that: draft it with {format_revision_command(chain_options)}"
+        ) from error
     return build_upgrade_report(_describe_outcome(direction, moved))
 
 

@@ -27,6 +27,9 @@ _RESHAPES: Final = frozenset(
      "repeat_interleave", "reshape", "squeeze", "stack", "tile", "transpose", "unsqueeze", "view"}
 )  # fmt: skip
 """Methods and functions after which a value may not have the shape that the constructor gave it."""
+_REGISTRATIONS: Final = frozenset(
+    {"register_buffer()", "register_parameter()", "add_module()", "register_module()"}
+)
 _VALUE_KINDS: Final = frozenset({FaultKind.TENSOR, FaultKind.ARRAY})
 
 
@@ -203,7 +206,9 @@ class _Treatment(Enum):
     """It may only stay if no call runs it and one that is edited."""
 
 
-def _find_obstacle(fault: AttributeFault, other: PlacedStatement) -> str:
+def _find_obstacle(  # noqa: PLR0911 - a reason each
+    fault: AttributeFault, other: PlacedStatement
+) -> str:
     """Return why a binding that is no assignment of the module itself is in the way."""
     binding = other.binding
     if changes_in_place(fault, binding):
@@ -214,6 +219,8 @@ def _find_obstacle(fault: AttributeFault, other: PlacedStatement) -> str:
         return f"it is deleted at {other.place}"
     if not _is_of_self(binding):
         return f"an attribute of this name is set from outside at {other.place}"
+    if binding.form in _REGISTRATIONS and other.is_in_constructor:
+        return ""
     is_assignment = binding.is_plain or can_be_split(fault, binding)
     if not is_assignment or not binding.is_own:
         return f"it is also bound by {binding.form} at {other.place}"
@@ -225,6 +232,8 @@ def _judge_other(
 ) -> _Treatment:
     if changes_in_place(fault, other.binding):
         return _Treatment.KEPT if other.is_in_constructor else _Treatment.CHANGED
+    if fault.kind is FaultKind.TENSOR and other.binding.form == "register_buffer()":
+        return _Treatment.KEPT  # before or after another registration of the name
     is_early = other.is_in_constructor or _is_called_by_constructor(other.binding, project)
     if is_early:
         is_none = fault.kind not in _VALUE_KINDS and _see(fault, other) is SeenValue.NONE
@@ -322,6 +331,8 @@ def _describe_conflict(fault: AttributeFault, other: PlacedStatement) -> str:
             f"it is assigned twice, also at {other.place} in {function.name}(), perhaps with a "
             "different shape or type"
         )
-    text = truncate(ast.unparse(value), 60) if value is not None else ""
+    if value is None:
+        return f"it is also bound by {other.binding.form} at {other.place}"
+    text = truncate(ast.unparse(value), 60)
     noun = fault.form or "tensor"
     return f"it is assigned twice, also at {other.place}, where `{text}` may not be a {noun}"
