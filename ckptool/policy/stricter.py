@@ -16,20 +16,22 @@ def combine_requirements(
 ) -> ReleaseRequirements:
     """Return requirements that a release meets only if it meets both."""
     return ReleaseRequirements(
-        strict=_choose(first.strict, second.strict, _require_either_strict),
-        coverage=_choose(first.coverage, second.coverage, max),
-        dtypes=_choose(first.dtypes, second.dtypes, _intersect),
-        max_size=_choose(first.max_size, second.max_size, _choose_smaller),
-        safetensors=_choose(first.safetensors, second.safetensors, lambda a, b: a or b),
+        strict=_merge_values(first.strict, second.strict, _require_either_strict),
+        coverage=_merge_values(first.coverage, second.coverage, max),
+        dtypes=_merge_values(first.dtypes, second.dtypes, _intersect),
+        max_size=_merge_values(first.max_size, second.max_size, _choose_smaller),
+        safetensors=_merge_values(first.safetensors, second.safetensors, lambda a, b: a or b),
         globals=None
         if first.globals is second.globals is None
         else _intersect(first.globals or (), second.globals or ()),
-        verify=_choose(first.verify, second.verify, lambda a, b: tuple(dict.fromkeys((*a, *b)))),
+        verify=_merge_values(
+            first.verify, second.verify, lambda a, b: tuple(dict.fromkeys((*a, *b)))
+        ),
         device=_choose_device(first, second),
     )
 
 
-def _choose(first: T | None, second: T | None, combine: Callable[[Any, Any], Any]) -> Any:
+def _merge_values(first: T | None, second: T | None, combine: Callable[[Any, Any], Any]) -> Any:
     if first is None or second is None:
         return second if first is None else first
     return combine(first, second)

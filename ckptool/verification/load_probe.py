@@ -93,7 +93,9 @@ def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
     missing, unexpected = diff.missing_keys, diff.unexpected_keys
     if find_loading_code(module):
         # What the loader is given: the names of the file alone.
-        outcome = probe_load(module, replace(diff, retie_refusal="asked", state=_unversion(diff)))
+        outcome = probe_load(
+            module, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
+        )
         if isinstance(outcome, Skipped):
             return f"{outcome.what} was not asked: {outcome.reason}"
         if outcome.missing_keys is None or outcome.unexpected_keys is None:
@@ -103,7 +105,7 @@ def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
     return find_load_model_refusal(tensors, diff.state.tensors, missing, unexpected)
 
 
-def _unversion(diff: ModuleDiff) -> StateDict:
+def _drop_versions(diff: ModuleDiff) -> StateDict:
     """Return the state as `load_file` gives it: without the versions of the modules."""
     return replace(diff.state, versions=None)
 

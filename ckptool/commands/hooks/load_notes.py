@@ -63,10 +63,10 @@ def format_load_note(
     if all(explanation.certainty is Certainty.CERTAIN for explanation in explanations):
         return _format_note(explanations)
     findings = _find_causes(module, state_dict, origin)
-    return _format_note([_sharpen(e, findings) for e in explanations])
+    return _format_note([_add_comparison(e, findings) for e in explanations])
 
 
-def _sharpen(explanation: Explanation, findings: list[Finding]) -> Explanation:
+def _add_comparison(explanation: Explanation, findings: list[Finding]) -> Explanation:
     """Return the explanation with what the comparison of names, shapes and values says of it."""
     if explanation.name == "wrapped-file" and WRAPPER_PREFIX in {f.rule.code for f in findings}:
         return replace(explanation, certainty=Certainty.CERTAIN)

@@ -130,7 +130,11 @@ class TensorInfoReader:
         return TensorInfo(key, size, dtype, stride, offset, storage.info, requires_grad=grad)
 
     def build_meta_tensor(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
-        """Return a tensor on the meta device: a shape without data."""
+        """Return a tensor on the meta device: a shape without data.
+
+        Raises:
+            PickleTreeError: its size or stride is invalid.
+        """
         self.check_shape(key, size)
         if not is_size_or_stride(stride):
             raise PickleTreeError(f"{quote_name(key)} has the stride {_format_short(stride)}")
