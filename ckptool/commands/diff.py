@@ -28,7 +28,7 @@ from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
-from ckptool.compare.states import find_part_at
+from ckptool.compare.states import find_part_at, require_undamaged
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -143,6 +143,7 @@ def diff(  # noqa: PLR0913
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    require_undamaged(checkpoint)
     module_target = need_target(
         location,
         module_options,

@@ -18,6 +18,7 @@ from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare.contracts import contract, contract_lock
 from ckptool.compare.contracts.contract import Contract
 from ckptool.compare.contracts.contract_diff import compare_contracts
+from ckptool.compare.states import require_undamaged
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -279,6 +280,7 @@ def _describe_locked(
             "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
+        require_undamaged(checkpoint)
         if checkpoint.missing_parts:
             raise ReadError(checkpoint.path, describe_missing_parts(checkpoint.missing_parts))
         state = contract.choose_state(checkpoint, module_options.at, None)
@@ -331,6 +333,7 @@ def _record_golden(
     worker = get_worker()
     start_early(worker, module_target, location)
     checkpoint = open_checkpoint_or_stdin(location, limits)
+    require_undamaged(checkpoint)
     recording = worker.ask(RecordGolden(module_target, checkpoint, inputs, tolerances))
     _check_and_write(golden, recording.content, force=force)
     new_contract = contract.build_module_contract(recording.module_info)

@@ -10,6 +10,7 @@ from ckptool.rules.fixes.source_lines import (
     format_saved_buffer,
     get_attribute_name,
 )
+from ckptool.rules.fixes.state_code import advise_own_state
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
@@ -153,7 +154,7 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
         name="module-not-registered",
         level=Level.ERROR,
         summary="`{key}` is a {owner} that is not registered as a submodule",
-        detail="its {count} tensors are neither saved, nor trained by parameters(), nor moved",
+        detail="its tensors ({count}) are not saved, not in parameters() and not moved by .to()",
         why=(
             "A module in a plain list or dict is invisible to state_dict(), parameters() and "
             "to(). The checkpoint does not contain its weights, and loading leaves it randomly "
@@ -379,7 +380,8 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "a key that the other does not accept, or omits one that it requires. No checkpoint "
             "of this module loads strictly."
         ),
-        fix=(
+        fix="{remedy}",
+        general_advice=(
             "Make _load_from_state_dict() read what _save_to_state_dict() writes, and delete it "
             "from the state there; or write only registered state."
         ),
@@ -396,4 +398,5 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
 )
 def find_unreadable_own_state(module_info: ModuleInfo) -> Iterator[RuleHit]:
     if module_info.own_load_error:
-        yield hit("", error=module_info.own_load_error)
+        error = module_info.own_load_error
+        yield hit("", error=error, remedy=advise_own_state(error))

@@ -221,7 +221,7 @@ def _sum_nbytes(state: StateDict) -> int:
 def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
-            if "_flat_param" in key or key.endswith("flat_param"):
+            if "flat_param" in key and ("_flat_param" in key or key.endswith("flat_param")):
                 yield hit(key, what="an FSDP flat parameter")
             elif tensor.wrapper and is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")

@@ -146,7 +146,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
     except UserCodeError as error:
         raise ReadError(
             checkpoint.path,
-            f"has more than plain bytes, and torch refuses it: {format_refusal(error.error)}",
+            f"cannot be read with torch.load(weights_only=True): {format_refusal(error.error)}",
         ) from error
     try:
         state = get_value_at(root, at)

@@ -75,15 +75,22 @@ class GatedCheckpoint(Struct, frozen=True):
     def skipped(self) -> tuple[Skipped, ...]:
         entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
         entries += self.evidence.skipped
-        entries += self.module_info.skipped if self.module_info else [self._unnamed_module]
+        entries += self.module_info.skipped if self.module_info else [self._unexamined_module]
         entries += self.verification.skipped if self.verification else ()
         if self.checkpoint:
             entries += self.statistics.skipped if self.statistics else [NO_VALUES]
         return tuple(dict.fromkeys(entries))
 
     @property
-    def _unnamed_module(self) -> Skipped:
+    def _unexamined_module(self) -> Skipped:
+        if self.checkpoint and self.checkpoint.damage:
+            return Skipped(NO_MODULE.what, _describe_damage(self.checkpoint))
         return Skipped(NO_MODULE.what, f"{NO_MODULE.reason}{self.module_hint}")
+
+
+def _describe_damage(checkpoint: Checkpoint) -> str:
+    """Return why a damaged file is not compared with a module; "" if it is not damaged."""
+    return f"reading stopped: {checkpoint.damage}" if checkpoint.damage else ""
 
 
 def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
@@ -163,7 +170,7 @@ class CheckpointExaminer(Struct, frozen=True):
         limits = replace(self.limits, contents=expectations.against is not None, search_remote=True)
         checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
-        if module_target is None:
+        if module_target is None or checkpoint.damage:
             file_only = self._examine_file(path, checkpoint, expectations, require)
             return replace(file_only, statistics=statistics)
         file_arguments = module_target.read_file_arguments(checkpoint)
@@ -206,13 +213,15 @@ class CheckpointExaminer(Struct, frozen=True):
         require: ReleaseRequirements,
     ) -> GatedCheckpoint:
         """Run the checks that need no module; the levels that the policy requires fail."""
-        if self.module_options.at is not None:
+        if self.module_options.at is not None and not checkpoint.damage:
             require_state_or_part(checkpoint, self.module_options.at)
         return GatedCheckpoint(
             str(path),
             checkpoint,
             module_hint=suggest_folder(path),
-            required_levels=required_level_failures(require, None, "no module was given for it"),
+            required_levels=required_level_failures(
+                require, None, _describe_damage(checkpoint) or "no module was given for it"
+            ),
             evidence=check_expectations(
                 expectations, checkpoint, None, None, self.limits, self.worker
             ),

@@ -94,6 +94,8 @@ def list_sources(paths: Sequence[PathLike], to: str | None = None) -> list[Batch
     for source in sources:
         if counts[source.name] > 1:
             others = [str(s.location) for s in sources if s.name == source.name]
+            if others[0] == others[1]:
+                raise UsageError(f"{others[0]}: is given twice")
             raise UsageError(
                 f"{' and '.join(others[:2])} would both be written as {source.name}: convert them "
                 "one by one"

@@ -12,6 +12,7 @@ from ckptool.compare.changes import (
     Changed,
     Missing,
     Unexpected,
+    breaks_loading,
     iter_changes,
 )
 from ckptool.compare.contracts.contract import Contract, ContractEntry
@@ -75,9 +76,7 @@ class ContractDiff(Struct, frozen=True):
     @property
     def reshaped_keys(self) -> tuple[str, ...]:
         """Keys whose shape or layout changed, so that the old tensor does not load."""
-        return tuple(
-            c.key for c in self.changes if isinstance(c, Changed) and c.fields & {"shape", "layout"}
-        )
+        return tuple(c.key for c in self.changes if isinstance(c, Changed) and breaks_loading(c))
 
     @property
     def changed_constants(self) -> tuple[str, ...]:

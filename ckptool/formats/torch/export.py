@@ -208,6 +208,12 @@ class _PayloadReader:
         )
         if dtype is None or _get_int(tensor_meta, "layout") != _STRIDED_LAYOUT:
             raise PickleTreeError(f"{quote_name(key)} has an unknown dtype or layout")
+        if device.get("type") == "meta" and not member.nbytes:
+            strides = _unwrap_ints(tensor_meta, "strides")
+            meta_tensor = self._tensors.build_meta_tensor(
+                key, dtype, _unwrap_ints(tensor_meta, "sizes"), strides
+            )
+            return replace(meta_tensor, requires_grad=tensor_meta.get("requires_grad") is True)
         numel = member.nbytes * 8 // DTYPE_BITS[dtype]
         index = device.get("index")
         device_name = f"{device.get('type')}" + (f":{index}" if type(index) is int else "")

@@ -143,7 +143,7 @@ def resolve_storages(
     byteorder: str,
     folder: str = "data/",
     *,
-    allows_view: bool = False,
+    is_script: bool = False,
 ) -> None:
     """Resolve every persistent id to its storage record.
 
@@ -152,13 +152,13 @@ def resolve_storages(
         records: the archive.
         byteorder: of the storages, "little" or "big".
         folder: of their records.
-        allows_view: whether an id may end in None, for no view, as TorchScript of torch 1.4 has it.
+        is_script: whether they are of TorchScript; it has an empty record for a meta tensor.
 
     Raises:
         PickleTreeError: the record is missing or has another size.
     """
     stored_by_key: dict[str, SavedStorage] = {}
-    ids, path = StorageIdReader(allows_view=allows_view), records.source.path
+    ids, path = StorageIdReader(is_script=is_script), records.source.path
     get_member, root = records.members_by_name.get, records.root_folder + folder
     prefix = records.storage_prefix if folder == "data/" else records.storage_prefix + folder
     for node in nodes:
@@ -167,6 +167,12 @@ def resolve_storages(
             node.target = check_repeated_id(stored_by_key[key], replace(storage, key=key))
             continue
         member = get_member(root + key) or records.get(folder + key)
+        is_on_meta = is_script and storage.location == "meta"
+        if is_on_meta and member is not None and not member.nbytes:
+            member.is_referenced = True
+            info = StorageInfo(prefix + key, storage.nbytes, "meta")
+            node.target = stored_by_key[key] = SavedStorage(info, storage.dtype, storage.numel)
+            continue
         if member is None or member.nbytes != storage.nbytes:
             raise PickleTreeError(_describe_wrong_record(key, storage.nbytes, member))
         member.is_referenced = True

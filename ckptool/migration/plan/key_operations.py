@@ -89,10 +89,15 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
                 f"matches{key_suggestion(draft, unknown_key)}"
             )
         new_places = {*new_keys.values()}
-        for key, new in new_keys.items():
-            reason = _find_refusal(key, new, new_keys, new_places, draft, context.expected)
-            if reason:
-                raise RenameRefusedError(key, new, reason)
+        reasons = {
+            key: reason
+            for key, new in new_keys.items()
+            if (reason := _find_refusal(key, new, new_keys, new_places, draft, context.expected))
+        }
+        if reasons:
+            key, reason = next(iter(reasons.items()))
+            fitting = {old: new for old, new in new_keys.items() if old not in reasons}
+            raise RenameRefusedError(key, new_keys[key], reason, fitting)
         result = rename_keys(draft, lambda key: new_keys.get(key, key), lambda prefix: prefix)
         return replace(result, versions=self._rename_versions(draft, new_keys))
 

@@ -32,7 +32,7 @@ from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 _PROBLEM: Final = Column("problem", ColumnKind.WORDS)
-_MATTERS: Final = Column("matters", ColumnKind.WORDS)
+_LEVEL: Final = Column("level", ColumnKind.WORDS)
 _EFFECT: Final = Column("the code", ColumnKind.WORDS)
 
 
@@ -135,7 +135,7 @@ def _build_verdict_table(
             "key",
             COUNT,
             _PROBLEM,
-            _MATTERS,
+            _LEVEL,
             _RULE,
         ),
         rows,

@@ -1,5 +1,6 @@
 """Keys and places of a checkpoint -> Python code of fixes that changes exactly them."""
 
+import re
 from collections.abc import Collection
 from itertools import islice
 from typing import Final
@@ -76,4 +77,31 @@ def format_update_code(
     return (
         f"{format_place(target)}.update({{{key}: v for k, v in {format_place(source)}.items() if"
         f" {is_named}}})"
+    )
+
+
+_UNEXPECTED_ONLY: Final = re.compile(
+    r'Unexpected key\(s\) in state_dict: ("[^"]+"(?:, "[^"]+")*)\.'
+)
+"""Error of load_state_dict() if there is no other, with all keys."""
+
+
+def advise_own_state(error: str) -> str:
+    """Return how a module loads its own state_dict(); code, if that has keys it does not read.
+
+    Args:
+        error: what loading it raises.
+    """
+    match = _UNEXPECTED_ONLY.fullmatch(error.strip())
+    if match is None:
+        return (
+            "Have load_state_dict() and its hooks read what state_dict() and its hooks write, or "
+            "write only registered state."
+        )
+    keys = re.findall('"([^"]+)"', match[1])
+    pops = ", ".join(f"state_dict.pop(prefix + {quote_python(key)}, None)" for key in keys)
+    return (
+        "Read in _load_from_state_dict() what _save_to_state_dict() writes. If it is not needed, "
+        "ignore it, in the constructor: self.register_load_state_dict_pre_hook(lambda module, "
+        f"state_dict, prefix, *args: ({pops}))"
     )

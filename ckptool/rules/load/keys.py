@@ -63,7 +63,7 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
         ),
         fix=(
             "Find the tensor under another name, train it, or take it from another checkpoint of "
-            "the same model: {command}"
+            "the same model (DONOR stands for its path): {command}"
         ),
         general_command=MIGRATE,
         example=(
@@ -238,7 +238,7 @@ def _iter_unexpected_keys(diff: ModuleDiff) -> Iterator[tuple[str, tuple[str, st
         code="CK205",
         name="unexpected-redundant-buffer",
         level=Level.NOTE,
-        summary="`{key}` is in the file with the value that the module computes itself as {kind}",
+        summary="`{key}` is in the file with the value that the module computes itself ({kind})",
         why="Strict loading raises on it, although dropping it changes nothing.",
         fix="Migrate the file: {command}",
         general_command=MIGRATE,
@@ -262,8 +262,8 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK206",
         name="unexpected-buffer-value-differs",
         level=Level.ERROR,
-        summary="`{key}` is in the file with a different value than the module computes itself as "
-        "{kind}",
+        summary="`{key}` is in the file with a different value than the module computes itself "
+        "({kind})",
         why=(
             "Dropping the key, which is what strict=False does, gives a model that does not "
             "compute what the saved one did."
@@ -343,7 +343,7 @@ def find_extra_state_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     for key in diff.missing_non_tensors:
         if key not in quantized_keys:
             code = f"state_dict[{quote_python(key)}] = module.state_dict()[{quote_python(key)}]"
-            remedy = f"If the fresh value will do: {code}"
+            remedy = f"If the initial value is right: {code}"
             yield hit(key, which="expected by the module and not in the file", remedy=remedy)
     for key in diff.unexpected_non_tensors:
         if key.endswith("_extra_state"):
@@ -372,8 +372,8 @@ _MIN_DROPPED_BUFFERS: Final = 2
             "and variance 1."
         ),
         fix=(
-            "Convert again from state_dict(); or copy the buffers from a file that has them: "
-            "{command}"
+            "Convert again from state_dict(); or copy the buffers from a file that has them (DONOR "
+            "stands for its path): {command}"
         ),
         general_command=MIGRATE,
         example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",
