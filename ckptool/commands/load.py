@@ -11,7 +11,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     name_kind,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
+    require_path,
 )
 from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleOptions, find_target
@@ -359,9 +359,8 @@ def guard_source(path: PathLike) -> SourceGuard:
         ReadError: a folder cannot be listed.
         UsageError: `path` is not a path.
     """
-    reject_invalid_path(path)
     source_guard = SourceGuard()
-    location = parse_location(path)
+    location = parse_location(require_path(path))
     if isinstance(location, Path):
         is_index = location.name.endswith(".json") or location.name == ".metadata"
         source_guard.add_path(location.parent if is_index else location)
