@@ -2,9 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -101,7 +101,9 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
         input_sources.require_matching_inputs(module, inputs)
         return inputs
 
-    def _run_modes(self, create_module: Any, inputs: "Inputs", run: ModuleRun) -> ModuleRun:
+    def _run_modes(
+        self, create_module: "Callable[[], nn.Module]", inputs: "Inputs", run: ModuleRun
+    ) -> ModuleRun:
         from ckptool.modules.user_code import UserCodeError
         from ckptool.verification.levels import device_and_forward
 
@@ -167,7 +169,7 @@ def _run_after_eval(module: "nn.Module", inputs: "Inputs") -> dict[str, str]:
         return {}
 
 
-def _digest_initial_values(create_module: Any) -> InitialValues:
+def _digest_initial_values(create_module: "Callable[[], nn.Module]") -> InitialValues:
     """Return digests of what a new instance holds, with the memory of torch.empty() marked."""
     import torch
 
