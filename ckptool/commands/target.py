@@ -412,12 +412,12 @@ def need_target(
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
-            f"{suggest_module(checkpoint) or suggest_folder(path)}"
+            f"{_suggest_module(checkpoint) or suggest_folder(path)}"
         )
     return module_target
 
 
-def suggest_module(checkpoint: Checkpoint | None) -> str:
+def _suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
     Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is

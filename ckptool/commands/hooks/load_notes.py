@@ -83,7 +83,7 @@ def _find_causes(
 ) -> list[Finding]:
     """Return the findings that say what is wrong with the load, the gravest first."""
     name = type(module).__qualname__
-    checkpoint = describe_state_dict(state_dict, origin)
+    checkpoint = _describe_state_dict(state_dict, origin)
     findings = run_rules([build_module_diff(checkpoint, describe_module(module, name), "")])
     attributions = attribute_findings(findings)
     return [
@@ -93,7 +93,7 @@ def _find_causes(
     ]
 
 
-def describe_state_dict(state_dict: Mapping[str, Any], origin: StateOrigin | None) -> Checkpoint:
+def _describe_state_dict(state_dict: Mapping[str, Any], origin: StateOrigin | None) -> Checkpoint:
     """Describe a state_dict in memory, without its values, as a file with it is described."""
     storages = ModuleStorages()
     path = Path(origin.path if origin is not None else UNNAMED_CHECKPOINT)

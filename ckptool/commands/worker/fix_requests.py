@@ -202,7 +202,7 @@ def _digest_initial_values(create_module: "Callable[[], nn.Module]") -> InitialV
     digests: dict[str, str] = {}
     requiring_grad: set[str] = set()
     for location in walk_module(module).tensors:
-        path = format_registered_path(location.path)
+        path = _format_registered_path(location.path)
         try:
             tensor = torch.as_tensor(location.value)  # an array as well
         except (TypeError, ValueError, RuntimeError):
@@ -225,7 +225,7 @@ def _is_uninitialized(tensor: "Tensor") -> bool:
     return is_marked and is_filled(tensor.detach())
 
 
-def format_registered_path(path: str) -> str:
+def _format_registered_path(path: str) -> str:
     """Return the path that a tensor has once its list or dict is registered: `convs.0.weight`."""
     return _ITEM.sub(r".\1\2", path)
 

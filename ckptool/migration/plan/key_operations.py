@@ -175,7 +175,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
             prefix
             for key in (*draft.items, *draft.non_tensor_keys)
             if key not in new_keys
-            for prefix in iter_prefixes(key)
+            for prefix in _iter_prefixes(key)
             if prefix in new_prefixes
         }
         versions: dict[str, int | None] = {}
@@ -231,13 +231,13 @@ def _rename_prefix(
     """Return the new prefix of a module, also of one without keys below a module that moved."""
     if prefix in new_prefixes:
         return new_prefixes[prefix]
-    for outer in iter_prefixes(prefix):
+    for outer in _iter_prefixes(prefix):
         if outer in new_prefixes and outer not in remaining_prefixes:
             return new_prefixes[outer] + prefix[len(outer) :]
     return prefix
 
 
-def iter_prefixes(key: str) -> Iterator[str]:
+def _iter_prefixes(key: str) -> Iterator[str]:
     """Yield the prefixes of the modules that `key` lies in, innermost first, without the root."""
     end = key.rfind(".")
     while end > 0:
