@@ -109,6 +109,11 @@ def _find_none_buffer_writes(module_walk: ModuleWalk) -> dict[str, str]:
 
 
 def call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
+    """Return `module.state_dict(keep_vars=True)`, without keep_vars if it does not take it.
+
+    Raises:
+        ModuleError: it raises, or does not return a mapping.
+    """
     state_dict: Callable[..., Any] = module.state_dict
     try:
         with user_code():
