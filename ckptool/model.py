@@ -120,6 +120,10 @@ class Constancy(StrEnum):
     UNKNOWN = "unknown"
 
 
+CONSTANCY_CHECK: Final = "whether the constructor computes the same values again"
+"""What is not checked where a second instance cannot be built."""
+
+
 class Safety(StrEnum):
     """Risk of importing and calling a global that a pickle names."""
 
@@ -353,6 +357,8 @@ class QuantizationDeclaration(Struct, frozen=True):
     """Bits of a weight's element; 0 if not said, or not the same for all."""
     group_size: int = 0
     """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+    place: tuple[str, ...] = ()
+    """Keys of the section that says it: ("quantization_config",); () if it is the whole file."""
 
     @property
     def phrase(self) -> str:

@@ -8,18 +8,20 @@ from msgspec.structs import replace
 
 from ckptool.commands.comparison.diff_files import ValueComparisonOptions, diff_files
 from ckptool.commands.comparison.previews import add_module_diff_previews
+from ckptool.commands.sources.checkpoint_paths import (
+    PathLike,
+    is_live,
+    name_kind,
+    open_checkpoint_or_stdin,
+    reject_invalid_path,
+)
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
-    PathLike,
     describe_choices,
     find_target,
-    is_live,
-    name_kind,
     need_target,
-    open_checkpoint_or_stdin,
-    reject_invalid_path,
 )
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early

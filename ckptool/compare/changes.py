@@ -85,3 +85,8 @@ def breaks_loading(change: Changed) -> bool:
 def is_scalar_quirk(change: Changed) -> bool:
     """Whether torch loads a tensor of shape [1] into one of shape [] (of torch before 0.4)."""
     return change.expected.shape == () and change.actual.shape == (1,)
+
+
+def is_shape_mismatch(change: Changed) -> bool:
+    """Whether torch cannot copy the tensor: the shapes differ, and not as in `is_scalar_quirk`."""
+    return "shape" in change.fields and not is_scalar_quirk(change)

@@ -12,11 +12,8 @@ from ckptool.compare.changes import (
     breaks_loading,
 )
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import (
-    ContractDiff,
-    ContractEntry,
-    FixtureResult,
-)
+from ckptool.compare.contracts.contract import ContractEntry, FixtureResult
+from ckptool.compare.contracts.contract_diff import ContractDiff
 from ckptool.model import Constancy, Kind, TensorInfo
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import (
@@ -24,7 +21,7 @@ from ckptool.rules.fixes.commands import (
     format_lock_command,
     format_plan_command,
 )
-from ckptool.rules.load_shapes import describe_shape_change
+from ckptool.rules.load.shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
 

@@ -17,19 +17,15 @@ from ckptool.commands.gating.required_verification import (
     run_required_verification,
 )
 from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
-    find_target,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
+from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.compare.states import find_loaded_state, require_state_or_part
-from ckptool.config import ProjectConfig
+from ckptool.config import ProjectConfig, ReleaseRequirements
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
@@ -37,9 +33,7 @@ from ckptool.loaders.folder_hint import suggest_folder
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
-from ckptool.reports.gate import (
-    GateEvidence,
-)
+from ckptool.reports.gate import GateEvidence
 from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
@@ -177,22 +171,8 @@ class CheckpointExaminer(Struct, frozen=True):
         checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None or checkpoint.damage:
-            if self.module_options.at is not None and not checkpoint.damage:
-                require_state_or_part(checkpoint, self.module_options.at)
-            reason = _describe_damage(checkpoint) or "no module was given for it"
-            required_levels = required_level_failures(require, None, reason)
-            evidence = check_expectations(
-                expectations, checkpoint, None, None, self.limits, self.worker
-            )
-            return GatedCheckpoint(
-                str(path),
-                checkpoint,
-                module_hint=suggest_folder(path),
-                required_levels=required_levels,
-                evidence=evidence,
-                statistics=statistics,
-                chain=find_chain_evidence(self.config, None, path, checkpoint, None),
-            )
+            file_only = self._examine_file(path, checkpoint, expectations, require)
+            return replace(file_only, statistics=statistics)
         file_arguments = module_target.read_file_arguments(checkpoint)
         facts = self.worker.ask(DescribeModule(module_target, file_arguments, self.inputs))
         module_info, forward_effects = facts.apply_effects(), facts.forward_effects
@@ -223,6 +203,29 @@ class CheckpointExaminer(Struct, frozen=True):
             find_chain_evidence(
                 self.config, module_target, path, checkpoint, module_info, module_diff.state
             ),
+        )
+
+    def _examine_file(
+        self,
+        path: Location,
+        checkpoint: Checkpoint,
+        expectations: GateExpectations,
+        require: ReleaseRequirements,
+    ) -> GatedCheckpoint:
+        """Run the checks that need no module; the levels that the policy requires fail."""
+        if self.module_options.at is not None and not checkpoint.damage:
+            require_state_or_part(checkpoint, self.module_options.at)
+        return GatedCheckpoint(
+            str(path),
+            checkpoint,
+            module_hint=suggest_folder(path),
+            required_levels=required_level_failures(
+                require, None, _describe_damage(checkpoint) or "no module was given for it"
+            ),
+            evidence=check_expectations(
+                expectations, checkpoint, None, None, self.limits, self.worker
+            ),
+            chain=find_chain_evidence(self.config, None, path, checkpoint, None),
         )
 
     def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:

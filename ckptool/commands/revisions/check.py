@@ -21,16 +21,12 @@ from ckptool.commands.revisions.fixtures import (
     find_golden,
     list_fixture_paths,
 )
-from ckptool.commands.revisions.project_chain import (
-    ProjectChain,
-    build_options,
-    find_project_chain,
-)
+from ckptool.commands.revisions.project_chain import ProjectChain, build_options, find_project_chain
 from ckptool.commands.revisions.skeleton import apply_to_skeleton
 from ckptool.commands.worker.migration_requests import WorkerModule
 from ckptool.commands.worker.requests import DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import get_worker
-from ckptool.compare.contract import build_module_contract
+from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import CkptoolError, ModuleError, ReadError, RevisionError, UsageError
 from ckptool.formats import open_checkpoint

@@ -27,15 +27,14 @@ from ckptool.formats.pickle.plain_values import (
 from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.formats.pickle.storage_ids import SCRIPT_STORAGE_DTYPES
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.torch.archive_integrity import check_integrity
+from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.script_code import find_load_methods
 from ckptool.formats.torch.zip_reader import (
-    ArchiveRecords,
     GlobalNames,
-    check_integrity,
     describe_or_report_damage,
     read_main_pickle,
-    read_metadata,
     resolve_storages,
     unpickle_member,
 )
