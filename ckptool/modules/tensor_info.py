@@ -168,7 +168,7 @@ def has_integer_values(value: Any) -> bool:
 
 
 def _list_packed_dtypes() -> frozenset[Any]:
-    """Return the floating point dtypes of several values in one element, which torch cannot cast."""
+    """Return the floating point dtypes that pack several values, which torch cannot cast."""
     import torch
 
     return frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
