@@ -163,6 +163,10 @@ class WriteError(CkptoolError):
     """Output could not be completed; the destination is unchanged."""
 
 
+class StrictLoadError(WriteError):
+    """A module does not load the file that was to be written; nothing is kept."""
+
+
 class Interrupted(SystemExit):
     """A signal such as SIGTERM ended the process; SIGINT stays KeyboardInterrupt.
 

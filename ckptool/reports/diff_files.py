@@ -11,7 +11,7 @@ from ckptool.compare.changes import Changed, Missing, Unexpected, breaks_loading
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
-from ckptool.model import Skipped, natural_sort_key
+from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
@@ -230,9 +230,11 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
         skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
     skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
-    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
+    sides = (("the old file", diff.old), ("the new file", diff.new))
+    for (name, checkpoint), parts in zip(sides, diff.remainder.parts, strict=True):
         if parts:
-            what = f"other content of the {name} file"
+            is_live = checkpoint.container is Container.LIVE
+            what = f"other content of {checkpoint.path if is_live else name}"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))
     return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 

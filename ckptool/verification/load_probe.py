@@ -191,18 +191,20 @@ def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     Without any, a state_dict is what is registered, and torch's comparison of keys and shapes is
     all that a load is.
     """
-    return tuple(prefix for prefix, part in module.named_modules() if _has_loading_code(part))
+    members = list(module.named_modules())
+    own_classes = {cls for cls in {type(part) for _, part in members} if _overrides_loading(cls)}
+    return tuple(
+        prefix for prefix, part in members if type(part) in own_classes or _has_hooks(part)
+    )
 
 
-def _has_loading_code(module: nn.Module) -> bool:
-    cls = type(module)
+def _overrides_loading(cls: type[nn.Module]) -> bool:
     return bool(
         cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
         or cls.load_state_dict is not nn.Module.load_state_dict
         or cls.set_extra_state is not nn.Module.set_extra_state
         or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
         or cls.state_dict is not nn.Module.state_dict
-        or _has_hooks(module)
     )
 
 

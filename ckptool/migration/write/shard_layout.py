@@ -53,6 +53,14 @@ _SHARD_NAMES: Final = {
     SAFETENSORS: ShardNames(INDEX_NAME, "model-{:05}-of-{:05}.safetensors"),
     TORCH: ShardNames("pytorch_model.bin.index.json", "pytorch_model-{:05}-of-{:05}.bin"),
 }
+_DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
+_DIFFUSERS_NAMES: Final = {
+    to: ShardNames(
+        f"{_DIFFUSERS_STEM}{suffix}.index.json", f"{_DIFFUSERS_STEM}-{{:05}}-of-{{:05}}{suffix}"
+    )
+    for to, suffix in ((SAFETENSORS, ".safetensors"), (TORCH, ".bin"))
+}
+"""Names that from_pretrained() of diffusers looks for; it does not read those of transformers."""
 _SHARDED_CONTAINERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
 
 
@@ -69,7 +77,7 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
     if is_layout_kept and container is Container.SHARDED_SAFETENSORS:
         shards = tuple(_keep_source_layout(draft, items))
         return ShardLayout(index.name if index else INDEX_NAME, shards, ties, metadata)
-    names = _SHARD_NAMES[to]
+    names = (_DIFFUSERS_NAMES if _is_of_diffusers(draft.checkpoint) else _SHARD_NAMES)[to]
     if max_nbytes is None and container in _SHARDED_CONTAINERS:
         shards = tuple(_group_by_source_file(items, names))
     else:
@@ -99,6 +107,11 @@ def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
 def _have_own_names(checkpoint: Checkpoint) -> bool:
     """Whether the shards would have different names in one folder."""
     return len({path.name for path in checkpoint.files}) == len(checkpoint.files)
+
+
+def _is_of_diffusers(checkpoint: Checkpoint) -> bool:
+    files = checkpoint.files or (checkpoint.path,)
+    return all(path.name.startswith(_DIFFUSERS_STEM) for path in files)
 
 
 def _keep_source_layout(draft: Draft, items: Mapping[str, PlannedTensor]) -> Iterator[OutputShard]:
