@@ -167,8 +167,10 @@ def number_parameters(param_groups: object) -> dict[int, str]:
     A pickled optimizer has the parameters themselves as the keys of its state.
     """
     groups = param_groups if isinstance(param_groups, list) else []
-    members = [group.get("params") for group in groups if isinstance(group, dict)]
-    parameters = [node for nodes in members if isinstance(nodes, list) for node in nodes]
+    members = (group.get("params") for group in groups if isinstance(group, dict))
+    # Each list once: groups of a crafted file share one.
+    lists = {id(nodes): nodes for nodes in members if isinstance(nodes, list)}
+    parameters = [node for nodes in lists.values() for node in nodes]
     return {
         id(node): str(number)
         for number, node in enumerate(parameters)

@@ -182,6 +182,12 @@ def _clean_tree(
         keeps_unknown=conversion is None,
         place=place,
     )
+    left_out = next((c.before for c in tree.changes if c.place == "." and not c.after), "")
+    if left_out:
+        raise PlanError(
+            f"{checkpoint.path}: torch.load(weights_only=True) would refuse a part of {left_out}, "
+            "which cannot be left out alone: --at KEY writes one state_dict"
+        )
     missing_places = [
         change.place
         for change in tree.changes
