@@ -307,21 +307,21 @@ def _format_key_fix(record: LoadRecord) -> str:
     """
     if record.rewrite is not None:
         code = f"state_dict = {format_rewrite_code(record.rewrite, {}, ())}"
-        if not record.file or _is_of_torch(record):
+        if not record.file or _is_container(record):
             return code
         command = _format_command(record, "migrate", "-o", _name_result(record.file))
         return f"{code}; or write a file that loads: {command}"
     if not record.file:
         return "Load with strict=True and read the error: the mapping was made by the script."
-    if _is_of_torch(record):
+    if _is_container(record):
         file = quote_python(name_command_file(record.file))
         return f"To see why, in the script: print(ckptool.diff({file}, module=model))"
     return f"To see why: {_format_command(record, 'diff')}"
 
 
-def _is_of_torch(record: LoadRecord) -> bool:
-    """Whether the module is a container of torch, which the script fills: no command builds it."""
-    return record.module.startswith("torch.")
+def _is_container(record: LoadRecord) -> bool:
+    """Whether the module is a Sequential or the like, filled by the script: no command builds it."""
+    return record.module.startswith("torch.nn.modules.container.")
 
 
 def _name_result(file: str) -> str:
