@@ -320,7 +320,7 @@ def _format_key_fix(record: LoadRecord) -> str:
 
 
 def _is_container(record: LoadRecord) -> bool:
-    """Whether the module is a Sequential or the like, filled by the script: no command builds it."""
+    """Whether it is a Sequential or the like, which the script fills: no command builds it."""
     return record.module.startswith("torch.nn.modules.container.")
 
 
