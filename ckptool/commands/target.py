@@ -170,7 +170,9 @@ class ModuleTarget(Struct, frozen=True):
         spec = self.build_spec(file_arguments)
         module_info, module = examine_and_build(spec)
         # A command can repeat the arguments of a name, and a framework's folder is one itself.
-        if ":" in spec.target and not self.label:
+        if self.label:
+            module_info = replace(module_info, folder=str(self.kwargs["folder"]))
+        elif ":" in spec.target:
             module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
         with self.enter_module_code(file_arguments):
             module_info = describe_for_loader(module_info, module, spec)

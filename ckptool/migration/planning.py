@@ -15,9 +15,11 @@ from ckptool.migration.plan.container_limits import (
     reject_packed_weights,
 )
 from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
+from ckptool.migration.plan.key_operations import EMPTY_CONTEXT
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
-from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.rename_steps import iter_loader_prefix_steps
 from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan, suggest_plan
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
@@ -44,11 +46,14 @@ def choose_plan(
     """
     if request.plan is None:
         module_info = target_module.module_info if target_module else None
-        loads_whole = request.choices == PlanChoices() and _loads_whole(
-            request, draft, target_module
-        )
+        to = choose_output_container(request)
+        has_choices = request.choices != PlanChoices()
+        diff = None if has_choices else predict_load(target_module, draft, to)
+        loads_whole = diff is not None and diff.loads_whole
         if loads_whole and target_module and target_module.has_custom_load:
             return SuggestedPlan(Plan())
+        if diff and (steps := _find_loader_steps(diff, draft, target_module, to)):
+            return SuggestedPlan(Plan(steps))
         try:
             first_steps = find_part_steps(draft, module_info, request.at)
             return suggest_plan(
@@ -134,12 +139,15 @@ def check_outcome(
         request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
 
 
-def _loads_whole(
-    request: MigrationRequest, draft: Draft, target_module: "TargetModule | None"
-) -> bool:
-    """Whether the module's own loading code loads the unchanged draft, and loses nothing."""
-    diff = predict_load(target_module, draft, choose_output_container(request))
-    return diff is not None and diff.loads_whole
+def _find_loader_steps(
+    diff: ModuleDiff, draft: Draft, target_module: "TargetModule | None", to: str
+) -> tuple[Op, ...]:
+    """Return the steps of a prefix after which a framework's loader takes all; () without."""
+    steps = tuple(iter_loader_prefix_steps(diff, draft))
+    if not steps:
+        return ()
+    result = predict_load(target_module, apply_plan(steps, draft, EMPTY_CONTEXT), to)
+    return steps if result is not None and result.loads_whole else ()
 
 
 def predict_load(target_module: "TargetModule | None", draft: Draft, to: str) -> ModuleDiff | None:

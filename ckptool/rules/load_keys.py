@@ -360,8 +360,10 @@ def _format_rewrite_fix(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
     """Return the command, the code, or both.
 
     A migration asks about other shapes, and writes nothing; code that renames does not add the
-    tied keys that the file leaves out.
+    tied keys that the file leaves out, and a framework is given a folder.
     """
+    if diff.module.folder:
+        return f"Migrate the folder: {format_migrate_command(diff)}"
     code = format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
     fixes = (
         f"Migrate the file: {format_migrate_command(diff)}" * (not diff.reshaped_keys),

@@ -109,6 +109,30 @@ def name_whole_file(index_name: str) -> str:
     return f"{match['stem']}{match['variant'] or ''}.{match['suffix']}"
 
 
+def name_in_format(name: str, suffix: str) -> str:
+    """Return the name of a framework's weights of the kind of `name`, whole or an index.
+
+    Args:
+        name: name of weights: "adapter_model.bin", "model.fp16.safetensors".
+        suffix: of the files that have the tensors, ".safetensors" or ".bin".
+
+    Returns:
+        `name` itself where it has that suffix; "" if no framework has such a name.
+    """
+    order = _find_order(name)
+    is_index = is_index_name(name)
+    tensors_name = name_whole_file(name) if is_index else name
+    if order and tensors_name.endswith(suffix):
+        return name
+    return next((n for n in order if n.endswith(suffix) and not is_index), "")
+
+
+def name_index(name: str, suffix: str) -> str:
+    """Return the index that the framework of `name` looks for; "" if it takes no shards."""
+    tail = f"{suffix}.index.json"
+    return next((n for n in _find_order(name) if n.endswith(tail)), "")
+
+
 def choose_weights(names: Collection[str], framework: str) -> str:
     """Return the file or index that a framework loads; "" if none of its names is there.
 

@@ -10,7 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.formats.files.source import is_directory, open_source
-from ckptool.formats.files.weight_names import is_index_name, list_file_names, list_weights
+from ckptool.formats.files.weight_names import (
+    is_index_name,
+    list_file_names,
+    list_weights,
+    name_in_format,
+    name_index,
+)
 from ckptool.formats.sharded.writer import INDEX_NAME
 from ckptool.locations import Location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
@@ -35,6 +41,7 @@ class ShardLayout:
     """All shards of the result, and the name of the index file."""
 
     index: str
+    """"" for one file of all weights, which has none."""
     shards: tuple[OutputShard, ...]
     ties: Mapping[str, str]
     metadata: Mapping[str, Any]
@@ -53,6 +60,7 @@ _SHARD_NAMES: Final = {
     SAFETENSORS: ShardNames(INDEX_NAME, "model-{:05}-of-{:05}.safetensors"),
     TORCH: ShardNames("pytorch_model.bin.index.json", "pytorch_model-{:05}-of-{:05}.bin"),
 }
+_SUFFIXES: Final = {SAFETENSORS: ".safetensors", TORCH: ".bin"}
 _SHARDED_CONTAINERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
 
 
@@ -69,7 +77,11 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
     if is_layout_kept and container is Container.SHARDED_SAFETENSORS:
         shards = tuple(_keep_source_layout(draft, items))
         return ShardLayout(index.name if index else INDEX_NAME, shards, ties, metadata)
-    names = _SHARD_NAMES[to]
+    whole_name = "" if max_nbytes or index else _name_whole_file(draft, to)
+    if whole_name:
+        whole_items = {**draft.items} if to == TORCH else items
+        return ShardLayout("", (OutputShard(whole_name, {**whole_items}),), ties, metadata)
+    names = _choose_shard_names(draft, to)
     if max_nbytes is None and container in _SHARDED_CONTAINERS:
         shards = tuple(_group_by_source_file(items, names))
     else:
@@ -79,6 +91,21 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
             shard.items |= {name: draft.items[name] for name, k in ties.items() if k in shard.items}
         ties = {}
     return ShardLayout(names.index, shards, ties, metadata)
+
+
+def _name_whole_file(draft: Draft, to: str) -> str:
+    """Return the name of the file that the framework of the source looks for; "" if none does."""
+    path = draft.checkpoint.path
+    return "" if is_directory(path) else name_in_format(path.name, _SUFFIXES[to])
+
+
+def _choose_shard_names(draft: Draft, to: str) -> ShardNames:
+    """Return names that the framework of the source looks for, else those of transformers."""
+    index = name_index(draft.checkpoint.path.name, _SUFFIXES[to])
+    if not index:
+        return _SHARD_NAMES[to]
+    stem = index.partition(".")[0]
+    return ShardNames(index, f"{stem}-{{:05}}-of-{{:05}}{_SUFFIXES[to]}")
 
 
 def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
