@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.states import find_best_state, get_state, list_model_states, split_part
+from ckptool.compare.states import (
+    describe_place,
+    find_best_state,
+    get_state,
+    list_model_states,
+    split_part,
+)
 from ckptool.errors import PlanError, UnconfirmedRenamesError, UsageError
 from ckptool.formats.files.atomic import write_file
 from ckptool.migration.check.plan_outcome import PlanOutcome
@@ -219,7 +225,9 @@ def select_state(
     reject_packed_weights(checkpoint)
     reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
-        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
+        content = describe_place(checkpoint, state.at)
+        is_there = f": it is {content}" if content else ""
+        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`{is_there}")
     return state
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool.compare.changes import Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
@@ -10,7 +12,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
 from ckptool.compare.placeholders import find_placeholder_targets
 from ckptool.compare.rename_search.rename_groups import RenameGroup
-from ckptool.compare.renames import PrefixRewrite
+from ckptool.compare.renames import WRAPPERS, PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import join_limited, pluralize, quote_code, quote_python
@@ -334,6 +336,8 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = list_rewrite_steps(rewrite)
+    if wrapper := _name_wrapper(diff, rewrite):
+        steps[-1] += f", as {wrapper} does with the keys of what it wraps"
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, the counter of AveragedModel, is left out")
     reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
@@ -347,6 +351,16 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         removed=removed,
         added=rewrite.added_prefix,
     )
+
+
+def _name_wrapper(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
+    """Return the class that was given and adds the prefix to what it wraps; "" if none does."""
+    segments = {*rewrite.added_prefix.split(".")} - {""}
+    root = diff.module.modules.get("")
+    is_wrapper = root is not None and root.name.startswith("torch.")
+    if root is None or not (segments and segments <= {*WRAPPERS} and is_wrapper):
+        return ""
+    return root.name.rpartition(".")[2]
 
 
 def _describe_tied_keys(rewrite: PrefixRewrite) -> str:
@@ -364,6 +378,11 @@ def _format_rewrite_fix(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
     """
     if diff.module.folder:
         return f"Migrate the folder: {format_migrate_command(diff)}"
+    if _name_wrapper(diff, rewrite):
+        inner = replace(rewrite, added_prefix="")
+        code = format_rewrite_code(inner, diff.reshaped_keys, diff.average_counters)
+        argument = code if rewrite.removed_segments else "state_dict"
+        return f"Load it into what is wrapped: model.{rewrite.added_prefix}load_state_dict({argument})"
     code = format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
     fixes = (
         f"Migrate the file: {format_migrate_command(diff)}" * (not diff.reshaped_keys),
