@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ckptool.commands.fixing.edit_selection import EditSelection, ProvedEdits
 from ckptool.commands.fixing.fix_parts import (
+    describe_branches,
     describe_reached_modules,
     describe_unrun_uses,
     format_diffs,
@@ -134,7 +135,12 @@ class _FixRun(Struct, frozen=True):
             edits, hooks = self._add_hooks(edits, project)
             new_files = hooks.files
             old_file_notes = [*hooks.notes]
-        notes = [*describe_reached_modules(edits), *describe_unrun_uses(edits), *old_file_notes]
+        notes = [
+            *describe_reached_modules(edits),
+            *describe_branches(edits),
+            *describe_unrun_uses(edits),
+            *old_file_notes,
+        ]
         block = _find_block(edits.proofs, allow_unproved=allow_unproved)
         is_written = write and bool(edits.plan.edits) and not block
         if is_written:

@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ckptool.commands.migrate import refuse_errors
-from ckptool.commands.sources.file_arguments import FileArguments
-from ckptool.commands.target import (
-    ModuleOptions,
+from ckptool.commands.migrating.plan_refusal import refuse_errors
+from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
-    find_target,
     name_kind,
     open_checkpoint_or_stdin,
     reject_invalid_path,
 )
+from ckptool.commands.sources.file_arguments import FileArguments
+from ckptool.commands.target import ModuleOptions, find_target
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from ckptool.migration.plan.plan_file import Plan
 
 
+@pause_gc()  # until what describes file and module is released: a search would go through it all
 def load(  # noqa: PLR0913
     module: "nn.Module",
     path: PathLike,
@@ -117,14 +117,16 @@ def load(  # noqa: PLR0913
     )
     from ckptool.migration.plan.anonymous_file import AnonymousFile
     from ckptool.migration.write.inflate_storages import inflate_storages
+    from ckptool.modules.live.registered import list_registered
 
     answers = parse_answers(accept)
     placement = parse_placement(device, dtype)
-    require_target(module, placement, assign=assign)
+    registered_tensors = list_registered(module)
+    require_target(registered_tensors, placement, assign=assign)
     source_guard = guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
-    require_local_tensors(module, checkpoint)
-    with pause_gc(), AnonymousFile() as anonymous_file:
+    require_local_tensors(module, registered_tensors, checkpoint)
+    with AnonymousFile() as anonymous_file:
         job = _LoadJob(
             module=module,
             checkpoint=inflate_storages(checkpoint, anonymous_file, limits),
@@ -274,16 +276,23 @@ class _LoadJob:
         from ckptool.migration.load.planned_load import describe_state_choice
         from ckptool.migration.load.state_dict import build_state_dict, place_tensors
         from ckptool.migration.load.tensor_reader import TensorReader
+        from ckptool.verification.load_probe import loads_by_own_code
 
         start_step(f"loading {self.checkpoint.path.name}")
+        only_copies = not assign and not loads_by_own_code(self.module)
         reader = TensorReader(self.checkpoint, planned.draft.state.at, None)
         try:
-            state_dict = build_state_dict(planned.draft, reader)
+            state_dict = build_state_dict(planned.draft, reader, keeps_chunks=only_copies)
             if assign:
                 place_tensors(state_dict, self.module, placement)
             self._require_unchanged()
             keys = load_into_module(
-                self.module, state_dict, reader.files, strict=self.strict, assign=assign
+                self.module,
+                state_dict,
+                reader.files,
+                reader.chunked,
+                strict=self.strict,
+                assign=assign,
             )
         finally:
             reader.close()

@@ -16,14 +16,18 @@ from ckptool.formats.contents.collector import CLASS_SUFFIX
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
 from ckptool.formats.sharded.reader import INDEX_PLACE
-from ckptool.model import Checkpoint, TensorInfo, join_key
-from ckptool.phrases import pluralize
+from ckptool.model import Checkpoint, Kind, TensorInfo, all_tensors, join_key
+from ckptool.phrases import pluralize, quote_code
 from ckptool.values import equality
 
 _INDEX_SIZES: Final = frozenset(
     INDEX_PLACE.format(name=name) for name in ("total_size", "total_parameters")
 )
 """Sums over the tensors, which are compared themselves."""
+_NO_FINGERPRINT: Final = (
+    "it contains data without a fingerprint: a bare storage, a tensor that is an attribute of "
+    "another, or too many bytes"
+)
 ALL_STATES: Final = "*"
 """Place of the comparison of all states."""
 
@@ -64,25 +68,28 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     pairs = _pair_places(old_contents, new_contents, places)
     compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
     changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
-    unknown = {
-        f"`{place}`": "it contains data without a fingerprint: a bare storage, or too many bytes"
-        for place in pairs
-        if place not in compared_pairs
-    }
+    unknown = {f"`{place}`": _NO_FINGERPRINT for place in pairs if place not in compared_pairs}
     unpaired = (
         tuple(place for place in old_contents if place not in pairs),
         tuple(place for place in new_contents if place not in {*pairs.values()}),
     )
     if not relocated:
         changed += chain(*_drop_places_within(unpaired))
-    unsaved_changed, unsaved_unknown = _compare_unsaved(old, new, places)
+    old_unsaved, new_unsaved = _collect_unsaved(old, places[0]), _collect_unsaved(new, places[1])
+    unsaved_changed, unsaved_unknown = _compare_unsaved(old_unsaved, new_unsaved)
     opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
     return RemainderDiff(
         (*changed, *unsaved_changed),
         {**opaque, **unknown, **unsaved_unknown},
         (
-            tuple(_iter_parts_beside(old, places[0], unpaired[0] if relocated else ())),
-            tuple(_iter_parts_beside(new, places[1], unpaired[1] if relocated else ())),
+            (
+                *_iter_parts_beside(old, places[0], unpaired[0] if relocated else ()),
+                *_list_only_here(old_unsaved, new_unsaved),
+            ),
+            (
+                *_iter_parts_beside(new, places[1], unpaired[1] if relocated else ()),
+                *_list_only_here(new_unsaved, old_unsaved),
+            ),
         ),
     )
 
@@ -144,13 +151,9 @@ def _pair_places(
 
 
 def _compare_unsaved(
-    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
+    old_tensors: Mapping[str, TensorInfo], new_tensors: Mapping[str, TensorInfo]
 ) -> tuple[list[str], dict[str, str]]:
-    """Compare the tensors that a state_dict() of the pickled modules does not save."""
-    old_tensors, new_tensors = (
-        _collect_unsaved(checkpoint, place)
-        for checkpoint, place in zip((old, new), places, strict=True)
-    )
+    """Compare the tensors that a state_dict() of the pickled or live modules does not save."""
     if not (old_tensors and new_tensors):
         return [], {}
     shared_keys = [key for key in old_tensors if key in new_tensors]
@@ -167,14 +170,24 @@ def _compare_unsaved(
     )
 
 
+def _list_only_here(
+    tensors: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo]
+) -> list[str]:
+    """Return the unsaved tensors where the other side has none, as text.
+
+    Buffers with persistent=False are what the module says that no file needs.
+    """
+    return [
+        f"{quote_code(key)} (not in the state_dict)"
+        for key, tensor in tensors.items()
+        if not others and tensor.kind is not Kind.NON_PERSISTENT_BUFFER
+    ]
+
+
 def _collect_unsaved(checkpoint: Checkpoint, place: str) -> Mapping[str, TensorInfo]:
     if place != ALL_STATES:
         return get_state(checkpoint, place).unsaved_tensors
-    return {
-        join_key(state.at, key): tensor
-        for state in checkpoint.states
-        for key, tensor in state.unsaved_tensors.items()
-    }
+    return all_tensors(checkpoint, unsaved=True)
 
 
 def _iter_parts_beside(

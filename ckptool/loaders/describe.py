@@ -127,8 +127,10 @@ def _pair_keys(
     None if the loader takes no more keys with it, or other shapes.
     """
     found_keys = {*info.missing_keys} - {*rewritten.missing_keys}
-    if rewritten.error or not found_keys or len(rewritten.mismatched_shapes) > len(
-        info.mismatched_shapes
+    if (
+        rewritten.error
+        or not found_keys
+        or len(rewritten.mismatched_shapes) > len(info.mismatched_shapes)
     ):
         return None
     module_keys = dict(zip(info.missing_names, info.missing_keys, strict=False))

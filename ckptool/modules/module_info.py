@@ -40,6 +40,7 @@ from ckptool.modules.walk import (
     FoundTensor,
     ModuleWalk,
     get_qualified_name,
+    is_set_from_outside,
     is_torch_class,
     list_attributes,
     list_classes_below_module,
@@ -264,9 +265,11 @@ class _ModuleDescriber:
         self, found_tensor: FoundTensor, key: str, value: Any, alias: str, *, is_saved: bool
     ) -> ModuleTensor:
         cls, move_behavior = type(found_tensor.owner), self._get_move_behavior(found_tensor)
-        written_at = self._source_analysis.find_write(
-            cls, found_tensor.attribute
-        ) or self._outside_writes.find_write(found_tensor)
+        is_foreign = is_set_from_outside(found_tensor.owner, found_tensor.attribute)
+        own_write = (
+            "" if is_foreign else self._source_analysis.find_write(cls, found_tensor.attribute)
+        )
+        written_at = own_write or self._outside_writes.find_write(found_tensor)
         assigned_at = self._find_assignment(found_tensor)
         is_statistic = _is_statistic(found_tensor, written_at)
         fingerprint = compute_fingerprint(value)

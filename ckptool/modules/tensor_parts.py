@@ -33,6 +33,28 @@ def _get_lazy_type() -> type:
     return lazy_type
 
 
+def is_plain(tensor: "Tensor") -> bool:
+    """Whether it is a dense tensor of no subclass, whose elements are in its storage as they are.
+
+    Not a conjugated view: that has memory in common with another tensor, and other values.
+    """
+    return type(tensor) in _get_plain_types() and not (
+        tensor.layout is not _get_strided()
+        or tensor.is_quantized
+        or tensor.is_nested
+        or tensor.is_conj()
+        or tensor.is_neg()
+    )
+
+
+@cache
+def _get_strided() -> object:
+    """Return the layout of dense tensors, imported once."""
+    from torch import strided
+
+    return strided
+
+
 def get_wrapper_name(tensor: "Tensor") -> str:
     return "" if type(tensor) in _get_plain_types() else get_qualified_name(type(tensor))
 

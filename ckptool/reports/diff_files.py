@@ -7,11 +7,11 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from ckptool.compare.changes import Changed, Missing, Unexpected
+from ckptool.compare.changes import Changed, Missing, Unexpected, breaks_loading
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
-from ckptool.model import Skipped, natural_sort_key
+from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
@@ -31,7 +31,7 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
     """Differences of one tensor's values between two files.
 
     Statistics are over the elements that are finite on both sides, in float64; None if there are
-    none, or if the shapes differ.
+    none, if no such element changed although others did, or if the shapes differ.
     """
 
     key: str
@@ -208,7 +208,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
 def _is_breaking(diff: CheckpointDiff) -> bool:
     return any(
-        isinstance(change, Missing | Unexpected) or "shape" in change.fields
+        isinstance(change, Missing | Unexpected) or breaks_loading(change)
         for change in diff.changes
     )
 
@@ -230,9 +230,11 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
         skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
     skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
-    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
+    sides = (("the old file", diff.old), ("the new file", diff.new))
+    for (name, checkpoint), parts in zip(sides, diff.remainder.parts, strict=True):
         if parts:
-            what = f"other content of the {name} file"
+            is_live = checkpoint.container is Container.LIVE
+            what = f"other content of {checkpoint.path if is_live else name}"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))
     return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 
@@ -260,7 +262,7 @@ def _build_change_reports(diff: CheckpointDiff) -> tuple[ChangeReport, ...]:
 
 
 def _get_relative_change(change: ChangeReport) -> float:
-    """Return the relative change; infinity if values changed but it is undefined (zero norm)."""
-    if change.relative_l2 is not None:
-        return change.relative_l2
-    return inf if change.changed else 0.0
+    """Return the relative change; infinity if it is undefined (zero norm), or for a new NaN."""
+    if change.relative_l2 is None or change.old_nonfinite != change.new_nonfinite:
+        return inf if change.changed else 0.0
+    return change.relative_l2

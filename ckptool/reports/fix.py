@@ -37,6 +37,9 @@ class SourceEditReport(Struct, frozen=True, kw_only=True):
     """"file:line" of the statement before the edit."""
     before: str
     after: str
+    also_at: tuple[str, ...] = ()
+    """"file:line" of statements in other branches, which are replaced with it; `before` and `after`
+    have a line for each."""
     replacements: tuple[ReplacementReport, ...] = ()
     """Of the statement, of uses of the attribute, and of imports that the edit needs."""
 
@@ -141,7 +144,7 @@ def _format_fix_verdict(
     refused_text = f"; {pluralize(len(refused), 'finding')} not fixed" if refused else ""
     if not edits:
         return f"nothing is edited{refused_text}" if refused else "nothing to fix"
-    lines_text = pluralize(len(edits), "line")
+    lines_text = pluralize(sum(1 + len(edit.also_at) for edit in edits), "line")
     if is_written:
         return f"fixed {lines_text}{refused_text}"
     if block:

@@ -137,6 +137,7 @@ def _make_object_init(kind: str) -> Callable[[Function], Function]:
 
 def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
     trace.objects.record_object(value, kind, locate_caller())
+    trace.states.note_added()
     trace.generators.note_states(trace.states.list_modules())
 
 
@@ -174,6 +175,7 @@ def _describe_error(error: Exception) -> str:
 
 def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
     trace.generators.note_states(trace.states.list_modules())
+    trace.states.note_added()
     return _LoadStart(
         locate_caller(),
         find_mapping_origin(mapping, trace.origins),

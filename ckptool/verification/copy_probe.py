@@ -7,7 +7,7 @@ one element, or, for kinds that only their own code can make, with a tensor of t
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +83,14 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
 
 def _get_kind(tensor: TensorInfo) -> _TensorKind:
     values_shape = _get_values_shape(tensor)
-    return _TensorKind(tensor.layout, tensor.dtype, tensor.wrapper, tensor.is_on_meta, values_shape)
+    return _make_kind(
+        tensor.layout,
+        tensor.dtype,
+        tensor.wrapper,
+        tensor.is_on_meta,
+        values_shape,
+        is_expanded=False,
+    )
 
 
 def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
@@ -91,7 +98,7 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         size > 1 and not step for size, step in zip(tensor.shape, tensor.stride, strict=False)
     )
     values_shape = _get_values_shape(tensor)
-    return _TensorKind(
+    return _make_kind(
         tensor.layout,
         tensor.dtype,
         tensor.wrapper,
@@ -99,6 +106,12 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         values_shape=values_shape,
         is_expanded=is_expanded,
     )
+
+
+@lru_cache(maxsize=1024)
+def _make_kind(*fields: Any, **named_fields: Any) -> _TensorKind:
+    """Return the kind with these fields, the same object for the same fields."""
+    return _TensorKind(*fields, **named_fields)
 
 
 def _get_values_shape(tensor: TensorInfo) -> tuple[int, ...]:

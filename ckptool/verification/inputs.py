@@ -117,7 +117,8 @@ def find_signature_mismatch(module: nn.Module, inputs: Inputs) -> str:
         signature = inspect.signature(module.forward)
         signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
-        return f"forward{_drop_annotations(signature)} cannot be called with {inputs.source}: {error}"
+        call = f"forward{_drop_annotations(signature)}"
+        return f"{call} cannot be called with {inputs.source}: {error}"
     except ValueError:
         return ""
     return ""

@@ -36,7 +36,7 @@ from ckptool.verification.load_recorder import (
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.load_tensors import copy_versions
+from ckptool.verification.load_tensors import set_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -53,8 +53,6 @@ def compare_with_loader(
     module_info: ModuleInfo,
     module: nn.Module,
     at: str | None,
-    *,
-    is_planned: bool = False,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
 
@@ -67,11 +65,8 @@ def compare_with_loader(
         module_info: description of `module`.
         module: an instance of the module; it is copied, not changed.
         at: place of the state; None takes the one that matches best.
-        is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    return build_loaded_diff(
-        checkpoint, module_info, at, partial(ask_loader, module), is_planned=is_planned
-    )
+    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, module))
 
 
 def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
@@ -197,18 +192,20 @@ def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     Without any, a state_dict is what is registered, and torch's comparison of keys and shapes is
     all that a load is.
     """
-    return tuple(prefix for prefix, part in module.named_modules() if _has_loading_code(part))
+    members = list(module.named_modules())
+    own_classes = {cls for cls in {type(part) for _, part in members} if _overrides_loading(cls)}
+    return tuple(
+        prefix for prefix, part in members if type(part) in own_classes or _has_hooks(part)
+    )
 
 
-def _has_loading_code(module: nn.Module) -> bool:
-    cls = type(module)
+def _overrides_loading(cls: type[nn.Module]) -> bool:
     return bool(
         cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
         or cls.load_state_dict is not nn.Module.load_state_dict
         or cls.set_extra_state is not nn.Module.set_extra_state
         or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
         or cls.state_dict is not nn.Module.state_dict
-        or _has_hooks(module)
     )
 
 
@@ -371,7 +368,7 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     copy = OrderedDict(tensors)
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
-        copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        set_versions(copy, versions)
     return copy
 
 

@@ -83,7 +83,8 @@ def test_the_command_writes_a_folder_that_from_pretrained_loads(
     assert report.verdict.startswith("loads in part with from_pretrained()")
     follow_fix(report, run_command)
     loaded, info = model_class.from_pretrained("model-migrated", output_loading_info=True)
-    assert not (info["missing_keys"] or info["unexpected_keys"])
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     expected = model.state_dict()
     assert all((tensor == expected[key]).all() for key, tensor in loaded.state_dict().items())
 

@@ -288,3 +288,37 @@ def test_up_and_down_in_the_wrong_direction(ask, repository, stamped):
 
 def test_every_error_of_a_chain_is_an_error_of_ckptool():
     assert issubclass(RevisionError, CkptoolError)
+
+
+NET = """\
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+"""
+
+
+@pytest.mark.process
+def test_a_module_that_no_revision_covers_is_said_to_be_so(tmp_path, monkeypatch, ckptool):
+    """It ended at the keys that strict loading lacks, which `revision` has to cover."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    torch.save({f"linear.{k}": v for k, v in torch.nn.Linear(4, 4).state_dict().items()}, "old.pth")
+    module = ("--module", "net:Net")
+    assert ckptool("revision", "--message", "first", *module, cwd=tmp_path).code == 0
+    (tmp_path / "net.py").write_text(NET.replace("self.linear", "self.proj"))
+    ran = ckptool("upgrade", "old.pth", "-o", "new.pth", *module, cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    (line,) = ran.err.splitlines()
+    assert "not written: strict loading fails: 2 missing (proj.bias, proj.weight)" in line
+    assert line.endswith(
+        ": the state of the module changed since 0001_first, and no revision covers that: draft it "
+        'with ckptool revision -m "what changed" --module net:Net'
+    )
+    words = ("--rename", "linear.*=proj.*")
+    drafted = ckptool("revision", "--message", "what changed", *module, *words, cwd=tmp_path)
+    assert drafted.code == 0, drafted.err
+    assert ckptool("upgrade", "old.pth", "-o", "new.pth", *module, cwd=tmp_path).code == 0

@@ -25,7 +25,7 @@ class ProvedEdits(Struct, frozen=True):
     @property
     def faults(self) -> list[AttributeFault]:
         """Faults that are repaired."""
-        return [edit.fault for edit in self.plan.edits]
+        return [fault for edit in self.plan.edits for fault in edit.faults]
 
 
 class EditSelection(Struct, frozen=True):
@@ -92,7 +92,7 @@ class EditSelection(Struct, frozen=True):
         return next((p.failure for p in self.prove(concerned, plan) if p.failure), "")
 
     def _select_faults(self, plan: EditPlan) -> tuple[FixTarget, ...]:
-        edited = {_identify(edit.fault) for edit in plan.edits}
+        edited = {_identify(fault) for edit in plan.edits for fault in edit.faults}
         return tuple(
             replace(target, faults=tuple(f for f in target.faults if _identify(f) in edited))
             for target in self.targets

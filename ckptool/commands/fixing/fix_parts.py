@@ -7,6 +7,7 @@ from pathlib import Path
 from ckptool.commands.fixing.edit_selection import ProvedEdits
 from ckptool.commands.fixing.proofs import TargetProofs
 from ckptool.migration.codemod.attribute_fault import (
+    EditedStatement,
     EditPlan,
     FaultKind,
     LineEdit,
@@ -31,8 +32,9 @@ def report_edits(plan: EditPlan) -> list[SourceEditReport]:
             keys=edit.fault.keys,
             codes=edit.fault.codes,
             where=edit.fault.location,
-            before=edit.before,
-            after=edit.after,
+            before="\n".join(statement.before for statement in edit.statements),
+            after="\n".join(statement.after for statement in edit.statements),
+            also_at=tuple(map(_locate, edit.statements[1:])),
             replacements=_select_replacements(_list_lines(edit), edited_lines, replacements),
         )
         for edit in plan.edits
@@ -63,11 +65,18 @@ def _iter_replacements(name: str, change: SourceChange) -> Iterator[ReplacementR
 
 def _list_lines(edit: LineEdit) -> set[tuple[Path, int]]:
     """Return (file, line) of the statement and of the uses that an edit replaces."""
-    first, count = edit.fault.line, edit.before.count("\n") + 1
-    lines = {(edit.path, line) for line in range(first, first + count)}
+    lines = {
+        (statement.path, statement.line + n)
+        for statement in edit.statements
+        for n in range(statement.before.count("\n") + 1)
+    }
     return lines | {
         (use.path, line) for use in edit.uses.edits for line in range(use.start[0], use.end[0] + 1)
     }
+
+
+def _locate(statement: EditedStatement) -> str:
+    return format_location(str(statement.path), statement.line)
 
 
 def _select_replacements(
@@ -132,6 +141,27 @@ def describe_unrun_uses(edits: ProvedEdits) -> list[str]:
     if not uses:
         return []
     return [f"not checked, because forward does not call it: {join_limited(uses, 5)}"]
+
+
+def describe_branches(edits: ProvedEdits) -> list[str]:
+    """Return notes on statements of branches that no module at hand is seen to run."""
+    unseen = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.unseen]
+    left = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.left]
+    assumed = [f"`{e.fault.attribute}` at {place}" for e in edits.plan.edits for place in e.assumed]
+    notes = []
+    if assumed:
+        notes.append(
+            f"assumed: the argument that is assigned is a tensor or None: "
+            f"{join_limited(assumed, 5)}; register_buffer() raises TypeError for anything else"
+        )
+    if unseen:
+        notes.append(
+            f"not checked, because another branch was built: {join_limited(unseen, 5)}; an entry "
+            "of the configuration with other kwargs builds it"
+        )
+    if left:
+        notes.append(f"stays as it is, in a branch of its own: {join_limited(left, 5)}")
+    return notes
 
 
 def format_diffs(plan: EditPlan) -> str:

@@ -55,8 +55,9 @@ def find_hook_obstacles(
             add_hook_lines(cst.parse_module(text), registration)
         except PlanError as error:
             obstacles += [
-                RefusedFix(edit.fault, f"no hook for old files can be registered: {error}")
+                RefusedFix(fault, f"no hook for old files can be registered: {error}")
                 for edit in plan.edits
+                for fault in edit.faults
                 if (edit.path, edit.class_name) == (path, class_name)
                 and not _is_constant_buffer(edit)
             ]
@@ -145,7 +146,7 @@ def _name_hooks(classes: list[tuple[Path, str]]) -> dict[tuple[Path, str], Path]
 def _collect_added_state(
     plan: EditPlan, targets: Sequence[FixTarget], proofs: Sequence[TargetProofs]
 ) -> dict[tuple[Path, str], _AddedState]:
-    edits = {(edit.fault.location, edit.fault.attribute): edit for edit in plan.edits}
+    edits = {(fault.location, fault.attribute): e for e in plan.edits for fault in e.faults}
     classes: dict[tuple[Path, str], _AddedState] = {}
     for target, target_proofs in zip(targets, proofs, strict=True):
         for fault in target.faults:

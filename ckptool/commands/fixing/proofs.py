@@ -132,6 +132,7 @@ def _prove_target(
         ("audit", *_judge_findings(target, findings)),
         ("same initial values", *_judge_initial_values(target, run.initial_values)),
         ("same outputs", *_judge_outputs(target.run, run)),
+        ("loads again", *_judge_reload(target.run, run)),
         ("device", *_judge_device(target, run)),
     ]
     answers += [
@@ -202,6 +203,17 @@ def _judge_outputs(before: ModuleRun, after: ModuleRun) -> tuple[str, str]:
     if "eval" not in before.outputs:
         return UNPROVED, f"in eval mode forward raises before: {before.errors.get('eval', '')}"
     return PASSED, f"bit for bit on the CPU, in {' and '.join(before.outputs)} mode"
+
+
+def _judge_reload(before: ModuleRun, after: ModuleRun) -> tuple[str, str]:
+    """Say whether a new instance loads what is saved after forward: shapes stay as built."""
+    if not after.outputs:
+        return UNPROVED, after.unrun_reason or "forward raises"
+    if not after.reload_error:
+        return PASSED, "a new instance loads the state after forward"
+    if before.reload_error:
+        return UNPROVED, f"a new instance does not load it before the edit: {before.reload_error}"
+    return FAILED, f"a new instance does not load the state after forward: {after.reload_error}"
 
 
 def _judge_device(target: FixTarget, run: ModuleRun) -> tuple[str, str]:

@@ -19,14 +19,22 @@ from ckptool.commands.revisions.project_chain import (
     ChainOptions,
     ProjectChain,
     find_project_chain,
+    format_revision_command,
 )
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
+from ckptool.commands.revisions.unrecorded_change import describe_module, find_unrecorded_change
+from ckptool.commands.sources.checkpoint_paths import (
+    PathLike,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
+from ckptool.commands.sources.pipeline_files import find_pipeline
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.digest import digest_checkpoint
-from ckptool.errors import RevisionError, UsageError
+from ckptool.errors import RevisionError, StrictLoadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.loaders.model_folder import list_components
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.plan_file import Plan
@@ -34,7 +42,7 @@ from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.migration.run import run_migration
 from ckptool.migration.write.provenance import RevisionStamp
 from ckptool.model import Checkpoint, Container
-from ckptool.phrases import quote_code, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
 from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.current_revision import CurrentRevision, find_current_revision
@@ -88,16 +96,49 @@ def move_to_revision(
     """Write the file at another revision of its project's chain, and report it.
 
     Raises:
-        UsageError: there is no target, and it is not a dry run.
+        UsageError: there is no target, and it is not a dry run; or a pipeline would become one
+            folder of weights.
         CkptoolError: as for `move_checkpoint`.
     """
     if target is None and not options.dry_run:
         raise UsageError("no output was given: -o OUT, or --dry-run to see only the steps")
     location = parse_location(source)
     target_path = None if target is None else require_local_path(target)
+    _require_one_model(direction, location, target_path)
     project_chain = find_project_chain(chain_options, location)
-    moved = move_checkpoint(direction, location, target_path, project_chain, options)
+    try:
+        moved = move_checkpoint(direction, location, target_path, project_chain, options)
+    except StrictLoadError as error:
+        chain = project_chain.read()
+        change = find_unrecorded_change(chain, describe_module(project_chain, direction))
+        if not change.difference:
+            raise
+        raise RevisionError(
+            f"{error}: the state of the module changed since {change.head}, and no revision "
+            f"covers that: draft it with {format_revision_command(chain_options)}"
+        ) from error
     return build_upgrade_report(_describe_outcome(direction, moved))
+
+
+def _require_one_model(direction: Direction, source: Location, target: Path | None) -> None:
+    """Check that a pipeline is not written as a folder, in which its models are not separate.
+
+    Raises:
+        UsageError: it would be.
+    """
+    pipeline = find_pipeline(source)
+    if pipeline is None or target is None or target.suffix:
+        return
+    names = [*list_components(pipeline)]
+    source_text, target_text = (
+        quote_shell(str(Path(str(folder)) / next(iter(names), "MODEL")))
+        for folder in (source, target)
+    )
+    raise UsageError(
+        f"{source}: a pipeline has its models in folders of their own "
+        f"({join_limited(names, MAX_NAMED, quote_code)}), each with a chain of its own: "
+        f"ckptool {direction} {source_text} -o {target_text} --chain FOLDER"
+    )
 
 
 def move_checkpoint(

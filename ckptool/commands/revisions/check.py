@@ -21,16 +21,11 @@ from ckptool.commands.revisions.fixtures import (
     find_golden,
     list_fixture_paths,
 )
-from ckptool.commands.revisions.project_chain import (
-    ProjectChain,
-    build_options,
-    find_project_chain,
-)
+from ckptool.commands.revisions.project_chain import ProjectChain, build_options, find_project_chain
 from ckptool.commands.revisions.skeleton import apply_to_skeleton
-from ckptool.commands.worker.migration_requests import WorkerModule
-from ckptool.commands.worker.requests import DescribeModule, ReplayGolden
+from ckptool.commands.revisions.unrecorded_change import describe_module, find_unrecorded_change
+from ckptool.commands.worker.requests import ReplayGolden
 from ckptool.commands.worker.worker import get_worker
-from ckptool.compare.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import CkptoolError, ModuleError, ReadError, RevisionError, UsageError
 from ckptool.formats import open_checkpoint
@@ -45,7 +40,7 @@ from ckptool.reports.revisions.check import (
     build_chain_check_report,
 )
 from ckptool.revisions.chain import Chain
-from ckptool.revisions.recorded_state import compare_states, record_contract
+from ckptool.revisions.recorded_state import compare_states
 from ckptool.revisions.revision import Revision
 from ckptool.rules import run_rules
 from ckptool.rules.chain.arrivals import ChainChange, FixtureArrival
@@ -93,11 +88,8 @@ def check(
     project = find_project_chain(build_options(config, module, kwargs, loader, chain))
     revision_chain = project.read()
     revision_chain.require_one_head()
-    target_module = _describe_module(project)
-    state = record_contract(build_module_contract(target_module.module_info))
-    change = ChainChange(
-        revision_chain.head.name, compare_states(revision_chain.head.state, state).text
-    )
+    target_module = describe_module(project, "check")
+    change = find_unrecorded_change(revision_chain, target_module)
     words = [] if chain is None else ["--chain", str(chain)]
     words += ["--module", module] if isinstance(module, str) else []
     words += [word for key, value in (kwargs or {}).items() for word in ("-k", f"{key}={value!r}")]
@@ -118,12 +110,6 @@ def check(
             *_find_lost_fixtures(revision_chain),
         ],
     )
-
-
-def _describe_module(project: ProjectChain) -> TargetModule:
-    worker, target = get_worker(), project.require_target("check")
-    module_info = worker.ask(DescribeModule(target)).module_info
-    return TargetModule(module_info, WorkerModule(worker, target, target.file_arguments))
 
 
 class _FixtureResult(Struct, frozen=True):

@@ -12,7 +12,7 @@ from ckptool.commands.target import ModuleOptions, ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import RevisionError, UsageError
 from ckptool.locations import Location
-from ckptool.phrases import MAX_NAMED, join_limited
+from ckptool.phrases import MAX_NAMED, join_limited, quote_shell
 from ckptool.revisions.chain import FOLDER_NAME, Chain, read_chain
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ def build_options(
     """Return the options of a command about a chain, with the nearest configuration by default."""
     settings = load_config(Path.cwd()) if config is None else config
     return ChainOptions(settings, module, kwargs, loader, None if chain is None else Path(chain))
+
+
+def format_revision_command(options: ChainOptions) -> str:
+    """Return the command that drafts a revision of this chain and module."""
+    words = ["--chain", str(options.folder)] if options.folder else []
+    words += ["--module", options.module] if isinstance(options.module, str) else []
+    words += [w for k, v in (options.kwargs or {}).items() for w in ("-k", f"{k}={v!r}")]
+    words += ["--loader", options.loader] if options.loader else []
+    return " ".join(['ckptool revision -m "what changed"', *map(quote_shell, words)])
 
 
 class ProjectChain(Struct, frozen=True):

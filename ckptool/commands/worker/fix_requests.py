@@ -50,6 +50,9 @@ class ModuleRun(Struct, frozen=True):
     """Mode in which forward raised -> the error."""
     unrun_reason: str = ""
     """Why forward was not run, "" if it was."""
+    reload_error: str = ""
+    """What load_state_dict() of a new instance raises for the state after forward, "" for nothing.
+    """
     device_level: LevelResult | None = None
     """Result of the device level; None if forward was not run."""
     device_mismatches: tuple[DeviceMismatch, ...] = ()
@@ -107,11 +110,15 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
 
         outputs: dict[str, Mapping[str, str]] = {}
         errors: dict[str, str] = {}
+        reload_error = ""
         for mode in ("eval", "train"):
+            module = create_module()
             try:
-                outputs[mode] = _run_forward(create_module(), inputs, mode)
+                outputs[mode] = _run_forward(module, inputs, mode)
             except UserCodeError as error:
                 errors[mode] = str(error)
+            else:
+                reload_error = reload_error or _load_into_new(module, create_module)
         device = device_and_forward.select_device(self.device)
         results = device_and_forward.run_device_levels(device, create_module, inputs)
         return replace(
@@ -119,6 +126,7 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
             outputs=outputs,
             outputs_after_eval=_run_after_eval(create_module(), inputs),
             errors=errors,
+            reload_error=reload_error,
             device_level=results.levels[0],
             device_mismatches=results.device_mismatches,
         )
@@ -152,6 +160,19 @@ def _run_forward(
             hidden.train(is_training)
         output = module(*copies.args, **copies.kwargs)
     return {path: _digest(leaf) for path, leaf in iter_leaves(output)}
+
+
+def _load_into_new(module: "nn.Module", create_module: Any) -> str:
+    """Load the state of a module into a new instance; return the error, "" if it loads."""
+    from ckptool.modules.user_code import UserCodeError, user_code
+
+    new_module = create_module()
+    try:
+        with user_code():
+            new_module.load_state_dict(module.state_dict())
+    except UserCodeError as error:
+        return str(error)
+    return ""
 
 
 def _run_after_eval(module: "nn.Module", inputs: "Inputs") -> dict[str, str]:

@@ -94,8 +94,7 @@ def is_index_name(name: str) -> bool:
 
 def is_weights_name(name: str) -> bool:
     """Whether a file has the stem of a framework's weights, whole or a shard, in any format."""
-    stem = re.sub(r"-\d+-of-\d+$", "", _cut_stem(name))
-    return not name.endswith(".json") and bool(_find_order(stem))
+    return not name.endswith(".json") and bool(_find_order(_cut_number(name)))
 
 
 def name_whole_file(index_name: str) -> str:
@@ -128,9 +127,9 @@ def name_in_format(name: str, suffix: str) -> str:
 
 
 def name_index(name: str, suffix: str) -> str:
-    """Return the index that the framework of `name` looks for; "" if it takes no shards."""
+    """Return the index that the framework of `name`, a shard's too, looks for; "" if none."""
     tail = f"{suffix}.index.json"
-    return next((n for n in _find_order(name) if n.endswith(tail)), "")
+    return next((n for n in _find_order(_cut_number(name)) if n.endswith(tail)), "")
 
 
 def choose_weights(names: Collection[str], framework: str) -> str:
@@ -213,6 +212,11 @@ def _find_order(name: str) -> tuple[str, ...]:
         if _cut_stem(name) in {_cut_stem(known_name) for known_name in order}:
             return order
     return ()
+
+
+def _cut_number(name: str) -> str:
+    """Return the stem of a file without the number of a shard."""
+    return re.sub(r"-\d+-of-\d+$", "", _cut_stem(name))
 
 
 def _cut_stem(name: str) -> str:

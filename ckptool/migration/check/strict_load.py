@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.errors import WriteError
+from ckptool.errors import StrictLoadError
 from ckptool.migration.plan.pending_file import PendingFile
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def check_pending_file(
     """Run all checks of the file.
 
     Raises:
-        WriteError: a check failed.
+        StrictLoadError: the module does not load it.
+        WriteError: another check failed.
     """
     return (
         run_strict_load(pending_file, target_module),
@@ -48,7 +49,7 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     the file.
 
     Raises:
-        WriteError: torch.load or load_state_dict failed.
+        StrictLoadError: torch.load or load_state_dict failed.
     """
     name = STRICT_LOAD
     if target_module is None:
@@ -59,7 +60,7 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
         return CheckResult(name, "skipped", load.skip_reason)
     if load.error:
         reason = pending_file.load_obstacles or load.error
-        raise WriteError(f"{pending_file.target}: not written: strict loading fails: {reason}")
+        raise StrictLoadError(f"{pending_file.target}: not written: strict loading fails: {reason}")
     return CheckResult(name, "passed", f"into {module_info.label}")
 
 

@@ -93,18 +93,40 @@ class AttributeUses(Struct, frozen=True):
     """"inverse() at net.py:20": uses in methods that neither constructor nor forward call."""
 
 
-class LineEdit(Struct, frozen=True):
+class EditedStatement(Struct, frozen=True):
     """A statement that is going to be replaced."""
 
-    fault: AttributeFault
     path: Path
     """Resolved path of the source file."""
+    line: int
     before: str
     """The statement as it is, without its indentation."""
+    after: str = ""
+
+
+class LineEdit(Struct, frozen=True):
+    """The edit of one attribute: its statement, and those of other branches."""
+
+    fault: AttributeFault
+    """What is repaired, of all modules."""
+    faults: tuple[AttributeFault, ...]
+    """The same by module: in each another one of the statements may have made the value."""
+    statements: tuple[EditedStatement, ...]
+    """First the one at the line of the fault."""
     class_name: str = ""
     """Name of the class that the statement is in, "" for a line of forward."""
-    after: str = ""
     uses: AttributeUses = AttributeUses()
+    unseen: tuple[str, ...] = ()
+    """"net.py:12": statements of other branches, which may not run in any module at hand."""
+    assumed: tuple[str, ...] = ()
+    """"net.py:8": statements whose value is an argument that may not be a tensor or None."""
+    left: tuple[str, ...] = ()
+    """"net.py:14": branches that assign something else, and stay as they are."""
+
+    @property
+    def path(self) -> Path:
+        """File of the first statement."""
+        return self.statements[0].path
 
 
 class RefusedFix(Struct, frozen=True):

@@ -1,12 +1,10 @@
-"""AttributeFault x the project's files -> why its assignment is not edited, or its statement."""
+"""AttributeFault x the project's files -> why it is not edited, or the statements to edit."""
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
-from ckptool.migration.codemod.assignments import CONSTRUCTORS, AttributeBinding, get_root
+from ckptool.migration.codemod.assignments import CONSTRUCTORS, AttributeBinding
 from ckptool.migration.codemod.attribute_fault import (
     CONTAINER_KINDS,
     AttributeFault,
@@ -14,21 +12,23 @@ from ckptool.migration.codemod.attribute_fault import (
     FaultKind,
 )
 from ckptool.migration.codemod.project_files import ProjectFiles, is_own_source
-from ckptool.modules.assignment_locations import format_location
+from ckptool.migration.codemod.seen_values import TENSOR_OR_NONE, find_default, see_value
+from ckptool.migration.codemod.statement_group import (
+    PlacedStatement,
+    StatementGroup,
+    builds_container,
+    can_be_split,
+    changes_in_place,
+    get_value,
+    group_statements,
+)
+from ckptool.phrases import truncate
 
-_LIST_BUILDERS: Final = frozenset({"list", "tuple"})
-_DICT_BUILDERS: Final = frozenset({"dict", "OrderedDict"})
-_MOVES: Final = frozenset(
-    {"to", "cuda", "cpu", "type", "type_as", "contiguous", "detach", "clone", "float", "double",
-     "half", "bfloat16"}
-)  # fmt: skip
-"""Methods with which `self.mask = self.mask.to(device)` is right for a buffer as well."""
 
-
-def find_statement(  # noqa: PLR0911 - a reason each
+def find_statements(  # noqa: C901, PLR0911 - a reason each
     fault: AttributeFault, path: Path, project: ProjectFiles
-) -> "AttributeBinding | str":
-    """Return the one assignment that an edit replaces, or the reason why it is not edited."""
+) -> "StatementGroup | str":
+    """Return the assignments that an edit replaces, or the reason why nothing is edited."""
     if not fault.line:
         return "the source of its assignment was not found"
     if not is_own_source(path, project.root):
@@ -46,120 +46,58 @@ def find_statement(  # noqa: PLR0911 - a reason each
         return "it is a nested container, an object, or a container of arrays: not a list or dict"
     if project.find_tree(path) is None:
         return "its file is not Python that can be parsed"
-    bindings = [*project.iter_bindings(fault.attribute)]
-    statement = next((b for file, b in bindings if file == path and b.line == fault.line), None)
+    bindings = [b for file, b in project.iter_bindings(fault.attribute) if file == path]
+    statement = _find_named(fault, bindings)
     if statement is None:
         return "the line does not assign an attribute of this name"
-    return (
-        _judge_statement(statement)
-        or _judge_others(fault, statement, path, project)
-        or _judge_constructor(statement, project)
-        or _judge_value(fault, statement)
-        or statement
-    )
+    main = PlacedStatement(path, statement)
+    if reason := _judge_statement(fault, main, project):
+        return reason
+    group = group_statements(fault, main, project)
+    if isinstance(group, str):
+        return group
+    for placed in group.statements[1:]:
+        if reason := _judge_statement(fault, placed, project):
+            return f"it is assigned twice, and at {placed.place} {reason}"
+    return group
 
 
-def _judge_statement(statement: AttributeBinding) -> str:
-    if not statement.is_plain:
+def _find_named(fault: AttributeFault, bindings: list[AttributeBinding]) -> AttributeBinding | None:
+    """Return the assignment at the line of a fault; the one before, if that line changes it."""
+    named = next((b for b in bindings if b.line == fault.line), None)
+    if named is None or not changes_in_place(fault, named):
+        return named
+    earlier = [
+        b for b in bindings if b.function is named.function and b.is_own and b.line < named.line
+    ]
+    return next((b for b in reversed(earlier) if not changes_in_place(fault, b)), named)
+
+
+def _judge_statement(fault: AttributeFault, placed: PlacedStatement, project: ProjectFiles) -> str:
+    statement = placed.binding
+    if not (statement.is_plain or can_be_split(fault, statement)):
         return f"it is bound by {statement.form}"
     if not statement.class_name or not statement.is_own:
         return "it is assigned from outside of its class, or in a nested function"
-    if statement.branch:
-        return f"it is assigned {statement.branch}"
-    return ""
+    if statement.branch == "in a lambda":
+        return "it is assigned in a lambda"
+    return _judge_constructor(fault, statement, project) or _judge_value(fault, statement)
 
 
-def is_changed_in_place(
-    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
-) -> bool:
-    """Whether `mask *= 2`, somewhere in the project, changes the tensor: then it has to be saved.
-
-    The attribute of a buffer is assigned the same tensor, which a module allows.
-    """
-    others = _iter_other_bindings(fault, statement, path, project)
-    return any(_changes_in_place(fault, binding) for _, binding, _ in others)
-
-
-def _changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
-    return fault.kind is FaultKind.TENSOR and isinstance(binding.node, ast.AugAssign)
-
-
-def _moves_itself(fault: AttributeFault, binding: AttributeBinding) -> bool:
-    """Whether it is `self.mask = self.mask.to(device)`, or `self.mask = fn(self.mask)` of _apply().
-
-    Assigned to a registered name, a tensor takes the place of the buffer.
-    """
-    if fault.kind is not FaultKind.TENSOR or not binding.is_plain:
-        return False
-    match _get_value(binding):
-        case ast.Call(
-            func=ast.Attribute(value=ast.Attribute(value=owner, attr=source), attr=name)
-        ) if name in _MOVES:
-            return (get_root(owner), source) == (binding.root, fault.attribute)
-        case ast.Call(func=ast.Name(), args=[ast.Attribute(value=ast.Name(id=root), attr=name)]):
-            is_apply = binding.function is not None and binding.function.name == "_apply"
-            return is_apply and (root, name) == (binding.root, fault.attribute)
-        case _:
-            return False
-
-
-def _iter_other_bindings(
-    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
-) -> Iterator[tuple[Path, AttributeBinding, bool]]:
-    """Yield (file, binding, whether it is one of its class) that may be of the same attribute."""
-    related_classes = project.find_related_classes(path, statement.class_name)
-    for file, binding in project.iter_bindings(fault.attribute):
-        if binding.node is statement.node and file == path:
-            continue
-        is_related = (file, binding.class_name) in related_classes
-        is_self = binding.is_own or binding.root in {"self", ""}
-        if is_self and not is_related:
-            continue
-        if is_self or project.may_use_class(file, path, statement.class_name):
-            yield file, binding, is_self
-
-
-def _judge_others(
-    fault: AttributeFault, statement: AttributeBinding, path: Path, project: ProjectFiles
+def _judge_constructor(
+    fault: AttributeFault, statement: AttributeBinding, project: ProjectFiles
 ) -> str:
-    """Return a second binding of the attribute that the edit might contradict."""
-    for file, binding, is_self in _iter_other_bindings(fault, statement, path, project):
-        if _changes_in_place(fault, binding) or _moves_itself(fault, binding):
-            continue
-        place = format_location(str(file), binding.line)
-        if binding.form.startswith("a property") or binding.form == "a method":
-            return f"{binding.form} of its class has its name ({place})"
-        if binding.form == "a del statement" or binding.form.startswith(("delattr", "__del")):
-            return f"it is deleted at {place}"
-        if not is_self:
-            return f"an attribute of this name is set from outside at {place}"
-        if not binding.is_plain:
-            return f"it is also bound by {binding.form} at {place}"
-        return f"it is assigned twice, also at {place}"
-    return ""
-
-
-def _judge_constructor(statement: AttributeBinding, project: ProjectFiles) -> str:
-    """Return why the statement may not run once, in a module that is ready to register."""
+    """Return why the statement may run in a module that is not ready to register."""
     function = statement.function
     assert function is not None
-    if function.decorator_list:
-        return f"it is assigned in {function.name}(), which is decorated"
     if function.name not in CONSTRUCTORS:
-        callers = {
-            caller.name
-            for _, tree in project.iter_trees(rf"\b{re.escape(function.name)}\b")
-            for caller in ast.walk(tree)
-            if isinstance(caller, ast.FunctionDef)
-            for node in ast.walk(caller)
-            if isinstance(node, ast.Attribute) and node.attr == function.name
-        }
-        if not callers or not callers <= {*CONSTRUCTORS}:
+        if function.decorator_list:
+            return f"it is assigned in {function.name}(), which is decorated"
+        callers = project.find_callers(function.name)
+        is_rebuilt = fault.kind is FaultKind.TENSOR and callers & {*CONSTRUCTORS}
+        if not callers or not (callers <= {*CONSTRUCTORS} or is_rebuilt):
             return f"it is assigned in {function.name}(), not in the constructor"
         return ""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Return) and node.lineno < statement.line:
-            return "the constructor may return before its assignment"
     calls = [
         node.lineno
         for node in ast.walk(function)
@@ -172,17 +110,20 @@ def _judge_constructor(statement: AttributeBinding, project: ProjectFiles) -> st
     return ""
 
 
-def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # noqa: PLR0911 - a reason each
+def _judge_value(  # noqa: C901, PLR0911 - a reason each
+    fault: AttributeFault, statement: AttributeBinding
+) -> str:
     """Return why the value is not known to be what the new statement needs."""
-    value = _get_value(statement)
-    if isinstance(value, ast.IfExp):
-        return "its value is chosen by a condition"
+    value = get_value(statement)
+    if isinstance(value, ast.IfExp) and (reason := _judge_choice(fault, value, statement)):
+        return reason
     if isinstance(value, ast.Attribute) and _is_own_attribute(value, statement):
         return f"it is another name of `self.{value.attr}`"
-    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY} and (
-        owner := _find_owner(value, statement)
-    ):
-        return f"its value is {owner}, and loading a checkpoint would write into that"
+    if fault.kind in {FaultKind.TENSOR, FaultKind.ARRAY}:
+        if owner := _find_owner(value, statement):
+            return f"its value is {owner}, and loading a checkpoint would write into that"
+        if text := _find_number(value, statement):
+            return f"its value is an argument that is {text} by default, which is not a tensor"
     if isinstance(value, ast.Lambda | ast.Yield | ast.YieldFrom | ast.Starred):
         return "its value is not a plain expression"
     if fault.kind not in CONTAINER_KINDS:
@@ -202,9 +143,20 @@ def _judge_value(fault: AttributeFault, statement: AttributeBinding) -> str:  # 
         return ""
     if isinstance(value, ast.Dict | ast.DictComp) and fault.form is ContainerForm.LIST:
         return "it is a dict whose keys are not strings"
-    if not _builds_container(value, fault.form):
+    if not builds_container(value, fault.form):
         noun = "list" if fault.form is ContainerForm.LIST else "dict with string keys"
         return f"its value is not seen to be a new {noun}"
+    return ""
+
+
+def _judge_choice(fault: AttributeFault, value: ast.IfExp, statement: AttributeBinding) -> str:
+    """Return why `a if condition else b` may not be registered."""
+    if fault.kind is not FaultKind.TENSOR:
+        return "its value is chosen by a condition"
+    for arm in (value.body, value.orelse):
+        if see_value(arm, statement, fault.attribute) not in TENSOR_OR_NONE:
+            text = truncate(ast.unparse(arm), 60)
+            return f"its value is chosen by a condition, and `{text}` may not be a tensor"
     return ""
 
 
@@ -213,10 +165,10 @@ def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
     function = statement.function
     assert function is not None
     match value:
-        case ast.Attribute():
+        case ast.Attribute() if not any(isinstance(node, ast.Call) for node in ast.walk(value)):
             return f"`{ast.unparse(value)}` of another object"
         case ast.Name(id=name):
-            default = _find_default(function, name)
+            default = find_default(function, name)
             if default is not None and not isinstance(default, ast.Constant):
                 return f"the default of the argument `{name}`, one tensor for all instances"
             is_local = default is not None or any(
@@ -229,45 +181,23 @@ def _find_owner(value: ast.expr | None, statement: AttributeBinding) -> str:
             return ""
 
 
+def _find_number(value: ast.expr | None, statement: AttributeBinding) -> str:
+    """Return the default of an argument that is assigned as it is, "" for None or no default."""
+    function = statement.function
+    assert function is not None
+    if not isinstance(value, ast.Name):
+        return ""
+    default = find_default(function, value.id)
+    is_rebound = any(
+        isinstance(node, ast.Name) and node.id == value.id and _is_stored(node)
+        for node in ast.walk(function)
+    )
+    is_number = isinstance(default, ast.Constant) and default.value is not None
+    return ast.unparse(default) if default is not None and is_number and not is_rebound else ""
+
+
 def _is_stored(node: ast.Name) -> bool:
     return isinstance(node.ctx, ast.Store)
-
-
-def _find_default(function: "ast.FunctionDef | ast.AsyncFunctionDef", name: str) -> ast.expr | None:
-    """Return the default of an argument, None if it has none."""
-    arguments = function.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    count = len(arguments.defaults)
-    pairs = [
-        *zip(positional[len(positional) - count :], arguments.defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
-    return next((default for argument, default in pairs if argument.arg == name), None)
-
-
-def _builds_container(value: ast.expr | None, form: ContainerForm | None) -> bool:
-    match value:
-        case ast.List() | ast.ListComp() | ast.Tuple():
-            return form is ContainerForm.LIST
-        case ast.Dict(keys=keys):
-            are_strings = all(
-                not isinstance(key, ast.Constant) or isinstance(key.value, str) for key in keys
-            )
-            return form is ContainerForm.DICT and are_strings
-        case ast.DictComp():
-            return form is ContainerForm.DICT
-        case ast.BinOp(left=left, op=ast.Mult() | ast.Add()):
-            return form is ContainerForm.LIST and _builds_container(left, form)
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
-            builders = _LIST_BUILDERS if form is ContainerForm.LIST else _DICT_BUILDERS
-            return name in builders
-        case _:
-            return False
-
-
-def _get_value(statement: AttributeBinding) -> ast.expr | None:
-    node = statement.node
-    return node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
 
 
 def _is_own_attribute(value: ast.Attribute, statement: AttributeBinding) -> bool:

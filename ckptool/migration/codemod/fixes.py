@@ -45,6 +45,14 @@ def register_tensor(request: FixRequest) -> FixedStatement:
     return FixedStatement(cst.Call(function, arguments), is_call=True)
 
 
+def register_none(request: FixRequest) -> FixedStatement:
+    """Return the buffer that has no tensor yet: `self.register_buffer("mask", None)`."""
+    plain = FixRequest(
+        request.fault, request.owner, request.value, "register_buffer", request.names
+    )
+    return register_tensor(plain)
+
+
 def register_array(request: FixRequest) -> FixedStatement:
     """Return the buffer of a NumPy array, `torch.as_tensor(...)`."""
     function = _parse(f"{request.names.need('torch')}.as_tensor")

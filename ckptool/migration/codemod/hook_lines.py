@@ -53,11 +53,11 @@ class _ClassEditor(cst.CSTTransformer):
             self.reason = "it has no __init__ of its own"
             return updated_node
         assert isinstance(constructor, cst.FunctionDef)
-        assert isinstance(constructor.body, cst.IndentedBlock)
-        owner = constructor.params.params[0].name.value
-        call = cst.parse_statement(f"{self._registration.function}({owner})")
-        body = constructor.body.with_changes(body=[*constructor.body.body, call])
-        members[members.index(constructor)] = constructor.with_changes(body=body)
+        new_constructor = self._add_call(constructor)
+        if new_constructor is None:
+            self.reason = "its __init__ returns early, and super().__init__() is not a line of it"
+            return updated_node
+        members[members.index(constructor)] = new_constructor
         first = members[0]
         has_docstring = (
             isinstance(first, cst.SimpleStatementLine)
@@ -72,6 +72,27 @@ class _ClassEditor(cst.CSTTransformer):
         members.insert(int(has_docstring), version)
         self.is_done = True
         return updated_node.with_changes(body=updated_node.body.with_changes(body=members))
+
+    def _add_call(self, constructor: cst.FunctionDef) -> cst.FunctionDef | None:
+        """Return the constructor with the call that registers the hook at its end.
+
+        If it returns early, the call follows super().__init__(); None if there is no such line.
+        """
+        owner = constructor.params.params[0].name.value
+        call_text = f"{self._registration.function}({owner})"
+        lines = [*constructor.body.body]
+        if isinstance(constructor.body, cst.SimpleStatementSuite):  # def __init__(self): a; b
+            expression = cst.Expr(cst.parse_expression(call_text))
+            body = constructor.body.with_changes(body=[*lines, expression])
+            return constructor.with_changes(body=body)
+        place = len(lines)
+        if _returns_early(constructor):
+            calls = [index for index, line in enumerate(lines) if _calls_super(line)]
+            if not calls:
+                return None
+            place = calls[0] + 1
+        lines.insert(place, cst.parse_statement(call_text))
+        return constructor.with_changes(body=constructor.body.with_changes(body=lines))
 
 
 def _begin_with_blank_line(member: cst.BaseStatement) -> cst.BaseStatement:
@@ -88,8 +109,38 @@ def _is_constructor(member: cst.BaseStatement) -> bool:
     return (
         isinstance(member, cst.FunctionDef)
         and member.name.value in CONSTRUCTORS
-        and isinstance(member.body, cst.IndentedBlock)
         and bool(member.params.params)
+    )
+
+
+def _returns_early(constructor: cst.FunctionDef) -> bool:
+    """Whether it has a return statement of its own, not only in a function inside."""
+    finder = _ReturnFinder()
+    constructor.body.visit(finder)
+    return finder.is_found
+
+
+class _ReturnFinder(cst.CSTVisitor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_found = False
+
+    def visit_Return(self, node: cst.Return) -> None:  # noqa: N802, ARG002
+        self.is_found = True
+
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802, ARG002
+        return False
+
+
+def _calls_super(line: cst.CSTNode) -> bool:
+    """Whether a line is `super().__init__(...)`, or calls that of a base class by name."""
+    if not isinstance(line, cst.SimpleStatementLine) or not isinstance(line.body[0], cst.Expr):
+        return False
+    call = line.body[0].value
+    return (
+        isinstance(call, cst.Call)
+        and isinstance(call.func, cst.Attribute)
+        and call.func.attr.value == "__init__"
     )
 
 

@@ -2,7 +2,7 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ckptool.errors import PlanError
 from ckptool.migration.codemod.attribute_fault import (
     AttributeFault,
+    EditedStatement,
     EditPlan,
     FaultKind,
     HookRegistration,
@@ -22,12 +23,11 @@ from ckptool.migration.codemod.attribute_fault import (
 )
 from ckptool.migration.codemod.evidence import (
     choose_style,
-    find_statement,
-    is_changed_in_place,
+    find_statements,
     resolve_source,
 )
 from ckptool.migration.codemod.project_files import ProjectFiles, decode_source
-from ckptool.migration.codemod.rewrite import FACTORIES, rewrite_source
+from ckptool.migration.codemod.rewrite import FACTORIES, StatementAddress, rewrite_source
 from ckptool.migration.codemod.uses import examine_uses
 
 
@@ -59,14 +59,14 @@ def plan_edits(
         planned.add_fault(fault, resolve_source(fault.location, folder), project)
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
-    finished: list[LineEdit] = []
+    new_texts: dict[tuple[Path, int, str], str] = {}
     for path in planned.paths:
         try:
             content = path.read_bytes()
             text, encoding = decode_source(content)
             rewritten = rewrite_source(
                 text,
-                planned.edits[path],
+                planned.statements[path],
                 style,
                 planned.devices[path],
                 (hooks or {}).get(path, []),
@@ -80,15 +80,25 @@ def plan_edits(
             new_refused = [RefusedFix(fault, str(error)) for fault in failed]
             return replace(plan, refused=(*plan.refused, *new_refused))
         changes[path] = SourceChange(path, content, new_content)
-        finished += rewritten.edits
-    return EditPlan(changes, tuple(finished), tuple(planned.refused))
+        new_texts |= {(path, *address): text for address, text in rewritten.statements.items()}
+    edits = tuple(_add_new_texts(edit, new_texts) for edit in planned.edits)
+    return EditPlan(changes, edits, tuple(planned.refused))
+
+
+def _add_new_texts(edit: LineEdit, new_texts: Mapping[tuple[Path, int, str], str]) -> LineEdit:
+    attribute = edit.fault.attribute
+    statements = (replace(s, after=new_texts[s.path, s.line, attribute]) for s in edit.statements)
+    return replace(edit, statements=tuple(statements))
 
 
 @dataclass
 class _PlannedEdits:
     """Edits by file, before any of them is made."""
 
-    edits: dict[Path, list[LineEdit]] = field(default_factory=lambda: defaultdict(list))
+    edits: list[LineEdit] = field(default_factory=list)
+    statements: dict[Path, dict[StatementAddress, AttributeFault]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     uses: dict[Path, list[UseEdit]] = field(default_factory=lambda: defaultdict(list))
     devices: dict[Path, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
     refused: list[RefusedFix] = field(default_factory=list)
@@ -97,7 +107,7 @@ class _PlannedEdits:
     @property
     def paths(self) -> list[Path]:
         """Files that change."""
-        return [path for path in dict.fromkeys((*self.edits, *self.uses)) if self._faults[path]]
+        return [*self._faults]
 
     def list_faults(self, path: Path) -> list[AttributeFault]:
         """Return the faults whose edits change a file."""
@@ -106,50 +116,103 @@ class _PlannedEdits:
     def add_fault(self, fault: AttributeFault, path: Path, project: ProjectFiles) -> None:
         """Add what a fault in the file at `path` needs, or its refusal."""
         if _is_created(fault):
-            arrays = {e.fault.attribute for e in self.edits[path] if _is_array(e.fault)}
+            arrays = {e.fault.attribute for e in self.edits if e.path == path and _is_array(e)}
             device = _find_device(fault, path, project, arrays)
             if device.startswith("!"):
                 self.refused.append(RefusedFix(fault, device[1:]))
             elif device:
                 self.devices[path][fault.line] = device
-                self._add_edit(fault, LineEdit(fault, path, _read_line(path, fault.line)))
+                statement = EditedStatement(path, fault.line, _read_line(path, fault.line))
+                self._add_edit(LineEdit(fault, (fault,), (statement,)))
             return
         edit = _plan_edit(fault, path, project)
         if isinstance(edit, str):
             self.refused.append(RefusedFix(fault, edit))
-        elif any(other.fault.line == fault.line for other in self.edits[path]):
-            self.refused.append(RefusedFix(fault, "another statement of its line is edited"))
+            return
+        same = next(
+            (n for n, other in enumerate(self.edits) if _share_statement(other, edit)), None
+        )
+        if same is None:
+            self._add_edit(edit)
+        elif (merged := _merge_edits(self.edits[same], edit)) is not None:
+            self.edits[same] = merged
+            self._register(merged)
         else:
-            self._add_edit(fault, edit)
+            self.refused.append(RefusedFix(fault, "another edit of its statement is planned"))
 
-    def _add_edit(self, fault: AttributeFault, edit: LineEdit) -> None:
-        self.edits[edit.path].append(edit)
+    def _add_edit(self, edit: LineEdit) -> None:
+        self.edits.append(edit)
         for use in edit.uses.edits:
             self.uses[use.path].append(use)
-        for path in dict.fromkeys((edit.path, *(use.path for use in edit.uses.edits))):
-            self._faults[path].append(fault)
+        self._register(edit)
+
+    def _register(self, edit: LineEdit) -> None:
+        for statement in edit.statements:
+            address = statement.line, edit.fault.attribute
+            self.statements[statement.path][address] = edit.fault
+        paths = (*(s.path for s in edit.statements), *(use.path for use in edit.uses.edits))
+        for path in dict.fromkeys(paths):
+            self._faults[path] = [*dict.fromkeys((*self._faults[path], *edit.faults))]
 
 
 def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "LineEdit | str":
-    """Return the edit of an assignment and of the uses that need one, or why there is none."""
-    statement = find_statement(fault, path, project)
-    if isinstance(statement, str):
-        return statement
-    uses = examine_uses(fault, statement, path, project)
+    """Return the edit of an attribute and of the uses that need one, or why there is none."""
+    group = find_statements(fault, path, project)
+    if isinstance(group, str):
+        return group
+    uses = examine_uses(fault, group.main, path, project)
     if isinstance(uses, str):
         return uses
-    before = ast.get_source_segment(_read_text(path), statement.node) or ""
-    is_saved = fault.is_persistent or is_changed_in_place(fault, statement, path, project)
-    saved_fault = replace(fault, is_persistent=is_saved)
-    return LineEdit(saved_fault, path, before, statement.class_name, uses=uses)
+    statements = tuple(
+        EditedStatement(
+            placed.path,
+            placed.binding.line,
+            ast.get_source_segment(_read_text(placed.path), placed.binding.node) or "",
+        )
+        for placed in group.statements
+    )
+    saved_fault = replace(fault, is_persistent=fault.is_persistent or group.is_saved)
+    return LineEdit(
+        saved_fault,
+        (fault,),
+        statements,
+        group.main.class_name,
+        uses,
+        unseen=group.list_unseen(),
+        assumed=tuple(placed.place for placed in group.assumed),
+        left=tuple(placed.place for placed in group.left),
+    )
+
+
+def _share_statement(one: LineEdit, other: LineEdit) -> bool:
+    lines = ({(s.path, s.line) for s in edit.statements} for edit in (one, other))
+    return one.fault.attribute == other.fault.attribute and not set.isdisjoint(*lines)
+
+
+def _merge_edits(one: LineEdit, other: LineEdit) -> LineEdit | None:
+    """Return one edit for an attribute in two modules, whose constructors ran other branches.
+
+    None if they do not replace the same statements in the same way.
+    """
+    fault, other_fault = one.fault, other.fault
+    if {*one.statements} != {*other.statements} or one.uses != other.uses:
+        return None
+    if (fault.kind, fault.form) != (other_fault.kind, other_fault.form):
+        return None
+    return replace(
+        one,
+        fault=_merge_two_faults(fault, other_fault),
+        faults=(*one.faults, *other.faults),
+        unseen=tuple(place for place in one.unseen if place in other.unseen),
+    )
 
 
 def _is_created(fault: AttributeFault) -> bool:
     return fault.kind is FaultKind.CREATED_TENSOR
 
 
-def _is_array(fault: AttributeFault) -> bool:
-    return fault.kind is FaultKind.ARRAY
+def _is_array(edit: LineEdit) -> bool:
+    return edit.fault.kind is FaultKind.ARRAY
 
 
 def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
@@ -165,15 +228,19 @@ def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
         if other is None:
             merged[identity] = fault
             continue
-        merged[identity] = replace(
-            other,
-            keys=tuple(dict.fromkeys((*other.keys, *fault.keys))),
-            codes=tuple(dict.fromkeys((*other.codes, *fault.codes))),
-            is_persistent=other.is_persistent or fault.is_persistent,
-            shared_with=other.shared_with or fault.shared_with,
-            form=other.form if other.form == fault.form else fault.form,
-        )
+        merged[identity] = _merge_two_faults(other, fault)
     return list(merged.values())
+
+
+def _merge_two_faults(one: AttributeFault, other: AttributeFault) -> AttributeFault:
+    return replace(
+        one,
+        keys=tuple(dict.fromkeys((*one.keys, *other.keys))),
+        codes=tuple(dict.fromkeys((*one.codes, *other.codes))),
+        is_persistent=one.is_persistent or other.is_persistent,
+        shared_with=one.shared_with or other.shared_with,
+        form=one.form if one.form == other.form else other.form,
+    )
 
 
 def _find_device(  # noqa: PLR0911 - a reason each

@@ -79,6 +79,17 @@ class ProjectFiles:
             if tree is not None:
                 yield path, tree
 
+    def find_callers(self, method: str) -> set[str]:
+        """Return the names of all functions that use an attribute of the name of a method."""
+        return {
+            caller.name
+            for _, tree in self.iter_trees(rf"\b{re.escape(method)}\b")
+            for caller in ast.walk(tree)
+            if isinstance(caller, ast.FunctionDef)
+            for node in ast.walk(caller)
+            if isinstance(node, ast.Attribute) and node.attr == method
+        }
+
     def get_text(self, path: Path) -> str:
         """Return the text of a file, "" if it is not one of the project."""
         return self._read_texts().get(path, "")

@@ -1,22 +1,28 @@
 """A file's text and its statements -> the new text; all other lines stay byte for byte."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
-from msgspec.structs import replace
 
 from ckptool.errors import PlanError
 from ckptool.migration.codemod.attribute_fault import (
     CONTAINER_KINDS,
+    AttributeFault,
     HookRegistration,
-    LineEdit,
     UseEdit,
 )
-from ckptool.migration.codemod.fixes import FIXES, FixRequest, place_on_device
+from ckptool.migration.codemod.fixes import (
+    FIXES,
+    FixedStatement,
+    FixRequest,
+    place_on_device,
+    register_none,
+)
 from ckptool.migration.codemod.hook_lines import add_hook_lines
 from ckptool.migration.codemod.import_names import ImportNames, add_imports
 
@@ -28,17 +34,21 @@ FACTORIES: Final = frozenset(
 """Functions of torch that take `device=`."""
 
 
+StatementAddress: TypeAlias = tuple[int, str]
+"""Line of a statement, and the attribute that it assigns; "" for a call in forward."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewrittenSource:
-    """The new text of a file, and its edits with the new statements."""
+    """The new text of a file, and its new statements."""
 
     text: str
-    edits: tuple[LineEdit, ...]
+    statements: Mapping[StatementAddress, str]
 
 
 def rewrite_source(
     text: str,
-    edits: Sequence[LineEdit],
+    faults: Mapping[StatementAddress, AttributeFault],
     style: str,
     devices: Mapping[int, str],
     hooks: Sequence[HookRegistration] = (),
@@ -48,7 +58,7 @@ def rewrite_source(
 
     Args:
         text: of the file, with its line ends.
-        edits: of this file.
+        faults: statements of this file that are replaced, and what each repairs.
         style: "register_buffer" or "nn.Buffer".
         devices: line of a call that creates a tensor -> expression of its device.
         hooks: classes that get lines which register a hook.
@@ -64,20 +74,18 @@ def rewrite_source(
     if module.code != text:
         raise PlanError("libcst does not reproduce the file, so it is not edited")
     names = ImportNames(module)
-    edits_by_line = {edit.fault.line: edit for edit in edits}
     uses_by_range = {(use.start, use.end): use for use in uses}
-    rewriter = _Rewriter(module, edits_by_line, style, devices, names, uses_by_range)
+    rewriter = _Rewriter(module, faults, style, devices, names, uses_by_range)
     result = MetadataWrapper(module, unsafe_skip_copy=True).visit(rewriter)
     for registration in hooks:
         result = add_hook_lines(result, registration)
     result = add_imports(result, names.new_imports)
-    missing = [edit for edit in edits if edit.fault.line not in rewriter.new_texts]
+    missing = faults.keys() - rewriter.new_texts.keys()
     if missing:
-        raise PlanError(f"line {missing[0].fault.line} has no statement that can be replaced")
+        raise PlanError(f"line {min(missing)[0]} has no statement that can be replaced")
     if uses_by_range:
         raise PlanError(f"line {min(uses_by_range)[0][0]} has no expression that can be replaced")
-    new_edits = tuple(replace(edit, after=rewriter.new_texts[edit.fault.line]) for edit in edits)
-    return RewrittenSource(result.code, new_edits)
+    return RewrittenSource(result.code, rewriter.new_texts)
 
 
 def format_diff(name: str, old_text: str, new_text: str) -> str:
@@ -100,54 +108,85 @@ class _Rewriter(cst.CSTTransformer):
     METADATA_DEPENDENCIES = (PositionProvider,)
 
     module: cst.Module
-    edits: Mapping[int, LineEdit]
+    faults: Mapping[StatementAddress, AttributeFault]
     style: str
     devices: Mapping[int, str]
     names: ImportNames
     uses: dict[tuple[tuple[int, int], tuple[int, int]], UseEdit]
     """Start and end of an expression -> its replacement; those that are done are taken out."""
-    new_texts: dict[int, str] = field(default_factory=dict)
-    """Line of an edit -> its new statement."""
+    new_texts: dict[StatementAddress, str] = field(default_factory=dict)
+    """New statement of each that is replaced."""
+    _following: list[cst.BaseSmallStatement] = field(default_factory=list)
+    """Statements to put behind the line that is visited."""
+
+    _functions: list[cst.FunctionDef] = field(default_factory=list)
+    """Functions around the node that is visited."""
 
     def __post_init__(self) -> None:
         super().__init__()
 
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> None:  # noqa: N802
+        self._functions.append(node)
+
+    def leave_FunctionDef(  # noqa: N802
+        self,
+        original_node: cst.FunctionDef,  # noqa: ARG002
+        updated_node: cst.FunctionDef,
+    ) -> cst.FunctionDef:
+        self._functions.pop()
+        return updated_node
+
     def leave_SimpleStatementLine(  # noqa: N802 - libcst calls it
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> "cst.SimpleStatementLine | cst.FlattenSentinel[cst.BaseStatement]":
-        statement = original_node.body[0]
-        is_edited = self._find_edit(statement) is not None
-        new_statement = updated_node.body[0]
-        if not (isinstance(statement, cst.AnnAssign) and is_edited):
-            return updated_node
-        if not isinstance(new_statement, cst.Expr):
+        following, self._following = self._following, []
+        if following:
+            if len(original_node.body) > 1:
+                raise PlanError(f"line {self._get_line(original_node)} has several statements")
+            lines = [cst.SimpleStatementLine([statement]) for statement in following]
+            return cst.FlattenSentinel([updated_node, *lines])
+        statement, new_statement = original_node.body[0], updated_node.body[0]
+        if not (isinstance(statement, cst.AnnAssign) and isinstance(new_statement, cst.Expr)):
             return updated_node
         # The annotation stays, as a line of its own before the call.
         declaration = cst.AnnAssign(statement.target, statement.annotation)
         first = cst.SimpleStatementLine([declaration], leading_lines=updated_node.leading_lines)
         return cst.FlattenSentinel([first, updated_node.with_changes(leading_lines=[])])
 
+    def leave_SimpleStatementSuite(  # noqa: N802
+        self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
+    ) -> cst.SimpleStatementSuite:
+        if self._following:
+            raise PlanError(f"line {self._get_line(original_node)} has several statements")
+        return updated_node
+
     def leave_Assign(  # noqa: N802
         self, original_node: cst.Assign, updated_node: cst.Assign
     ) -> cst.BaseSmallStatement:
-        return self._replace(original_node, updated_node, updated_node.targets[0].target)
+        targets = [target.target for target in updated_node.targets]
+        if len(targets) == 1 and isinstance(targets[0], cst.Attribute):
+            return self._replace(original_node, updated_node, targets[0])
+        return self._split(original_node, updated_node)
 
     def leave_AnnAssign(  # noqa: N802
         self, original_node: cst.AnnAssign, updated_node: cst.AnnAssign
     ) -> cst.BaseSmallStatement:
-        return self._replace(original_node, updated_node, updated_node.target)
+        target = updated_node.target
+        if not isinstance(target, cst.Attribute):
+            return updated_node
+        return self._replace(original_node, updated_node, target)
 
     def leave_Call(  # noqa: N802
         self, original_node: cst.Call, updated_node: cst.Call
     ) -> cst.BaseExpression:
-        line = self.get_metadata(PositionProvider, original_node).start.line
+        line = self._get_line(original_node)
         name = _get_name(original_node.func)
         replacement = self._replace_use(original_node)
         if replacement is not None:
             return replacement
-        if line in self.devices and line in self.edits and name in FACTORIES:
+        if line in self.devices and name in FACTORIES:
             new_call = place_on_device(updated_node, self.devices[line])
-            self.new_texts[line] = self.module.code_for_node(new_call)
+            self.new_texts[line, ""] = self.module.code_for_node(new_call)
             return new_call
         return updated_node
 
@@ -170,38 +209,115 @@ class _Rewriter(cst.CSTTransformer):
         use = self.uses.pop(((start.line, start.column), (end.line, end.column)), None)
         return cst.parse_expression(use.after, self.module.config_for_parsing) if use else None
 
-    def _find_edit(self, statement: cst.CSTNode) -> LineEdit | None:
-        line = self.get_metadata(PositionProvider, statement).start.line
-        edit = self.edits.get(line)
-        is_assignment = isinstance(statement, cst.Assign | cst.AnnAssign)
-        return edit if edit and is_assignment and edit.fault.kind in FIXES else None
+    def _get_line(self, node: cst.CSTNode) -> int:
+        return int(self.get_metadata(PositionProvider, node).start.line)
+
+    def _find_fault(
+        self, statement: cst.CSTNode, target: cst.Attribute
+    ) -> tuple[StatementAddress, AttributeFault | None]:
+        address = self._get_line(statement), target.attr.value
+        return address, self.faults.get(address)
 
     def _replace(
         self,
         original_node: cst.Assign | cst.AnnAssign,
         updated_node: cst.Assign | cst.AnnAssign,
-        target: cst.BaseExpression,
+        target: cst.Attribute,
     ) -> cst.BaseSmallStatement:
-        edit = self._find_edit(original_node)
-        if edit is None or updated_node.value is None or not isinstance(target, cst.Attribute):
+        """Return the statement that registers what `self.name = value` assigns."""
+        address, fault = self._find_fault(original_node, target)
+        if fault is None or updated_node.value is None:
             return updated_node
-        if target.attr.value != edit.fault.attribute:
-            return updated_node
-        request = FixRequest(edit.fault, target.value, updated_node.value, self.style, self.names)
-        fixed = FIXES[edit.fault.kind](request)
+        fixed = self._fix(fault, target, updated_node.value)
         new_node: cst.BaseSmallStatement = (
             cst.Expr(fixed.expression, semicolon=updated_node.semicolon)
             if fixed.is_call
             else updated_node.with_changes(value=fixed.expression)
         )
-        if isinstance(new_node, cst.AnnAssign) and edit.fault.kind in CONTAINER_KINDS:
+        if isinstance(new_node, cst.AnnAssign) and fault.kind in CONTAINER_KINDS:
             assert isinstance(fixed.expression, cst.Call)  # list[nn.Linear] is now nn.ModuleList
             annotation = new_node.annotation.with_changes(annotation=fixed.expression.func)
             new_node = new_node.with_changes(annotation=annotation)
-        self.new_texts[edit.fault.line] = self.module.code_for_node(
-            new_node.with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
-        )
+        self.new_texts[address] = self._format_statement(new_node)
         return new_node
+
+    def _split(self, original_node: cst.Assign, updated_node: cst.Assign) -> cst.BaseSmallStatement:
+        """Return an assignment to variables, where `self.a, b = ...` or `self.a = a = ...` is.
+
+        What registers the variables follows on lines of its own.
+        """
+        is_chained = len(updated_node.targets) > 1
+        variables: dict[StatementAddress, tuple[cst.Name, cst.Attribute]] = {}
+        common = [t.target for t in updated_node.targets if isinstance(t.target, cst.Name)]
+        for target in _list_attributes(updated_node):
+            address, fault = self._find_fault(original_node, target)
+            if fault is not None:
+                name = common[0] if common else self._name_variable(target.attr.value)
+                common = [name] if is_chained else []
+                variables[address] = name, target
+        if not variables:
+            return updated_node
+        replaced = {id(target): name for name, target in variables.values()}
+        new_node = _replace_targets(updated_node, replaced, is_chained=is_chained)
+        for address, (name, target) in variables.items():
+            fixed = self._fix(self.faults[address], target, name)
+            statement: cst.BaseSmallStatement = (
+                cst.Expr(fixed.expression)
+                if fixed.is_call
+                else cst.Assign([cst.AssignTarget(target)], fixed.expression)
+            )
+            self._following.append(statement)
+            self.new_texts[address] = self._format_statement(statement)
+        first = next(iter(variables))
+        lines = [self._format_statement(new_node), self.new_texts[first]]
+        self.new_texts[first] = "\n".join(lines)
+        return new_node
+
+    def _fix(
+        self, fault: AttributeFault, target: cst.Attribute, value: cst.BaseExpression
+    ) -> FixedStatement:
+        request = FixRequest(fault, target.value, value, self.style, self.names)
+        is_none = isinstance(value, cst.Name) and value.value == "None"
+        return (register_none if is_none else FIXES[fault.kind])(request)
+
+    def _name_variable(self, attribute: str) -> cst.Name:
+        """Return the name of a variable for the value of an attribute, new in its function."""
+        name = attribute.strip("_") or "value"
+        code = self.module.code_for_node(self._functions[-1]) if self._functions else ""
+        while re.search(rf"(?<![.\w]){name}\b", code):
+            name += "_"
+        return cst.Name(name)
+
+    def _format_statement(self, statement: cst.BaseSmallStatement) -> str:
+        bare = statement.with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
+        return self.module.code_for_node(bare)
+
+
+def _list_attributes(node: cst.Assign) -> list[cst.Attribute]:
+    """Return the attributes among the targets of an assignment."""
+    targets: list[cst.BaseExpression] = []
+    for target in node.targets:
+        inner = target.target
+        several = inner.elements if isinstance(inner, cst.Tuple | cst.List) else ()
+        targets += [element.value for element in several] or [inner]
+    return [target for target in targets if isinstance(target, cst.Attribute)]
+
+
+def _replace_targets(
+    node: cst.Assign, variables: Mapping[int, cst.Name], *, is_chained: bool
+) -> cst.Assign:
+    """Return an assignment with variables in place of attributes; in a chain these are left out."""
+    if is_chained:
+        left = [t for t in node.targets if id(t.target) not in variables]
+        if not any(isinstance(t.target, cst.Name) for t in left):
+            left = [cst.AssignTarget(next(iter(variables.values()))), *left]
+        return node.with_changes(targets=left)
+    (target,) = node.targets
+    several = target.target
+    assert isinstance(several, cst.Tuple | cst.List)
+    elements = [e.with_changes(value=variables.get(id(e.value), e.value)) for e in several.elements]
+    new_target = target.with_changes(target=several.with_changes(elements=elements))
+    return node.with_changes(targets=[new_target])
 
 
 def _get_name(function: cst.BaseExpression) -> str:

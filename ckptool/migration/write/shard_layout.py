@@ -101,7 +101,8 @@ def _name_whole_file(draft: Draft, to: str) -> str:
 
 def _choose_shard_names(draft: Draft, to: str) -> ShardNames:
     """Return names that the framework of the source looks for, else those of transformers."""
-    index = name_index(draft.checkpoint.path.name, _SUFFIXES[to])
+    files = draft.checkpoint.files or (draft.checkpoint.path,)
+    index = name_index(files[0].name, _SUFFIXES[to])
     if not index:
         return _SHARD_NAMES[to]
     stem = index.partition(".")[0]

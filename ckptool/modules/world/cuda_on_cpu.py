@@ -31,7 +31,7 @@ def is_missing_cuda(error: BaseException) -> bool:
 
 def is_placed_on_cuda(value: object) -> bool:
     """Whether `cuda_on_cpu` kept a tensor on the CPU that was put on a CUDA device."""
-    return bool(_PLACED) and isinstance(value, Tensor) and value in _PLACED
+    return bool(_PLACED.data) and isinstance(value, Tensor) and value in _PLACED
 
 
 def call_constructor(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import Contract, ContractOrigin
+from ckptool.compare.contracts.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.states import is_rank_part, list_placeholders
@@ -67,7 +67,13 @@ def _list_migrated_words(diff: ModuleDiff) -> list[str]:
         stem = PurePosixPath(module.folder.replace(os.sep, "/")).name.lstrip("-.") or "model"
         return [quote_shell(module.folder), "-o", quote_shell(f"{stem}-migrated")]
     name = quote_shell(module.target) if ":" in module.target else UNNAMED_MODULE
-    return [quote_shell(str(checkpoint.path)), "-o", quote_shell(name_result(checkpoint)), "-m", name]
+    return [
+        quote_shell(str(checkpoint.path)),
+        "-o",
+        quote_shell(name_result(checkpoint)),
+        "-m",
+        name,
+    ]
 
 
 def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
@@ -236,8 +242,12 @@ def format_plan_command(path: str, module: str) -> tuple[str, str]:
 
 def _format_module_command(words: Sequence[str], module: str, options: Sequence[str] = ()) -> str:
     name = module if ":" in module else UNNAMED_MODULE
-    given_words = (*_iter_given_arguments(), *GIVEN_WORDS.get().shared)
-    return " ".join(map(quote_shell, (*words, "-m", name, *given_words, *options)))
+    return " ".join(map(quote_shell, (*words, "-m", name, *list_given_arguments(), *options)))
+
+
+def list_given_arguments() -> tuple[str, ...]:
+    """Return how the running command line gives the constructor's arguments, and -I; () if not."""
+    return (*_iter_given_arguments(), *GIVEN_WORDS.get().shared)
 
 
 def _iter_given_arguments() -> Iterator[str]:

@@ -134,9 +134,12 @@ def _find_shared(path: str, module_tensors: list[ModuleTensor], module_info: Mod
         for module_tensor in module_tensors
         if module_tensor.tensor.storage is not None and module_tensor.tensor.numel
     }
+    is_constant = all(t.kind in _VALUE_KINDS and is_rebuilt(t) for t in module_tensors)
     for other in module_info.tensors.values():
         storage = other.tensor.storage
         is_other = _get_attribute_path(other.key) != path
+        if is_constant and other.kind in _VALUE_KINDS and is_rebuilt(other):
+            continue  # nothing writes what the two have in common, so that a move may part them
         if storage is not None and is_other and other.tensor.numel and storage.key in storages:
             return other.key
     return ""

@@ -22,7 +22,7 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     name, location = get_attribute_name(module_tensor.key), module_tensor.assigned_at
     if is_in_package(location):
         return _format_package_fix(module_tensor, name)
-    target = module_tensor.assigned_to or f"self.{name}"
+    target = module_tensor.assigned_to or _guess_target(module_tensor, name)
     new_line = _format_line(module_tensor, name, target)
     effect = _describe_effect(module_tensor)
     if not new_line:
@@ -31,6 +31,15 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     if not module_tensor.assigned_to:
         return f"{_locate(location, 'where it is assigned: ')}{new_line}{effect}"
     return f"{_locate(location)}{new_line} instead of {target} = ...{effect}"
+
+
+def _guess_target(module_tensor: ModuleTensor, name: str) -> str:
+    """Return what the assignment is to: in a class of the user to `self`, else from outside."""
+    if not module_tensor.owner.startswith("torch."):
+        return f"self.{name}"
+    steps = module_tensor.key.partition("[")[0].split(".")[:-1]
+    path = "".join(f"[{step}]" if step.isdecimal() else f".{step}" for step in steps)
+    return f"module{path}.{name}"
 
 
 def format_saved_buffer(module_tensor: ModuleTensor) -> str:

@@ -102,12 +102,10 @@ AWKWARD_REFUSED = {
     "by_computed_name": (make_class('for n in range(2):\n    setattr(self, f"mask_{n}", torch.ones(4))', "return self.linear(x) * self.mask_0 * self.mask_1"), "with a computed name"),
     "overwritten_by_name": (make_class("self.mask_0 = torch.ones(4)", 'setattr(self, f"mask_{0}", self.mask_0)\nreturn self.linear(x) * self.mask_0'), "with a computed name"),
     "default_of_class": (make_class(MASK, MASKED).replace("class Net(nn.Module):\n", "class Net(nn.Module):\n    mask = None\n\n"), "an attribute of the class"),
-    "decorated_constructor": (make_class(MASK, MASKED).replace("    def __init__", "    @torch.no_grad()\n    def __init__"), "which is decorated"),
     "super_late": (
         make_class("pass", MASKED).replace("        super()", "        self.mask = torch.ones(4)\n        super()"),
         "before super().__init__()",
     ),
-    "overridden": (make_class(MASK, MASKED).replace("class Net", "class Base") + "\n\nclass Net(Base):\n    def __init__(self):\n        super().__init__()\n        self.mask = torch.zeros(4)\n", "assigned twice"),
     "property_of_subclass": (make_class(MASK, MASKED) + "\n\nclass Other(Net):\n    @property\n    def mask(self):\n        return 1\n", "a property of its class"),
     "deleted_by_name": (make_class(MASK, MASKED, 'def drop(self):\n    delattr(self, "mask")'), "it is deleted at"),
     "requires_grad": (make_class("self.scale = torch.ones(4, requires_grad=True)", "return self.linear(x) * self.scale"), "--parameter scale"),
