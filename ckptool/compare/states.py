@@ -289,7 +289,7 @@ _OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
 
 
 def list_placeholders(state: StateDict) -> tuple[str, ...]:
-    """Return the keys of parameters without elements, which have their values elsewhere; () if none.
+    """Return the keys of parameters without elements, whose values are elsewhere; () if none.
 
     The ranks of a run have them in parts, or a lazy module has none yet.
 
