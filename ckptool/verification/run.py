@@ -124,7 +124,8 @@ def _load_tensors(target: VerificationTarget) -> LoadedModuleFactory | LevelResu
     failure = LevelResult(
         VerificationLevel.LOAD, LevelStatus.FAILED, strict_load_obstacles(module_diff), "cpu"
     )
-    if module_diff.checkpoint.load_refusal:
+    loading_info = module_diff.loading_info
+    if module_diff.checkpoint.load_refusal or (loading_info is not None and loading_info.error):
         return failure
     try:
         return load.load_module_factory(target.factory, module_diff)
