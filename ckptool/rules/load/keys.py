@@ -93,7 +93,7 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         why=(
             "Its value came from training, calibration, a loader or a random number generator; "
             "the constructor cannot recreate it. With strict=False the model runs with the "
-            "initial value. It is a warning where that is not known: kwargs= or fresh= say how "
+            "initial value. If that is not known, it is a warning: kwargs= or fresh= say how "
             "a live module is built."
         ),
         fix=(
