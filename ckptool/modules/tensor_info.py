@@ -178,8 +178,17 @@ def has_integer_values(value: Any) -> bool:
         return False
     if not elements.is_floating_point():
         return True
+    if elements.dtype in _list_packed_dtypes():
+        return False
     exact_elements = elements.double()
     return torch.equal(exact_elements, exact_elements.round())
+
+
+def _list_packed_dtypes() -> frozenset[Any]:
+    """Return the floating point dtypes that pack several values, which torch cannot cast."""
+    import torch
+
+    return frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
 
 
 def preview_values(value: Any) -> Preview | None:
