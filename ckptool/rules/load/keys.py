@@ -113,7 +113,7 @@ def _format_copy_code(key: str, source: str) -> str:
         why=(
             "Its value came from training, calibration, a loader or a random number generator; "
             "the constructor cannot recreate it. With strict=False the model runs with the "
-            "initial value. It is a warning where that is not known: kwargs= or fresh= say how "
+            "initial value. If that is not known, it is a warning: kwargs= or fresh= say how "
             "a live module is built."
         ),
         fix=(
