@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +14,10 @@ from ckptool.phrases import format_literal, join_limited, quote_shell
 
 CONFIG_NAME: Final = "config.yaml"
 """Name under which LightningCLI saves what a run was started with."""
-_MAX_NBYTES: Final = 1 << 17
+_MAX_NBYTES: Final = 1 << 16
 """Size of the largest that is read: PyYAML reads some 100 KB per second."""
+_MAX_BRACKETS: Final = 32
+"""Brackets that may be open at once: for each token PyYAML goes through all of them."""
 _MAX_LEVELS: Final = 2
 """Folders above the checkpoint that are looked at: it is in `checkpoints/` of the run's."""
 _RUN_FIELDS: Final = frozenset({"trainer", "seed_everything", "data", "optimizer", "ckpt_path"})
@@ -78,9 +81,16 @@ def _read_yaml(path: Path) -> dict[object, object]:
     try:
         with open_source(path) as source:
             text = source.read_head(_MAX_NBYTES)
+        if _nests_deeply(text):
+            return {}
         # Aliases of aliases write out to billions of items.
         has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         content = None if has_alias else yaml.safe_load(text)
     except (ReadError, OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _nests_deeply(text: bytes) -> bool:
+    steps = ((byte in b"[{") - (byte in b"]}") for byte in text)
+    return max(accumulate(steps), default=0) > _MAX_BRACKETS
