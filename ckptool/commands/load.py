@@ -11,7 +11,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     name_kind,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
+    require_path,
 )
 from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleOptions, find_target
@@ -108,7 +108,7 @@ def load(  # noqa: PLR0913
         ModuleError: the module cannot be examined.
         UsageError: an argument is invalid.
     """
-    require_module(module)
+    _require_module(module)
     from ckptool.migration.load.accepted_answers import parse_answers
     from ckptool.migration.load.state_dict import (
         parse_placement,
@@ -123,7 +123,7 @@ def load(  # noqa: PLR0913
     placement = parse_placement(device, dtype)
     registered_tensors = list_registered(module)
     require_target(registered_tensors, placement, assign=assign)
-    source_guard = guard_source(path)
+    source_guard = _guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
     require_local_tensors(module, registered_tensors, checkpoint)
     with AnonymousFile() as anonymous_file:
@@ -147,7 +147,7 @@ def load(  # noqa: PLR0913
             raise _build_error(checkpoint, job.module_name, error) from error
 
 
-def require_module(module: object) -> None:
+def _require_module(module: object) -> None:
     """Reject what is no live module.
 
     Raises:
@@ -353,7 +353,7 @@ def tensors(
     """
     from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
 
-    source_guard = guard_source(path)
+    source_guard = _guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
     state = _find_only_state(checkpoint) if at is None else require_state_or_part(checkpoint, at)
     if not state.tensors:
@@ -362,16 +362,15 @@ def tensors(
     return CheckpointTensors(checkpoint, state, source_guard, limits)
 
 
-def guard_source(path: PathLike) -> SourceGuard:
+def _guard_source(path: PathLike) -> SourceGuard:
     """Return a guard that knows the files at `path` as they are now; it knows no remote file.
 
     Raises:
         ReadError: a folder cannot be listed.
         UsageError: `path` is not a path.
     """
-    reject_invalid_path(path)
     source_guard = SourceGuard()
-    location = parse_location(path)
+    location = parse_location(require_path(path))
     if isinstance(location, Path):
         is_index = location.name.endswith(".json") or location.name == ".metadata"
         source_guard.add_path(location.parent if is_index else location)

@@ -96,7 +96,7 @@ def has_all_elements(tensor: "Tensor") -> bool:
 
     if tensor.is_meta or is_lazy(tensor):
         return False
-    if tensor.layout is not torch.strided or tensor.is_nested or list_inner_tensors(tensor):
+    if tensor.layout is not torch.strided or tensor.is_nested or _list_inner_tensors(tensor):
         return True
     if not tensor.numel():
         return True
@@ -119,7 +119,7 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
         return []
     components = list_components(tensor)
     if components:
-        is_wrapper = bool(list_inner_tensors(tensor))
+        is_wrapper = bool(_list_inner_tensors(tensor))
         return [
             part
             for name, component in components
@@ -131,7 +131,7 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
 
 def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the (name, component) pairs of a sparse, nested or wrapped tensor; else []."""
-    inner_tensors = list_inner_tensors(tensor)
+    inner_tensors = _list_inner_tensors(tensor)
     if inner_tensors:
         return inner_tensors
     if tensor.is_nested:
@@ -146,7 +146,7 @@ def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     ]
 
 
-def list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+def _list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the tensors with the data of a wrapper subclass such as DTensor, by attribute.
 
     [] for other tensors, and for a class whose code raises. What it lists and is no tensor, such as

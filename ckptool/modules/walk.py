@@ -127,10 +127,10 @@ def list_classes_below_module(cls: type) -> tuple[type, ...]:
     """
     from torch import nn
 
-    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__ and not is_framework_base(c))
+    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__ and not _is_framework_base(c))
 
 
-def is_framework_base(cls: type) -> bool:
+def _is_framework_base(cls: type) -> bool:
     """Whether `cls` is one of the classes that every model of a framework is derived from."""
     return any(
         cls.__module__ == name or cls.__module__.startswith(f"{name}.") for name in FRAMEWORK_BASES

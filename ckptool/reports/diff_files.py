@@ -122,7 +122,7 @@ def build_checkpoint_diff_report(
         findings=build_finding_reports(verdict),
         skipped=build_skipped_reports(_collect_skipped(diff)),
         exit_code=verdict.exit_code,
-        verdict=format_checkpoint_diff_verdict(diff),
+        verdict=_format_checkpoint_diff_verdict(diff),
         old=str(diff.old.path),
         new=str(diff.new.path),
         old_at=diff.places[0],
@@ -186,7 +186,7 @@ def build_diff_shard_report(
     )
 
 
-def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
+def _format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
     """Return the verdict on two files.
 
     "breaking": code that loads the old file strictly does not load the new file strictly.

@@ -363,9 +363,9 @@ def _join_states(parts: list[tuple[str, ModuleState]]) -> ModuleState:
 def _describe_python_value(
     module: "nn.Module", path: str, old_value: PythonValue, new_value: PythonValue
 ) -> UnsavedValue:
-    owner = _find_owner(module, path)
-    attribute = path.rpartition(".")[2]
-    location, target = locate_assignment(type(owner), attribute)
+    owner, steps = _find_owner(module, path)
+    is_in_object = len(steps) > 1
+    location, target = ("", "") if is_in_object else locate_assignment(type(owner), steps[-1])
     return UnsavedValue(
         path=path,
         kind="value",
@@ -376,18 +376,16 @@ def _describe_python_value(
         assigned_to=target,
         is_flag=new_value.is_bool,
         is_changed=True,
+        is_in_object=is_in_object,
     )
 
 
-def _find_owner(module: "nn.Module", path: str) -> "nn.Module":
-    """Return the deepest sub-module that `path` leads through."""
-    owner = module
-    for step in path.split("."):
-        child = owner._modules.get(step)  # noqa: SLF001
-        if child is None:
-            break
-        owner = child
-    return owner
+def _find_owner(module: "nn.Module", path: str) -> "tuple[nn.Module, list[str]]":
+    """Return the deepest sub-module that `path` leads through, and the attributes from there on."""
+    owner, steps = module, path.split(".")
+    while len(steps) > 1 and (child := owner._modules.get(steps[0])) is not None:  # noqa: SLF001
+        owner, steps = child, steps[1:]
+    return owner, steps
 
 
 def _is_lost_value(path: str, old_value: PythonValue, new_value: PythonValue) -> bool:

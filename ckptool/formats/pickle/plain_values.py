@@ -96,7 +96,7 @@ class PlainValueConverter:
         scalar = convert_simple_object(node)
         if scalar is not NOT_PLAIN:
             return scalar, 1
-        fields = read_config_fields(node)
+        fields = _read_config_fields(node)
         if fields is not NOT_PLAIN:
             return self._convert_counted(fields, depth + 1)
         contents = [content for content in (node.pairs, node.state, node.items) if content]
@@ -108,7 +108,7 @@ class PlainValueConverter:
 _NO_VALUE: Final = (NOT_PLAIN, 0)
 
 
-def read_config_fields(node: UnresolvedObject) -> object:
+def _read_config_fields(node: UnresolvedObject) -> object:
     """Return the node with the fields of a config object, or NOT_PLAIN.
 
     OmegaConf keeps them beside links to the parent, pydantic beside the names that were set, and
