@@ -34,14 +34,14 @@ from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.loaders.folder_hint import suggest_folder
-from ckptool.loaders.lightning_config import suggest_cli_module
+from ckptool.loaders.hints.folder_hint import suggest_folder
+from ckptool.loaders.hints.lightning_config import suggest_cli_module
+from ckptool.loaders.hints.single_files import suggest_single_file
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
     require_model_folder,
 )
-from ckptool.loaders.single_files import suggest_single_file
 from ckptool.locations import Location, suggest_module_option
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited

@@ -29,8 +29,8 @@ from ckptool.config import ProjectConfig, ReleaseRequirements
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
-from ckptool.loaders.folder_hint import suggest_folder
-from ckptool.loaders.lightning_config import suggest_cli_module
+from ckptool.loaders.hints.folder_hint import suggest_folder
+from ckptool.loaders.hints.lightning_config import suggest_cli_module
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy

@@ -8,7 +8,7 @@ from torch import nn
 
 import ckptool
 from ckptool.errors import UsageError
-from ckptool.loaders.lightning_config import suggest_cli_module
+from ckptool.loaders.hints.lightning_config import suggest_cli_module
 
 yaml = pytest.importorskip("yaml")
 

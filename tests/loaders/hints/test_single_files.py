@@ -6,7 +6,7 @@ import torch
 import ckptool
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.loaders.single_files import find_single_file_layout
+from ckptool.loaders.hints.single_files import find_single_file_layout
 
 pytest.importorskip("diffusers")
 
