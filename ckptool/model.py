@@ -584,6 +584,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     """
     file_arguments: tuple[str, ...] = ()
     """Constructor arguments that were taken from the checkpoint because they fit."""
+    folder: str = ""
+    """Path of the framework's folder whose configuration names the module; "" for a named one."""
 
     @property
     def label(self) -> str:

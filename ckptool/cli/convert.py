@@ -20,7 +20,9 @@ from ckptool.values.progress import get_byte_counter
 
 @click.command("convert", cls=GroupedCommand)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
-@click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
+@click.option(
+    "--at", metavar="KEY_PATH", help='Write only the state_dict at this key path ("model").'
+)
 @click.option("--to", type=click.Choice(["safetensors", "pth"]),
               help="The format.  [default: by the suffix of DST]")  # fmt: skip
 @click.option("--dtype", metavar="DTYPE",

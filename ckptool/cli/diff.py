@@ -5,6 +5,7 @@ import click
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import (
+    at_option,
     base_option,
     input_options,
     into_option,
@@ -26,11 +27,7 @@ from ckptool.values.progress import get_byte_counter
 @click.argument("new", type=CHECKPOINT_PATH, required=False)
 @module_options
 @base_option
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @into_option
 @click.option("--explain", metavar="KEY", help="Show all details of one key.")
 @click.option(

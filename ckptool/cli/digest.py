@@ -6,7 +6,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import limit_options
+from ckptool.cli.options.module import at_option, limit_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, format_one_line
@@ -19,11 +19,7 @@ from ckptool.policy import Policy
 
 @click.command("digest", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @click.option(
     "--against",
     metavar="FILE",

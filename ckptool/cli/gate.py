@@ -7,7 +7,13 @@ from msgspec.structs import replace
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import base_option, input_options, limit_options, module_options
+from ckptool.cli.options.module import (
+    at_option,
+    base_option,
+    input_options,
+    limit_options,
+    module_options,
+)
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, format_one_line
@@ -20,11 +26,7 @@ from ckptool.policy import Policy
 @click.argument("paths", nargs=-1, type=CHECKPOINT_PATH, metavar="[PATH]...")
 @module_options
 @base_option
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @click.option(
     "--against",
     metavar="LOCK|OLD|MODULE",

@@ -8,7 +8,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import input_options, limit_options, module_options
+from ckptool.cli.options.module import at_option, input_options, limit_options, module_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput
@@ -31,11 +31,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.command("lock", cls=GroupedCommand)
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
 @module_options
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @click.option("--all", "takes_all", is_flag=True,
               help="Every lock in the configuration (`against` in [[models]]).")  # fmt: skip
 @click.option("--update", is_flag=True,

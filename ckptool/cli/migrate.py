@@ -9,7 +9,13 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import input_options, into_option, limit_options, module_options
+from ckptool.cli.options.module import (
+    at_option,
+    input_options,
+    into_option,
+    limit_options,
+    module_options,
+)
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput, format_one_line
@@ -33,11 +39,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @click.command("migrate", cls=GroupedCommand)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @module_options
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @into_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")

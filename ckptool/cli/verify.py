@@ -4,7 +4,13 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import base_option, input_options, limit_options, module_options
+from ckptool.cli.options.module import (
+    at_option,
+    base_option,
+    input_options,
+    limit_options,
+    module_options,
+)
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
@@ -18,11 +24,7 @@ from ckptool.policy import ExitCode, Policy
 @click.argument("path", type=CHECKPOINT_PATH)
 @module_options
 @base_option
-@click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
+@at_option
 @click.option(
     "--device",
     metavar="DEVICE",

@@ -35,11 +35,13 @@ from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.loaders.folder_hint import suggest_folder
+from ckptool.loaders.lightning_config import suggest_cli_module
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
     require_model_folder,
 )
+from ckptool.loaders.single_files import suggest_single_file
 from ckptool.locations import Location, suggest_module_option
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
@@ -170,7 +172,9 @@ class ModuleTarget(Struct, frozen=True):
         spec = self.build_spec(file_arguments)
         module_info, module = examine_and_build(spec)
         # A command can repeat the arguments of a name, and a framework's folder is one itself.
-        if ":" in spec.target and not self.label:
+        if self.label:
+            module_info = replace(module_info, folder=str(self.kwargs["folder"]))
+        elif ":" in spec.target:
             module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
         with self.enter_module_code(file_arguments):
             module_info = describe_for_loader(module_info, module, spec)
@@ -412,7 +416,8 @@ def need_target(
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
-            f"{_suggest_module(checkpoint) or suggest_folder(path)}"
+            f"{suggest_cli_module(path) or _suggest_module(checkpoint) or suggest_folder(path)}"
+            f"{suggest_single_file(checkpoint)}"
         )
     return module_target
 

@@ -234,6 +234,8 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
     """Return a text with the keys that prevent strict loading; "" if it succeeds."""
     if diff.load_outcome is not None and diff.is_strict:
         return ""
+    if diff.loading_info is not None and diff.loading_info.error:
+        return f"{diff.loading_info.loader} raises: {diff.loading_info.error}"
     counts = (
         ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),
         ("unexpected", diff.unexpected_keys),

@@ -89,6 +89,22 @@ def find_wrapper_rewrite(
     return PrefixRewrite(removed, "", {}) if removed and is_whole else None
 
 
+def rank_rewrites(missing: Collection[str], unexpected: Collection[str]) -> list[PrefixRewrite]:
+    """Return the rewrites that make unexpected keys missing ones, those of most keys first.
+
+    No shape is compared. The removal of known wrappers is among them whatever it matches: a loader
+    that renames keys itself expects other names than its module's.
+    """
+    rewrites: dict[tuple[tuple[str, ...], str], PrefixRewrite] = {}
+    for removed, added in _iter_rewrites([*missing], [*unexpected]):
+        pairs = {key: _rewrite_key(key, removed, added) for key in unexpected}
+        matches = {old: new for old, new in pairs.items() if new in missing}
+        is_wrapper = bool(removed) and not added and {*removed} <= {*WRAPPERS}
+        if len({*pairs.values()}) == len(pairs) and (matches or is_wrapper):
+            rewrites[removed, added] = PrefixRewrite(removed, added, matches)
+    return sorted(rewrites.values(), key=lambda rewrite: -len(rewrite.key_map))
+
+
 def _iter_rewrites(
     missing: list[str], unexpected: list[str]
 ) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -18,11 +18,13 @@ from ckptool.model import (
     TensorInfo,
     join_key,
 )
-from ckptool.phrases import join_limited
+from ckptool.phrases import cut_middle, format_literal, join_limited
 
 T = TypeVar("T")
 
 _MAX_LISTED: Final = 20
+_MAX_NAMES: Final = 5
+_PLAIN_DATA: Final = "plain data without tensors"
 
 
 def require_undamaged(*checkpoints: Checkpoint) -> None:
@@ -119,12 +121,15 @@ def require_state(checkpoint: Checkpoint, at: str) -> StateDict:
 def require_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
     """Return the state at `at`, or the part of a state there.
 
-    A place that holds other things than tensors has an empty state.
+    A mapping of other things than tensors is a state, too: of a module without parameters.
 
     Raises:
-        NoStateError: the file has nothing there.
+        NoStateError: the file has nothing there, or no mapping.
     """
     state = _get_state_or_part(checkpoint, at)
+    value = None if state.tensors else _find_plain_value(checkpoint, state.at)
+    if isinstance(value, dict):
+        return replace(state, non_tensors={str(key): "no tensor" for key in value})
     is_empty = not (state.tensors or state.non_tensors or state.unsaved_tensors)
     if is_empty and state.at and all(other.at != state.at for other in checkpoint.states):
         raise _explain_missing_state(checkpoint, at)
@@ -133,7 +138,38 @@ def require_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
 
 def _explain_missing_state(checkpoint: Checkpoint, at: str) -> NoStateError:
     places = join_limited([s.at or "." for s in checkpoint.states], _MAX_LISTED) or "none"
-    return NoStateError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
+    content = describe_place(checkpoint, at)
+    is_there = f": it is {content}" if content else ""
+    return NoStateError(f"{checkpoint.path}: no state at --at {at}{is_there}; it has: {places}")
+
+
+def describe_place(checkpoint: Checkpoint, at: str) -> str:
+    """Return what is at a place without a state: "plain data, {'lr': 0.1}"; "" for nothing."""
+    for state in checkpoint.states:
+        tensor = state.tensors.get(at.removeprefix(f"{state.at}.") if state.at else at)
+        if tensor is not None:
+            return f"one tensor, {tensor.dtype} {list(tensor.shape)}"
+    texts = {entry.at: entry.text for entry in checkpoint.entries}
+    if at in texts:
+        return f"{_PLAIN_DATA}, {cut_middle(texts[at])}"
+    names = [place.removeprefix(f"{at}.") for place in texts if place.startswith(f"{at}.")]
+    if names:
+        return f"{_PLAIN_DATA}, with {join_limited(names, _MAX_NAMES)}"
+    value = _find_plain_value(checkpoint, at)
+    return "" if value is None else f"{_PLAIN_DATA}, {cut_middle(format_literal(value))}"
+
+
+def _find_plain_value(checkpoint: Checkpoint, at: str) -> object:
+    """Return the plain value at a place, also inside one of the file; None if there is none."""
+    for entry in checkpoint.entries:
+        if entry.at == at:
+            return entry.value
+        if at.startswith(f"{entry.at}."):
+            value, path = entry.value, at.removeprefix(f"{entry.at}.").split(".")
+            while path and isinstance(value, dict) and path[0] in value:
+                value = value[path.pop(0)]
+            return None if path else value
+    return None
 
 
 def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
@@ -253,7 +289,9 @@ _OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
 
 
 def list_placeholders(state: StateDict) -> tuple[str, ...]:
-    """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
+    """Return the keys of parameters without elements, whose values are elsewhere; () if none.
+
+    The ranks of a run have them in parts, or a lazy module has none yet.
 
     Several tensors `weight` of shape [0], or one of them and every second floating-point tensor: no
     layer has so.

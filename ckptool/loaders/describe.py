@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from ckptool.compare.framework.loading_info import LoadingInfo
+from ckptool.compare.renames import PrefixRewrite, rank_rewrites
 from ckptool.errors import ModuleError
 from ckptool.loaders import lightning_modules
 from ckptool.loaders.diffusers_models import is_pipeline
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _META_BUILDERS: Final = ("transformers",)
 """Frameworks whose only loader builds on meta: what it does not fill has no value."""
 _META_MESSAGES: Final = ("meta tensor", "on device meta", "'meta'", "Meta", "no data")
+_MAX_REWRITES: Final = 3
+"""Rewrites of prefixes that a loader is asked about."""
 UNINITIALIZED_CHECK: Final = "buffers after the framework's load"
 
 
@@ -85,6 +88,57 @@ def load_with_framework(
     if isinstance(tensors, Skipped):
         return tensors
     return _ask_loader(get_loader(loader), module, tensors)
+
+
+def find_rewrite(
+    loader: str, module: "nn.Module", state: StateDict, info: LoadingInfo
+) -> PrefixRewrite | None:
+    """Return the rewrite of prefixes with which the loader finds more keys; None if none helps.
+
+    The loader is asked about each that is likely: what it expects is not always a key of its
+    module.
+
+    Args:
+        loader: name of the framework.
+        module: an instance of the module.
+        state: the state as the file has it.
+        info: what the loader does with it.
+    """
+    lost_keys = [*(info.file_names.get(k, k) for k in info.unexpected_keys), *info.ignored_keys]
+    missing_names = info.missing_names or info.missing_keys
+    if info.error or not (lost_keys and missing_names):
+        return None
+    for candidate in rank_rewrites({*missing_names}, lost_keys)[:_MAX_REWRITES]:
+        names = {key: candidate.rewrite_key(key) for key in lost_keys}
+        tensors = {names.get(key, key): tensor for key, tensor in state.tensors.items()}
+        if len(tensors) < len(state.tensors):
+            continue
+        rewritten = load_with_framework(loader, module, replace(state, tensors=tensors))
+        if isinstance(rewritten, LoadingInfo) and (result := _pair_keys(info, rewritten, names)):
+            return replace(candidate, key_map=result[0], tied_keys=result[1])
+    return None
+
+
+def _pair_keys(
+    info: LoadingInfo, rewritten: LoadingInfo, names: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]] | None:
+    """Return what a rewrite resolves: key of the file -> of the module, and other missing keys.
+
+    None if the loader takes no more keys with it, or other shapes.
+    """
+    found_keys = {*info.missing_keys} - {*rewritten.missing_keys}
+    if (
+        rewritten.error
+        or not found_keys
+        or len(rewritten.mismatched_shapes) > len(info.mismatched_shapes)
+    ):
+        return None
+    module_keys = dict(zip(info.missing_names, info.missing_keys, strict=False))
+    module_keys |= {file_key: c.key for c in rewritten.conversions for file_key in c.file_keys}
+    still_lost = {rewritten.file_names.get(k, k) for k in rewritten.unexpected_keys}
+    still_lost |= {*rewritten.ignored_keys}
+    key_map = {k: module_keys.get(new, new) for k, new in names.items() if new not in still_lost}
+    return key_map, tuple(sorted(found_keys - {*key_map.values()}))
 
 
 def _ask_loader(

@@ -250,6 +250,7 @@ def _build_info(
             *missing_keys,
             *mismatched_shapes,
         ),
+        missing_names=tuple(_strip_adapter(key, adapter_name) for key in missing_keys),
         notes=(*_iter_notes(loaded, adapter_name), _BASE_NOTE),
     )
 

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.states import find_best_state, get_state, list_model_states, split_part
+from ckptool.compare.states import (
+    describe_place,
+    find_best_state,
+    get_state,
+    list_model_states,
+    split_part,
+)
 from ckptool.errors import PlanError, UnconfirmedRenamesError, UsageError
 from ckptool.formats.files.atomic import write_file
 from ckptool.migration.check.plan_outcome import PlanOutcome
@@ -16,8 +22,10 @@ from ckptool.migration.plan.container_limits import (
 )
 from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.open_decisions import UndecidedError
+from ckptool.migration.plan.operation import EMPTY_CONTEXT
 from ckptool.migration.plan.part_steps import find_part_steps
-from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.rename_steps import iter_loader_prefix_steps
 from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan, suggest_plan
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
@@ -44,11 +52,14 @@ def choose_plan(
     """
     if request.plan is None:
         module_info = target_module.module_info if target_module else None
-        loads_whole = request.choices == PlanChoices() and _loads_whole(
-            request, draft, target_module
-        )
+        to = choose_output_container(request)
+        has_choices = request.choices != PlanChoices()
+        diff = None if has_choices else predict_load(target_module, draft, to)
+        loads_whole = diff is not None and diff.loads_whole
         if loads_whole and target_module and target_module.has_custom_load:
             return SuggestedPlan(Plan())
+        if diff and (steps := _find_loader_steps(diff, draft, target_module, to)):
+            return SuggestedPlan(Plan(steps))
         try:
             first_steps = find_part_steps(draft, module_info, request.at)
             return suggest_plan(
@@ -134,12 +145,15 @@ def check_outcome(
         request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
 
 
-def _loads_whole(
-    request: MigrationRequest, draft: Draft, target_module: "TargetModule | None"
-) -> bool:
-    """Whether the module's own loading code loads the unchanged draft, and loses nothing."""
-    diff = predict_load(target_module, draft, choose_output_container(request))
-    return diff is not None and diff.loads_whole
+def _find_loader_steps(
+    diff: ModuleDiff, draft: Draft, target_module: "TargetModule | None", to: str
+) -> tuple[Op, ...]:
+    """Return the steps of a prefix after which a framework's loader takes all; () without."""
+    steps = tuple(iter_loader_prefix_steps(diff, draft))
+    if not steps:
+        return ()
+    result = predict_load(target_module, apply_plan(steps, draft, EMPTY_CONTEXT), to)
+    return steps if result is not None and result.loads_whole else ()
 
 
 def predict_load(target_module: "TargetModule | None", draft: Draft, to: str) -> ModuleDiff | None:
@@ -215,7 +229,9 @@ def select_state(
     reject_packed_weights(checkpoint)
     reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
-        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
+        content = describe_place(checkpoint, state.at)
+        is_there = f": it is {content}" if content else ""
+        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`{is_there}")
     return state
 
 

@@ -272,6 +272,10 @@ def _iter_registered_values(module: "nn.Module") -> Iterator[tuple[str, Any, Kin
         yield name, buffer, Kind.NON_PERSISTENT_BUFFER if name in non_persistent else Kind.BUFFER
 
 
+_WRAPPER_ATTRIBUTES: Final = frozenset({"modules_buffers", "named_module_buffers"})
+"""Lists of DistributedDataParallel of the buffers that are registered in what it wraps."""
+
+
 def _iter_unregistered_values(module: "nn.Module") -> Iterator[tuple[str, object]]:
     """Yield the attributes of `module` except those of nn.Module and of torch's hooks."""
     from torch import nn
@@ -281,6 +285,8 @@ def _iter_unregistered_values(module: "nn.Module") -> Iterator[tuple[str, object
     if _find_metric_states(module):
         # The values that reset() restores are not separate state.
         internal_names |= {"_defaults"}
+    if type(module).__module__.startswith("torch.nn.parallel."):
+        internal_names |= _WRAPPER_ATTRIBUTES
     for name, value in list(vars(module).items()):
         # torch.jit stores bound methods such as __dir__ among the attributes.
         if name not in internal_names and name not in computed_names and not name.startswith("__"):

@@ -441,7 +441,7 @@ def find_expired_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="the waiver for {key} (keys: {keys}; files: {path}) no longer matches any finding",
         why="An unused waiver would hide the next finding of the same kind.",
-        fix="Delete it.",
+        fix="Delete the waiver.",
         example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
     ),
 )

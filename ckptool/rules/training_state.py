@@ -325,16 +325,21 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
-        detail="they are partitioned over the ranks of a run, and this file has placeholders",
+        detail=(
+            "placeholders of parameters that are partitioned over the ranks of a run, or of lazy"
+            " modules that were cast before their first forward"
+        ),
         why=(
             "DeepSpeed's ZeRO-3 and FSDP leave an empty tensor of shape [0] in place of a "
             "parameter that is partitioned over the ranks. A state_dict() that is saved without "
-            "gathering them first contains only these placeholders."
+            "gathering them first contains only these placeholders. So does one of LazyLinear "
+            "whose uninitialized parameters are cast by half(): the values are in no file."
         ),
         fix=(
             "In a folder that DeepSpeed saved: python zero_to_fp32.py FOLDER OUTPUT (the script is"
             " in it). From now on gather first: stage3_gather_16bit_weights_on_model_save in the"
-            " configuration and save_16bit_model(), or a full state_dict of FSDP."
+            " configuration and save_16bit_model(), or a full state_dict of FSDP. With lazy"
+            " modules, run forward once and save again."
         ),
         example=(
             "engine, *_ = deepspeed.initialize(model=model, config=zero_stage_3)\n"

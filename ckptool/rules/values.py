@@ -447,5 +447,6 @@ def find_changed_constants(diff: ContractDiff) -> Iterator[RuleHit]:
             effect="loading an old file brings back the old value"
             if entry.saved
             else "no file contains it, so old weights are run with the new value",
-            remedy=f"Restore the value of the training run.{describe_acceptance(diff)}",
+            remedy="Build the module with the arguments it was trained with."
+            f"{describe_acceptance(diff)}",
         )

@@ -28,6 +28,8 @@ class Inputs:
     """Source as text: "--input", "dummy_inputs of the module" ..."""
     idle_models: tuple[str, ...] = ()
     """Models of a pipeline that get no inputs, and are not run."""
+    is_assumed: bool = False
+    """Whether nobody gave them: they were made by a framework's configuration."""
 
     def map_tensors(self, transform: Callable[[Tensor], Tensor]) -> "Inputs":
         """Return the inputs with `transform` applied to every tensor."""

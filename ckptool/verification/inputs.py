@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,9 @@ _SPEC: Final = re.compile(
 _NAMED_SPEC: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
 _FUNCTION: Final = re.compile(r"[^\[]+:[A-Za-z_][\w.]*(?:\(.*\))?", re.DOTALL)
 _EXAMPLE: Final = 'for example "float32[2,6,3]", "int64[2,8]<1000", "mask=bool[6,6]"'
-_INPUT_ATTRIBUTES: Final = ("example_inputs", "example_input_array", "dummy_inputs")
+_ASSUMED_INPUTS: Final = "dummy_inputs"
+"""transformers' own, which every class has, whatever its forward takes."""
+_INPUT_ATTRIBUTES: Final = ("example_inputs", "example_input_array", _ASSUMED_INPUTS)
 """Attributes with example inputs: ckptool's, Lightning's, transformers'."""
 
 
@@ -92,7 +95,8 @@ def inputs_from_module(module: nn.Module) -> Inputs | str:
         except UserCodeError as error:
             return f"{name} of the module raised {error}"
         if value is not None:
-            return _split_args_kwargs(value, f"{name} of the module")
+            inputs = _split_args_kwargs(value, f"{name} of the module")
+            return replace(inputs, is_assumed=name == _ASSUMED_INPUTS)
     return "no input: pass --input or --inputs, or define example_inputs() on the module"
 
 
@@ -113,10 +117,18 @@ def find_signature_mismatch(module: nn.Module, inputs: Inputs) -> str:
         signature = inspect.signature(module.forward)
         signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
-        return f"forward{signature} cannot be called with {inputs.source}: {error}"
+        call = f"forward{_drop_annotations(signature)}"
+        return f"{call} cannot be called with {inputs.source}: {error}"
     except ValueError:
         return ""
     return ""
+
+
+def _drop_annotations(signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature in names and defaults alone."""
+    parameters = signature.parameters.values()
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return inspect.Signature(bare)
 
 
 def _split_args_kwargs(value: Any, source: str) -> Inputs:

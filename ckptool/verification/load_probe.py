@@ -20,7 +20,7 @@ from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import ReadError
-from ckptool.loaders.describe import load_with_framework
+from ckptool.loaders.describe import find_rewrite, load_with_framework
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
@@ -78,7 +78,8 @@ def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
         answer = load_with_framework(diff.module.loader, module, diff.state)
         if isinstance(answer, Skipped):
             return LoaderAnswer(unchecked=answer)
-        return LoaderAnswer(loading_info=answer)
+        rewrite = find_rewrite(diff.module.loader, module, diff.state, answer)
+        return LoaderAnswer(loading_info=replace(answer, rewrite=rewrite))
     refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
     result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
     if isinstance(result, Skipped):

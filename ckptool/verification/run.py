@@ -66,6 +66,10 @@ def run_verification(
             raise
         return _build_unloaded_verification(new, device, load_result)
     forward_results = _run_forward(loaded_factory, device, usable_inputs) if usable_inputs else None
+    if usable_inputs and forward_results:
+        reason = _explain_unfit_inputs(loaded_factory, usable_inputs, forward_results)
+        if reason:
+            usable_inputs, forward_results = None, None
     device_levels = (
         forward_results.levels
         if forward_results
@@ -120,7 +124,8 @@ def _load_tensors(target: VerificationTarget) -> LoadedModuleFactory | LevelResu
     failure = LevelResult(
         VerificationLevel.LOAD, LevelStatus.FAILED, strict_load_obstacles(module_diff), "cpu"
     )
-    if module_diff.checkpoint.load_refusal:
+    loading_info = module_diff.loading_info
+    if module_diff.checkpoint.load_refusal or (loading_info is not None and loading_info.error):
         return failure
     try:
         return load.load_module_factory(target.factory, module_diff)
@@ -178,7 +183,7 @@ def _make_own_inputs(loaded_factory: LoadedModuleFactory, module: nn.Module) -> 
             if is_pipeline(module)
             else ()
         )
-        return Inputs((), dict(values), source, idle_models)
+        return Inputs((), dict(values), source, idle_models, is_assumed=True)
     return input_sources.inputs_from_module(module)
 
 
@@ -192,6 +197,24 @@ def _run_forward(
     loaded_factory: LoadedModuleFactory, device: RunDevice, inputs: Inputs
 ) -> ForwardResults:
     return device_and_forward.run_device_levels(device, loaded_factory.create_module, inputs)
+
+
+def _explain_unfit_inputs(
+    loaded_factory: LoadedModuleFactory, inputs: Inputs, forward_results: ForwardResults
+) -> str:
+    """Return why inputs that nobody gave prove nothing, "" if they do.
+
+    What forward raises with them is the checkpoint's only if the initial values do not raise it.
+    """
+    error = forward_results.cpu_pass.error
+    if error is None or not inputs.is_assumed:
+        return ""
+    if cpu.run_on_cpu(loaded_factory.factory.create_module(), inputs).error is None:
+        return ""
+    return (
+        f"forward raises {error}, also with the module's initial values, so that this input does"
+        f" not fit ({inputs.source}): pass --input or --inputs"
+    )
 
 
 def _run_equality(

@@ -364,3 +364,48 @@ def test_folders_are_one_checkpoint_and_their_config_json_is_read(makers: Path):
     assert read_entries(makers) == {"hub/own": ("src/makers.py:Base", {"d": 4, "n": 3})}
     assert package.diff("hub/own", loader="torch").verdict == "loads strictly"
     assert package.diff("hub/own").verdict == "loads strictly"
+
+
+CONFIGURED = """
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass
+class Config:
+    d: int = 4
+
+
+class Net(nn.Module):
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.fc = nn.Linear(cfg.d, cfg.d)
+
+
+class Plain(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.fc = nn.Linear(cfg.d, cfg.d)
+"""
+
+
+def test_a_configuration_object_with_defaults_is_tried(tmp_path, run_command):
+    """`init` wrote nothing, and its hint was `kwargs = { cfg = ... }`."""
+    (tmp_path / "net.py").write_text(CONFIGURED)
+    torch.save({f"fc.{k}": t for k, t in nn.Linear(4, 4).state_dict().items()}, tmp_path / "a.pth")
+    report = package.init(tmp_path)
+    (model,) = report.models
+    assert model.module == "net.py:Net"
+    assert model.outcome == "loads strictly, assuming the defaults of `cfg`"
+    assert {skipped.what: skipped.reason for skipped in report.skipped} == {
+        "net.py:Plain": "not built: give its arguments in an entry, kwargs = { cfg = ... }"
+    }
+    assert run_command("diff", "a.pth", cwd=tmp_path).code == 0
+
+
+def test_a_configuration_object_of_another_size_does_not_fit(tmp_path):
+    (tmp_path / "net.py").write_text(CONFIGURED)
+    torch.save({f"fc.{k}": t for k, t in nn.Linear(9, 9).state_dict().items()}, tmp_path / "a.pth")
+    (model,) = package.init(tmp_path).models
+    assert model.module == ""

@@ -35,3 +35,7 @@ def test_a_folder_without_a_shard_does_not_load(make_folder, tmp_path):
     assert report.verdict.startswith("does not load with from_pretrained(): ")
     assert shard.name in report.verdict
     assert ckptool.gate(tmp_path, values=False).exit_code == 1
+    verification = ckptool.verify(tmp_path, device="cpu")
+    assert verification.verdict.startswith("failed at load: from_pretrained() raises: ")
+    assert shard.name in verification.verdict
+    assert "the file does not load" in verification.unrun_reason

@@ -14,6 +14,13 @@ from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, par
 from ckptool.errors import UsageError
 from ckptool.loaders.model_folder import LOADER_NAMES
 
+at_option = click.option(
+    "--at",
+    metavar="KEY_PATH",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
+)
+
+
 into_option = click.option(
     "--into", metavar="PATH", help='Compare with only this submodule ("encoder").'
 )
@@ -142,13 +149,13 @@ _NAME_OPTIONS = (
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Constructor argument: a Python literal, or @PLACE in the file; cfg.d=3 sets a field.",
+        help="Constructor argument: a Python literal, @KEY_PATH of the file; cfg.d=3 is a field.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="Constructor arguments: a JSON, TOML or YAML file, or @PLACE in the checkpoint.",
+        help="Constructor arguments: a JSON, TOML or YAML file, or @KEY_PATH in the checkpoint.",
     ),
     click.option(
         "-I",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckptool.cli.options.module import limit_options, module_options
+from ckptool.cli.options.module import at_option, limit_options, module_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import target_options
 
@@ -18,12 +18,6 @@ chain_option = click.option(
     metavar="FOLDER",
     help="Folder of the revisions.  [default: ckpt_migrations next to the configuration]",
 )
-at_option = click.option(
-    "--at",
-    metavar="PLACE",
-    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
-)
-
 model_option = click.option(
     "-m", "--module", metavar="MODULE:NAME", help="Its chain, if the project has several."
 )

@@ -6,11 +6,11 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import limit_options
+from ckptool.cli.options.module import at_option, limit_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
-from ckptool.cli.revisions.chain_options import at_option, chain_option, model_option
+from ckptool.cli.revisions.chain_options import chain_option, model_option
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

@@ -30,6 +30,7 @@ from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
 from ckptool.loaders.folder_hint import suggest_folder
+from ckptool.loaders.lightning_config import suggest_cli_module
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
@@ -218,7 +219,7 @@ class CheckpointExaminer(Struct, frozen=True):
         return GatedCheckpoint(
             str(path),
             checkpoint,
-            module_hint=suggest_folder(path),
+            module_hint=suggest_cli_module(path) or suggest_folder(path),
             required_levels=required_level_failures(
                 require, None, _describe_damage(checkpoint) or "no module was given for it"
             ),

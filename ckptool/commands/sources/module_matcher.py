@@ -26,7 +26,7 @@ from ckptool.errors import CkptoolError, ReadError
 from ckptool.loaders.model_folder import find_model_folder, read_config
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.modules.target.class_search import FoundModule
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, quote_code
 
 _MAX_BUILDS: Final = 500
 _CONFIG_NAMES: Final = frozenset(
@@ -67,6 +67,12 @@ class _Arguments(Struct, frozen=True):
     place: str = ""
     argument: str = ""
     """As in `ModelMatch`."""
+
+    @property
+    def assumption(self) -> str:
+        """Clause on a configuration object that has its defaults; "" without one."""
+        names = [name for name, value in self.kwargs.items() if value == {}]
+        return f", assuming the defaults of {join_limited(names, 1, quote_code)}" if names else ""
 
 
 class _Candidate(Struct, frozen=True):
@@ -140,7 +146,7 @@ class ModuleMatcher:
         folder = self._root / name
         mappings = _list_mappings(checkpoint, folder if folder.is_dir() else folder.parent)
         for module in self._modules:
-            choices = [*_list_arguments(module, mappings)]
+            choices = [*_list_arguments(module, mappings)] or self._list_defaults(module)
             if not choices:
                 self._needed[module.target] = module.required
             for arguments in choices:
@@ -158,22 +164,34 @@ class ModuleMatcher:
             name,
             best.target,
             arguments.kwargs,
-            f"{best.outcome}{also}",
+            f"{best.outcome}{arguments.assumption}{also}",
             arguments.place,
             arguments.argument,
         )
         is_plain = to_toml_value(arguments.kwargs) == arguments.kwargs
         return match if is_plain else match.take_from_place()
 
+    def _list_defaults(self, module: FoundModule) -> list[_Arguments]:
+        """Return a configuration object of defaults alone, if the module is built with it."""
+        if len(module.required) != 1 or module.required[0] not in _CONFIG_NAMES:
+            return []
+        arguments = _Arguments({module.required[0]: {}})
+        if self._describe(module, self._name_target(module, arguments.kwargs)) is None:
+            self._errors.pop(module.target, None)
+            return []
+        return [arguments]
+
+    def _name_target(
+        self, module: FoundModule, kwargs: Arguments, folder: Path | None = None
+    ) -> ModuleTarget:
+        target = f"{self._root / module.file}:{module.name}"
+        return ModuleTarget(target, kwargs, search_paths=(self._root,), folder=folder)
+
     def _compare(
         self, module: FoundModule, kwargs: Arguments, checkpoint: Checkpoint, path: Path
     ) -> ModuleDiff | None:
-        target = ModuleTarget(
-            f"{self._root / module.file}:{module.name}",
-            kwargs,
-            search_paths=(self._root,),
-            folder=path if (path / _FOLDER_CONFIG).is_file() else None,
-        )
+        folder = path if (path / _FOLDER_CONFIG).is_file() else None
+        target = self._name_target(module, kwargs, folder)
         module_info = self._describe(module, target)
         if module_info is None:
             return None

@@ -28,7 +28,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     """Return the diff with what the framework's loader says in the place of the keys' comparison.
 
     The loader converts, renames and casts by itself, so that nothing is left to be explained by
-    prefixes, renames or other forms, and dtypes are no difference.
+    renames or other forms, and dtypes are no difference; a prefix counts if the loader was asked.
     """
     unexpected = frozenset(report.unexpected_keys)
     report = _add_unreached(_name_variant(report, diff.checkpoint), diff.checkpoint)
@@ -40,7 +40,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         load_steps=tuple(_iter_load_steps(report)),
         missing_non_tensors=(),
         unexpected_non_tensors=(),
-        rewrite=None,
+        rewrite=report.rewrite,
         reshaped_keys={},
         part=None,
         rename_groups=(),

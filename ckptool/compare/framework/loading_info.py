@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from ckptool.compare.renames import PrefixRewrite
+
 
 class TensorConversion(Struct, frozen=True):
     """How one tensor of the module is made of tensors of the file, where it is no copy by name."""
@@ -41,6 +43,10 @@ class LoadingInfo(Struct, frozen=True):
     """Keys of the module that the file is for, as an adapter's on its base; None for all."""
     restored_paths: tuple[str, ...] = ()
     """Paths of tensors that no state_dict has, and that the loader fills from the file."""
+    missing_names: tuple[str, ...] = ()
+    """Names that a file has for `missing_keys`, where those are others; () for the keys."""
+    rewrite: PrefixRewrite | None = None
+    """Rewrite of the file's keys with which the loader takes more of them: it was tried."""
     notes: tuple[str, ...] = ()
     """What the framework's configuration says, for people."""
     error: str = ""

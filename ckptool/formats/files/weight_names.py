@@ -94,8 +94,7 @@ def is_index_name(name: str) -> bool:
 
 def is_weights_name(name: str) -> bool:
     """Whether a file has the stem of a framework's weights, whole or a shard, in any format."""
-    stem = re.sub(r"-\d+-of-\d+$", "", _cut_stem(name))
-    return not name.endswith(".json") and bool(_find_order(stem))
+    return not name.endswith(".json") and bool(_find_order(_cut_number(name)))
 
 
 def name_whole_file(index_name: str) -> str:
@@ -107,6 +106,30 @@ def name_whole_file(index_name: str) -> str:
     if match is None:
         return ""
     return f"{match['stem']}{match['variant'] or ''}.{match['suffix']}"
+
+
+def name_in_format(name: str, suffix: str) -> str:
+    """Return the name of a framework's weights of the kind of `name`, whole or an index.
+
+    Args:
+        name: name of weights: "adapter_model.bin", "model.fp16.safetensors".
+        suffix: of the files that have the tensors, ".safetensors" or ".bin".
+
+    Returns:
+        `name` itself where it has that suffix; "" if no framework has such a name.
+    """
+    order = _find_order(name)
+    is_index = is_index_name(name)
+    tensors_name = name_whole_file(name) if is_index else name
+    if order and tensors_name.endswith(suffix):
+        return name
+    return next((n for n in order if n.endswith(suffix) and not is_index), "")
+
+
+def name_index(name: str, suffix: str) -> str:
+    """Return the index that the framework of `name`, a shard's too, looks for; "" if none."""
+    tail = f"{suffix}.index.json"
+    return next((n for n in _find_order(_cut_number(name)) if n.endswith(tail)), "")
 
 
 def choose_weights(names: Collection[str], framework: str) -> str:
@@ -189,6 +212,11 @@ def _find_order(name: str) -> tuple[str, ...]:
         if _cut_stem(name) in {_cut_stem(known_name) for known_name in order}:
             return order
     return ()
+
+
+def _cut_number(name: str) -> str:
+    """Return the stem of a file without the number of a shard."""
+    return re.sub(r"-\d+-of-\d+$", "", _cut_stem(name))
 
 
 def _cut_stem(name: str) -> str:

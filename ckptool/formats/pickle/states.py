@@ -213,6 +213,9 @@ class _TreeWalk:
             outer_state = self._add_state(node, at, tensors, non_tensors, outer_state)
         elif type(node) is UnresolvedObject or len(non_tensors) > _MAX_LISTED_CHILDREN:
             self.tree.entries.append(PlainEntry(at, describe_node(node)))
+        elif at and type(node) is MappingNode and not non_tensors:
+            # The state_dict of a module without parameters, which has `_metadata` alone.
+            self.tree.entries.append(PlainEntry(at, describe_node(node), {}))
         if (
             len(non_tensors) > _MAX_LISTED_CHILDREN
         ):  # of more children, plain ones are counted, not listed

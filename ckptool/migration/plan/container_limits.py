@@ -69,7 +69,7 @@ def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | 
     on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
     rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]
     for keys, problem in (
-        (placeholders, "have no elements: the ranks of a run hold them (CK320)"),
+        (placeholders, "have no elements: placeholders, not weights (CK320)"),
         (on_meta, "have no values: they were saved on meta (CK327)"),
         (rank_parts, "are one rank's shards: gather them first (CK604)"),
     ):

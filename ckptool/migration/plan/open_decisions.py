@@ -204,13 +204,20 @@ def _iter_missing_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenD
         keys_by_reason.setdefault(_explain_missing(saved_tensors.get(key)), []).append(key)
     for reason, group in keys_by_reason.items():
         for subtree in find_subtrees(group, universe):
-            is_tensor = subtree.keys[0] in saved_tensors
+            module_tensor = saved_tensors.get(subtree.keys[0])
+            is_dense = module_tensor is not None and module_tensor.tensor.layout == "strided"
             steps = [InjectTensor(key=key, source="file:DONOR#KEY") for key in subtree.keys]
             yield OpenDecision(
                 f"{_format_subtree(subtree)}: {reason}",
-                tuple(steps if is_tensor else ()),
-                _format_inject_option(subtree) if is_tensor else "",
+                tuple(steps if is_dense else ()),
+                _format_inject_option(subtree) if is_dense else "",
             )
+
+
+_DENSE_ADVICE: Final = (
+    "dense tensors are injected: load the file with strict=False, and save the module's"
+    " state_dict()"
+)
 
 
 def _format_inject_option(subtree: KeySubtree) -> str:
@@ -223,9 +230,12 @@ def _format_inject_option(subtree: KeySubtree) -> str:
 def _explain_missing(module_tensor: ModuleTensor | None) -> str:
     if module_tensor is None:
         return "extra state that is not in the file (CK220)"
+    layout = module_tensor.tensor.layout
+    remedy = "" if layout == "strided" else f". It is {layout}, and only {_DENSE_ADVICE}"
     if module_tensor.kind is Kind.PARAMETER:
-        return "a parameter that is not in the file (CK201)"
-    return f"a buffer that {describe_origin(module_tensor)}; it is not in the file (CK202)"
+        return f"a parameter that is not in the file (CK201){remedy}"
+    origin = describe_origin(module_tensor)
+    return f"a buffer that {origin}; it is not in the file (CK202){remedy}"
 
 
 def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenDecision]:

@@ -176,19 +176,34 @@ def iter_prefix_steps(
     diff: ModuleDiff, draft: Draft, given_keys: Collection[str] = ()
 ) -> Iterator[Op]:
     """Yield prefix operations, or single renames where those would give other keys."""
-    if diff.rewrite is None or not is_exact_rewrite(diff, given_keys):
-        return
-    new_keys = {**diff.rewrite.key_map, **diff.reshaped_keys}
-    ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=True))
+    if diff.rewrite is not None and is_exact_rewrite(diff, given_keys):
+        new_keys = {**diff.rewrite.key_map, **diff.reshaped_keys}
+        yield from _iter_rewrite_steps(diff.rewrite, new_keys, draft)
+        why = "it is AveragedModel's counter, which is not part of the model"
+        yield from (DropKeys(key=key, why=why) for key in diff.average_counters)
+
+
+def iter_loader_prefix_steps(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
+    """Yield the steps after which a framework's loader takes the keys, where that was asked.
+
+    The new keys are those that the loader expects in a file, and not those of its module.
+    """
+    if diff.loading_info is not None and diff.rewrite is not None and is_exact_rewrite(diff):
+        names = {key: diff.rewrite.rewrite_key(key) for key in diff.rewrite.key_map}
+        yield from _iter_rewrite_steps(diff.rewrite, names, draft)
+
+
+def _iter_rewrite_steps(
+    rewrite: PrefixRewrite, new_keys: Mapping[str, str], draft: Draft
+) -> Iterator[Op]:
+    ops = list(_iter_prefix_operations(rewrite, new_keys, leading_once=True))
     if not (_gives_keys(ops, draft, new_keys) and _has_exact_reverse(ops, draft)):
-        ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=False))
+        ops = list(_iter_prefix_operations(rewrite, new_keys, leading_once=False))
     if _gives_keys(ops, draft, new_keys):
         yield from ops
     else:
         why = "the module's keys do not have it"
         yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
-    why = "it is AveragedModel's counter, which is not part of the model"
-    yield from (DropKeys(key=key, why=why) for key in diff.average_counters)
 
 
 def _iter_prefix_operations(

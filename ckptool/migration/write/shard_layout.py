@@ -10,7 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.formats.files.source import is_directory, open_source
-from ckptool.formats.files.weight_names import is_index_name, list_file_names, list_weights
+from ckptool.formats.files.weight_names import (
+    is_index_name,
+    list_file_names,
+    list_weights,
+    name_in_format,
+    name_index,
+)
 from ckptool.formats.sharded.writer import INDEX_NAME
 from ckptool.locations import Location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
@@ -35,6 +41,7 @@ class ShardLayout:
     """All shards of the result, and the name of the index file."""
 
     index: str
+    """"" for one file of all weights, which has none."""
     shards: tuple[OutputShard, ...]
     ties: Mapping[str, str]
     metadata: Mapping[str, Any]
@@ -53,14 +60,7 @@ _SHARD_NAMES: Final = {
     SAFETENSORS: ShardNames(INDEX_NAME, "model-{:05}-of-{:05}.safetensors"),
     TORCH: ShardNames("pytorch_model.bin.index.json", "pytorch_model-{:05}-of-{:05}.bin"),
 }
-_DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
-_DIFFUSERS_NAMES: Final = {
-    to: ShardNames(
-        f"{_DIFFUSERS_STEM}{suffix}.index.json", f"{_DIFFUSERS_STEM}-{{:05}}-of-{{:05}}{suffix}"
-    )
-    for to, suffix in ((SAFETENSORS, ".safetensors"), (TORCH, ".bin"))
-}
-"""Names that from_pretrained() of diffusers looks for; it does not read those of transformers."""
+_SUFFIXES: Final = {SAFETENSORS: ".safetensors", TORCH: ".bin"}
 _SHARDED_CONTAINERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
 
 
@@ -77,7 +77,11 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
     if is_layout_kept and container is Container.SHARDED_SAFETENSORS:
         shards = tuple(_keep_source_layout(draft, items))
         return ShardLayout(index.name if index else INDEX_NAME, shards, ties, metadata)
-    names = (_DIFFUSERS_NAMES if _is_of_diffusers(draft.checkpoint) else _SHARD_NAMES)[to]
+    whole_name = "" if max_nbytes or index else _name_whole_file(draft, to)
+    if whole_name:
+        whole_items = {**draft.items} if to == TORCH else items
+        return ShardLayout("", (OutputShard(whole_name, {**whole_items}),), ties, metadata)
+    names = _choose_shard_names(draft, to)
     if max_nbytes is None and container in _SHARDED_CONTAINERS:
         shards = tuple(_group_by_source_file(items, names))
     else:
@@ -87,6 +91,22 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
             shard.items |= {name: draft.items[name] for name, k in ties.items() if k in shard.items}
         ties = {}
     return ShardLayout(names.index, shards, ties, metadata)
+
+
+def _name_whole_file(draft: Draft, to: str) -> str:
+    """Return the name of the file that the framework of the source looks for; "" if none does."""
+    path = draft.checkpoint.path
+    return "" if is_directory(path) else name_in_format(path.name, _SUFFIXES[to])
+
+
+def _choose_shard_names(draft: Draft, to: str) -> ShardNames:
+    """Return names that the framework of the source looks for, else those of transformers."""
+    files = draft.checkpoint.files or (draft.checkpoint.path,)
+    index = name_index(files[0].name, _SUFFIXES[to])
+    if not index:
+        return _SHARD_NAMES[to]
+    stem = index.partition(".")[0]
+    return ShardNames(index, f"{stem}-{{:05}}-of-{{:05}}{_SUFFIXES[to]}")
 
 
 def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
@@ -107,11 +127,6 @@ def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
 def _have_own_names(checkpoint: Checkpoint) -> bool:
     """Whether the shards would have different names in one folder."""
     return len({path.name for path in checkpoint.files}) == len(checkpoint.files)
-
-
-def _is_of_diffusers(checkpoint: Checkpoint) -> bool:
-    files = checkpoint.files or (checkpoint.path,)
-    return all(path.name.startswith(_DIFFUSERS_STEM) for path in files)
 
 
 def _keep_source_layout(draft: Draft, items: Mapping[str, PlannedTensor]) -> Iterator[OutputShard]:

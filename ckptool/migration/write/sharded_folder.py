@@ -23,6 +23,7 @@ from ckptool.migration.write.file import (
     build_header_metadata,
     format_job_provenance,
     order_tensors,
+    write_checkpoint,
 )
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.read_back import read_back_file
@@ -41,7 +42,8 @@ from ckptool.values.fingerprint_many import fingerprint_many
 def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDigests:
     """Write the folder; return the digests of the rewritten shards and of their sources.
 
-    Shards have at most `max_nbytes` bytes; None keeps the layout of a sharded source.
+    Shards have at most `max_nbytes` bytes; None keeps the layout of a sharded source, and the one
+    file of another that a framework looks for.
 
     Raises:
         WriteError: the folder could not be completed; the target is unchanged.
@@ -52,16 +54,29 @@ def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDige
         open_pending_output(job.target, force=job.force, folder=True) as output,
         translate_os_errors(job.target),
     ):
-        digests = _combine_digests(
-            _write_shard(job, layout, shard, output.path) for shard in layout.shards
-        )
-        weight_map = {key: shard.name for shard in layout.shards for key in shard.items}
-        index = _build_index_metadata(job, layout, digests)
         copy_sidecar_files(job.sidecar_files, output.path)
-        write_index(output.path / layout.index, weight_map, index)
-        job.check_file(output.path)
+        if layout.index:
+            digests = _write_shards(job, layout, output.path)
+            job.check_file(output.path)
+        else:
+            digests = _write_whole_file(job, layout.shards[0], output.path)
         commit_outputs(output, check=job.check_sources)
     return digests
+
+
+def _write_shards(job: WriteJob, layout: ShardLayout, folder: Path) -> MigrationDigests:
+    digests = _combine_digests(_write_shard(job, layout, s, folder) for s in layout.shards)
+    weight_map = {key: shard.name for shard in layout.shards for key in shard.items}
+    write_index(folder / layout.index, weight_map, _build_index_metadata(job, layout, digests))
+    return digests
+
+
+def _write_whole_file(job: WriteJob, shard: OutputShard, folder: Path) -> MigrationDigests:
+    """Write one file of all weights into the folder, with its checks."""
+    draft = replace(job.draft, is_extracted=True)
+    torch_file = build_shard_file(build_shard_draft(draft, shard)) if job.to == TORCH else None
+    target = folder / shard.name
+    return write_checkpoint(replace_fields(job, draft=draft, target=target, torch_file=torch_file))
 
 
 def _write_shard(

@@ -105,7 +105,7 @@ def _build_places_table(
         for group in groups
     ]
     columns = (
-        "place",
+        "key path",
         Column("was", ColumnKind.PROSE, "-"),
         Column("is", ColumnKind.TEXT, "-"),
         COUNT,

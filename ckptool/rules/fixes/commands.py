@@ -45,9 +45,7 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
         into: path of a submodule instead of that of `diff`; "" for that.
     """
     checkpoint, module = diff.checkpoint, diff.module
-    words = ["ckptool", "migrate", quote_shell(str(checkpoint.path))]
-    words += ["-o", quote_shell(name_result(checkpoint)), "-m"]
-    words.append(quote_shell(module.target) if ":" in module.target else UNNAMED_MODULE)
+    words = ["ckptool", "migrate", *_list_migrated_words(diff)]
     for name, literal in module.arguments.items():
         is_mapping = name == "**"  # all items of a place of the file
         option = ["--kwargs", literal] if is_mapping else ["-k", f"{name}={literal}"]
@@ -57,6 +55,25 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     if submodule := into or module.submodule:
         words += ["--into", quote_shell(submodule)]
     return " ".join((*words, *map(quote_shell, GIVEN_WORDS.get().shared)))
+
+
+def _list_migrated_words(diff: ModuleDiff) -> list[str]:
+    """Return the words that name what is migrated, the result, and the module.
+
+    A framework's folder names its module itself.
+    """
+    checkpoint, module = diff.checkpoint, diff.module
+    if module.folder:
+        stem = PurePosixPath(module.folder.replace(os.sep, "/")).name.lstrip("-.") or "model"
+        return [quote_shell(module.folder), "-o", quote_shell(f"{stem}-migrated")]
+    name = quote_shell(module.target) if ":" in module.target else UNNAMED_MODULE
+    return [
+        quote_shell(str(checkpoint.path)),
+        "-o",
+        quote_shell(name_result(checkpoint)),
+        "-m",
+        name,
+    ]
 
 
 def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:

@@ -29,7 +29,7 @@ def format_rewrite_code(
     key_code = "k"
     pairs = {**rewrite.key_map, **reshaped_keys}
     if len(wrappers) == 1 and all(
-        old.removeprefix(f"{wrappers[0]}.") == new for old, new in pairs.items()
+        old.removeprefix(f"{wrappers[0]}.") == rewrite.rewrite_key(old) for old in pairs
     ):
         wrappers, prefixes = [], [f"{wrappers[0]}."]
     if wrappers:

@@ -19,7 +19,7 @@ OBJECT_ERRORS: Final = (
             r"|weights|epoch|optimizer|scheduler|hyper_parameters)'(?: |$)"
         ),
         contexts=("load_state_dict(", "torch.load(", "load_from_checkpoint("),
-        cause="the file has nothing at `{name}`: its state is at another place, or is its root",
+        cause="the file has nothing at `{name}`: its state is at another key path, or is its root",
         certainty=Certainty.PROBABLE,
         advice=(_INSPECT,),
     ),

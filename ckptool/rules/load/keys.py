@@ -76,11 +76,31 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.state.tensors)
     parameters = [t for t in _unexplained_missing(diff) if t.kind is not Kind.BUFFER]
-    keys = [parameter.key for parameter in parameters]
+    keys = [parameter.key for parameter in parameters if _is_dense(parameter)]
     command = format_inject_command(diff, keys, DONOR_SOURCE) if keys else ""
     for parameter in parameters:
         subtree = subtrees.find_absent(parameter.key)
-        yield hit(parameter.key, command=command, **_build_missing_facts(parameter, subtree))
+        code = _format_copy_code(parameter.key, 'torch.load("DONOR")')
+        yield hit(
+            parameter.key,
+            command=command if _is_dense(parameter) else code,
+            **_build_missing_facts(parameter, subtree),
+        )
+
+
+def _is_dense(module_tensor: ModuleTensor) -> bool:
+    """Whether a migration can inject it; quantised and sparse tensors it cannot."""
+    return module_tensor.tensor.layout == "strided"
+
+
+def _format_own_code(key: str) -> str:
+    """Return code that takes a tensor of any layout from the module itself."""
+    return _format_copy_code(key, "module.state_dict()")
+
+
+def _format_copy_code(key: str, source: str) -> str:
+    """Return code that takes a tensor of any layout from another state_dict."""
+    return f"state_dict[{quote_python(key)}] = {source}[{quote_python(key)}]"
 
 
 @check(
@@ -93,7 +113,7 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         why=(
             "Its value came from training, calibration, a loader or a random number generator; "
             "the constructor cannot recreate it. With strict=False the model runs with the "
-            "initial value. It is a warning where that is not known: kwargs= or fresh= say how "
+            "initial value. If that is not known, it is a warning: kwargs= or fresh= say how "
             "a live module is built."
         ),
         fix=(
@@ -114,7 +134,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
         for module_tensor in _unexplained_missing(diff)
         if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable
     ]
-    keys = [module_tensor.key for module_tensor in statistics]
+    keys = [module_tensor.key for module_tensor in statistics if _is_dense(module_tensor)]
     subtrees = SubtreeFinder(diff.state.tensors)
     command = format_inject_command(diff, keys, "constructor") if keys else ""
     for module_tensor in statistics:
@@ -122,7 +142,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
             module_tensor.key,
             Level.ERROR if module_tensor.waits_for_data else Level.WARNING,
             origin=describe_origin(module_tensor),
-            command=command,
+            command=command if _is_dense(module_tensor) else _format_own_code(module_tensor.key),
             **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
         )
 
@@ -141,8 +161,8 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Strict loading raises although nothing was lost, unless the old code modified the "
             "value after construction: a state_dict does not record that."
         ),
-        fix="Migrate the file: {command}",
-        general_command=MIGRATE,
+        fix="{remedy}",
+        general_advice=f"Migrate the file: {MIGRATE}",
         example=(
             "old.mask = torch.tril(torch.ones(4, 4))\n"
             'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
@@ -158,12 +178,16 @@ def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             kept_clause = (
                 "'s state_dict, but among the pickled module's attributes" if in_file else ""
             )
-            command = format_migrate_command(diff)
+            remedy = (
+                f"Migrate the file: {format_migrate_command(diff)}"
+                if _is_dense(module_tensor)
+                else f"In code: {_format_own_code(module_tensor.key)}"
+            )
             yield hit(
                 module_tensor.key,
                 kept=kept_clause,
                 in_file=in_file,
-                command=command,
+                remedy=remedy,
                 **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
             )
 

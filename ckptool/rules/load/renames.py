@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
-from ckptool.compare.renames import PrefixRewrite
+from ckptool.compare.renames import WRAPPERS, PrefixRewrite
 from ckptool.compare.states import list_placeholders
 from ckptool.phrases import join_limited, pluralize, quote_code, quote_python
 from ckptool.rules.fixes.commands import (
@@ -57,6 +59,8 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = list_rewrite_steps(rewrite)
+    if wrapper := _name_wrapper(diff, rewrite):
+        steps[-1] += f", as {wrapper} does with the keys of what it wraps"
     if diff.average_counters:
         steps.append(f"`{diff.average_counters[0]}`, the counter of AveragedModel, is left out")
     reshaped = f", {len(reshaped_keys)} of them with other shapes" * bool(reshaped_keys)
@@ -72,6 +76,16 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     )
 
 
+def _name_wrapper(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
+    """Return the class that was given and adds the prefix to what it wraps; "" if none does."""
+    segments = {*rewrite.added_prefix.split(".")} - {""}
+    root = diff.module.modules.get("")
+    is_wrapper = root is not None and root.name.startswith("torch.")
+    if root is None or not (segments and segments <= {*WRAPPERS} and is_wrapper):
+        return ""
+    return root.name.rpartition(".")[2]
+
+
 def _describe_tied_keys(rewrite: PrefixRewrite) -> str:
     """Return a clause with the keys that the file leaves out since they are tied, "" without."""
     keys = [quote_code(key) for key in rewrite.tied_keys]
@@ -83,8 +97,16 @@ def _format_rewrite_fix(diff: ModuleDiff, rewrite: PrefixRewrite) -> str:
     """Return the command, the code, or both.
 
     A migration asks about other shapes, and writes nothing; code that renames does not add the
-    tied keys that the file leaves out.
+    tied keys that the file leaves out, and a framework is given a folder.
     """
+    if diff.module.folder:
+        return f"Migrate the folder: {format_migrate_command(diff)}"
+    if _name_wrapper(diff, rewrite):
+        inner = replace(rewrite, added_prefix="")
+        code = format_rewrite_code(inner, diff.reshaped_keys, diff.average_counters)
+        argument = code if rewrite.removed_segments else "state_dict"
+        call = f"model.{rewrite.added_prefix}load_state_dict({argument})"
+        return f"Load it into what is wrapped: {call}"
     code = format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters)
     fixes = (
         f"Migrate the file: {format_migrate_command(diff)}" * (not diff.reshaped_keys),

@@ -80,7 +80,8 @@ def load_module_factory(factory: ModuleFactory, module_diff: ModuleDiff) -> Load
     Raises:
         ReadError: they cannot be read.
     """
-    keys = module_diff.rewrite.key_map if module_diff.rewrite else {}
+    has_own_loader = module_diff.module.loader != "torch"  # it is given the file's keys
+    keys = {} if has_own_loader or not module_diff.rewrite else module_diff.rewrite.key_map
     tensors = load_tensors(module_diff.checkpoint, module_diff.state, keys, module_diff.packed_keys)
     tensors.update({key: {} for key in module_diff.nested_keys})
     tensors.update(
