@@ -176,14 +176,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        sizes = (str(round(options.gib * 256)), str(options.tensors))
-        subprocess.run([sys.executable, "-c", MAKE, name, *sizes], check=True)
-        subprocess.run(["cp", "old.pth", "same.pth"], cwd=folder, check=True)
-        measured = {
-            case: measure_case(case, folder, options.rounds, deadline)
-            for case in CASES
-            if options.only in case.name
-        }
+        cases = [case for case in CASES if options.only in case.name]
+        if cases:
+            sizes = (str(round(options.gib * 256)), str(options.tensors))
+            subprocess.run([sys.executable, "-c", MAKE, name, *sizes], check=True)
+            subprocess.run(["cp", "old.pth", "same.pth"], cwd=folder, check=True)
+        measured = {case: measure_case(case, folder, options.rounds, deadline) for case in cases}
     measured |= measure_loads(options.gib, options.only)
     print("\n".join(iter_table_rows(measured)))
     json_path = options.json or (None if options.only else RATIOS)
