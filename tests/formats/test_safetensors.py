@@ -15,7 +15,7 @@ from migration.states import DTYPES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ckptool.errors import CorruptCheckpointError
+from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
 from ckptool.formats.safetensors import reader
@@ -219,7 +219,7 @@ def test_usual_entries_are_read_as_any_others(tmp_path, content, monkeypatch):
     def describe() -> object:
         try:
             return open_checkpoint(path)
-        except CorruptCheckpointError as error:
+        except ReadError as error:
             return str(error)
 
     described = describe()
