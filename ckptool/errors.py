@@ -19,6 +19,7 @@ Interrupted(SystemExit): a signal ended the process.
 """
 
 import signal
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,15 @@ class PlanError(CkptoolError):
 class RenameRefusedError(PlanError):
     """The target key of a rename is in use, or belongs to a tensor of a different shape."""
 
-    def __init__(self, key: str, to: str, reason: str, step: str = "") -> None:
+    def __init__(
+        self, key: str, to: str, reason: str, fitting: Mapping[str, str], step: str = ""
+    ) -> None:
         super().__init__(f"{step}CK221: `{key}` is not renamed to `{to}`: {reason}")
         self.key = key
         self.to = to
         self.reason = reason
+        self.fitting = fitting
+        """Old and new keys of the renames of the same step that are not refused."""
 
 
 class UnconfirmedRenamesError(PlanError):

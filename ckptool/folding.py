@@ -9,7 +9,8 @@ from msgspec import Struct
 
 T = TypeVar("T")
 
-_LAYER_NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
+_LAYER_NUMBER: Final = re.compile(r"[0-9](?<![^.\[].)[0-9]*(?![^.\]])")
+"""A whole segment, or an index in brackets. The digit stands first: re searches for it faster."""
 _ANY_NUMBER: Final = re.compile(r"[0-9]+")
 _MAX_RANGES: Final = 4
 """Maximum ranges of numbers in the name of a group."""

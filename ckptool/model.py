@@ -120,6 +120,10 @@ class Constancy(StrEnum):
     UNKNOWN = "unknown"
 
 
+CONSTANCY_CHECK: Final = "whether the constructor computes the same values again"
+"""What is not checked where a second instance cannot be built."""
+
+
 class Safety(StrEnum):
     """Risk of importing and calling a global that a pickle names."""
 
@@ -199,6 +203,8 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Bytes of the elements; the storage may be larger."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(component.tensor.nbytes for component in self.parts)
+        if self.parts and self.layout == "quantized":  # of 2 or 4 elements in a byte, too
+            return self.parts[0].tensor.nbytes
         bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
             # A numpy array with a dtype that torch lacks.
@@ -221,6 +227,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
         if storage is None:
             return self.device == "meta"
         return storage.device == "meta" and (storage.span or storage.content) is None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a NumPy array, which load_state_dict() does not copy."""
+        return self.kind is Kind.ARRAY
 
     @property
     def is_contiguous(self) -> bool:
@@ -346,6 +357,8 @@ class QuantizationDeclaration(Struct, frozen=True):
     """Bits of a weight's element; 0 if not said, or not the same for all."""
     group_size: int = 0
     """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+    place: tuple[str, ...] = ()
+    """Keys of the section that says it: ("quantization_config",); () if it is the whole file."""
 
     @property
     def phrase(self) -> str:
@@ -648,14 +661,22 @@ def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(keys) for keys in keys_by_view.values() if len(keys) > 1)
 
 
-def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Return the tensors of all states; the state's `at` is prefixed to each key."""
-    prefixed_tensors = {
-        join_key(state.at, key): tensor
-        for state in checkpoint.states
-        for key, tensor in state.tensors.items()
-    }
-    return {
-        key: tensor if tensor.key == key else msgspec.structs.replace(tensor, key=key)
-        for key, tensor in prefixed_tensors.items()
-    }
+def all_tensors(checkpoint: Checkpoint, *, unsaved: bool = False) -> dict[str, TensorInfo]:
+    """Return the tensors of all states, or those that they do not save, by `at` and key.
+
+    A dict may have the keys "a.b" and "a", with "b" in that: the second of two equal names, in the
+    order of the states, gets a "'" at its end, and a third "'2".
+    """
+    named_tensors: dict[str, TensorInfo] = {}
+    counts: Counter[str] = Counter()
+    for state in checkpoint.states:
+        tensors = state.unsaved_tensors if unsaved else state.tensors
+        for key, tensor in tensors.items():
+            name = joined_name = join_key(state.at, key)
+            while name in named_tensors:
+                counts[joined_name] += 1
+                count = counts[joined_name]
+                name = f"{joined_name}'{count if count > 1 else ''}"
+            is_named = tensor.key == name
+            named_tensors[name] = tensor if is_named else msgspec.structs.replace(tensor, key=name)
+    return named_tensors

@@ -6,7 +6,8 @@ import click
 
 _GROUPS: Final = {
     "Input": (
-        "module kwargs_pairs kwargs_file no_file_kwargs loader base at into takes_all modules_only"
+        "checkpoint module kwargs_pairs kwargs_file no_file_kwargs loader base at into takes_all"
+        " modules_only"
         " input_words inputs_from golden fixtures plans against old old_module explain textconv"
         " key_filter depth sort key from_revision chain message fixture"
     ),

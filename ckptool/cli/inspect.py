@@ -17,9 +17,7 @@ from ckptool.reports.inspect import SORTS
 
 @click.command("inspect", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
-@click.option(
-    "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."
-)
+@click.option("--values", is_flag=True, help="Check values too (rules CK4xx); reads all data.")
 @click.option("--filter", "key_filter", metavar="PATTERN", default="",
               help="Only tensors whose key matches or contains this: '*.bias', norm.")  # fmt: skip
 @click.option("--depth", type=click.IntRange(1), metavar="N", help="Show N levels of the tree.")

@@ -167,10 +167,7 @@ def parse_rename(text: str) -> tuple[str, str]:
     Raises:
         UsageError: one of them is missing.
     """
-    old, equals, new = text.partition("=")
-    if not equals or not old or not new:
-        raise UsageError(f"--rename {text}: expected OLD=NEW, for example 'backbone.*=encoder.*'")
-    return old, new
+    return _split_pair("--rename", text, "OLD=NEW, for example 'backbone.*=encoder.*'")
 
 
 def parse_injection(text: str) -> tuple[str, str]:
@@ -179,10 +176,14 @@ def parse_injection(text: str) -> tuple[str, str]:
     Raises:
         UsageError: one of them is missing.
     """
-    key, equals, source = text.partition("=")
-    if not equals or not key or not source:
-        raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
-    return key, source
+    return _split_pair("--inject", text, "KEY=SOURCE, for example mask=constructor")
+
+
+def _split_pair(option: str, text: str, form: str) -> tuple[str, str]:
+    left, _, right = text.partition("=")
+    if not left or not right:
+        raise UsageError(f"{option} {text}: expected {form}")
+    return left, right
 
 
 def parse_shard_size(text: str | None) -> int | None:

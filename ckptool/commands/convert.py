@@ -11,8 +11,8 @@ from ckptool.commands.sources.batch import (
     list_sources,
     run_batch,
 )
+from ckptool.commands.sources.checkpoint_paths import PathLike, require_local_path
 from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import PathLike, require_local_path
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location

@@ -8,25 +8,27 @@ from msgspec.structs import replace
 
 from ckptool.commands.comparison.diff_files import ValueComparisonOptions, diff_files
 from ckptool.commands.comparison.previews import add_module_diff_previews
+from ckptool.commands.sources.checkpoint_paths import (
+    PathLike,
+    is_live,
+    name_kind,
+    open_checkpoint_or_stdin,
+    reject_invalid_path,
+)
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
-    PathLike,
     describe_choices,
     find_target,
-    is_live,
-    name_kind,
     need_target,
-    open_checkpoint_or_stdin,
-    reject_invalid_path,
 )
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
-from ckptool.compare.states import find_part_at
+from ckptool.compare.states import find_part_at, require_undamaged
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -141,6 +143,7 @@ def diff(  # noqa: PLR0913
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    require_undamaged(checkpoint)
     module_target = need_target(
         location,
         module_options,

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptool.commands.sources.live_objects import open_sources
-from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.sources.roles import add_unsaved_tensors
-from ckptool.commands.target import (
+from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     is_live,
     list_paths,
     open_checkpoint_or_stdin,
     require_local_path,
 )
+from ckptool.commands.sources.live_objects import open_sources
+from ckptool.commands.sources.option_checks import reject_unused_options
+from ckptool.commands.sources.roles import add_unsaved_tensors
 from ckptool.compare.digest import (
     CheckpointDigest,
     compare_digests,

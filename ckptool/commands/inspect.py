@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
+from ckptool.commands.sources.checkpoint_paths import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint, join_key
@@ -39,9 +39,9 @@ def inspect(
 ) -> InspectReport:
     """Describe the contents of checkpoints without loading or executing anything.
 
-    With `values`, also compute statistics and apply the rules CK4xx: this reads whole files and
-    needs torch. A path that cannot be read is reported in `errors`; the others are still described.
-    With `pictures`, read the values of small masks, for drawing.
+    With `values`, also compute statistics and apply the rules CK4xx: this reads whole files.
+    With `pictures`, read the values of small masks, for drawing. A path that cannot be read is
+    reported in `errors`; the others are still described.
 
     `filter` is a glob of the keys that are shown, or a part of them; `depth` the levels of the tree
     (0: all); `sort` is "name", "size" or "dtype"; `key` is a key or a place whose values are shown.

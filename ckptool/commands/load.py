@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ckptool.commands.migrate import refuse_errors
-from ckptool.commands.sources.file_arguments import FileArguments
-from ckptool.commands.target import (
-    ModuleOptions,
+from ckptool.commands.migrating.plan_refusal import refuse_errors
+from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
-    find_target,
     name_kind,
     open_checkpoint_or_stdin,
     reject_invalid_path,
 )
+from ckptool.commands.sources.file_arguments import FileArguments
+from ckptool.commands.target import ModuleOptions, find_target
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff

@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
+from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
-    PathLike,
-    need_target,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.target import ModuleOptions, ModuleTarget, need_target
 from ckptool.commands.worker.requests import DescribeModule, RecordGolden
 from ckptool.commands.worker.worker import get_worker, start_early
-from ckptool.compare import contract, contract_lock
-from ckptool.compare.contract import Contract
+from ckptool.compare.contracts import contract, contract_lock
+from ckptool.compare.contracts.contract import Contract
+from ckptool.compare.contracts.contract_diff import compare_contracts
+from ckptool.compare.states import require_undamaged
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -150,7 +147,7 @@ def _write_or_check(
     lock_text = contract_lock.format_lock(locked.contract)
     is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
     contract_diff = (
-        None if old_contract is None else contract.compare_contracts(old_contract, locked.contract)
+        None if old_contract is None else compare_contracts(old_contract, locked.contract)
     )
     outcome = LockOutcome(
         location,
@@ -283,6 +280,7 @@ def _describe_locked(
             "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
+        require_undamaged(checkpoint)
         if checkpoint.missing_parts:
             raise ReadError(checkpoint.path, describe_missing_parts(checkpoint.missing_parts))
         state = contract.choose_state(checkpoint, module_options.at, None)
@@ -335,6 +333,7 @@ def _record_golden(
     worker = get_worker()
     start_early(worker, module_target, location)
     checkpoint = open_checkpoint_or_stdin(location, limits)
+    require_undamaged(checkpoint)
     recording = worker.ask(RecordGolden(module_target, checkpoint, inputs, tolerances))
     _check_and_write(golden, recording.content, force=force)
     new_contract = contract.build_module_contract(recording.module_info)

@@ -14,9 +14,7 @@ from ckptool.compare.diff_shards import (
 from ckptool.errors import UsageError
 from ckptool.locations import read_small_file
 from ckptool.policy import Policy
-from ckptool.reports.diff_files import (
-    DiffFilesReport,
-)
+from ckptool.reports.diff_files import DiffFilesReport
 
 
 def merge(

@@ -1,37 +1,27 @@
 """Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as replace_field
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.migrating.plan_refusal import refuse_errors
+from ckptool.commands.migrating.result_run import OldModuleOptions, make_forward_check
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
+from ckptool.commands.sources.checkpoint_paths import PathLike, require_local_path
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.sources.pipeline_files import find_pipeline
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
-    PathLike,
-    find_target,
-    open_checkpoint_or_stdin,
-    require_frameworks,
-    require_local_path,
-)
-from ckptool.commands.worker.migration_requests import RunMigrated, load_target_module
-from ckptool.commands.worker.worker import ModuleWorker, get_worker
+from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target, require_frameworks
+from ckptool.commands.worker.migration_requests import load_target_module
+from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig
-from ckptool.errors import PlanError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
-from ckptool.migration.plan.key_operations import InjectTensor
-from ckptool.migration.request import MigrationResult
+from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.phrases import join_limited
 from ckptool.policy import Policy, judge
 from ckptool.reports.migrate import (
@@ -40,18 +30,15 @@ from ckptool.reports.migrate import (
     build_many_report,
     build_migrate_report,
 )
-from ckptool.rules import Finding, Level, run_rules
+from ckptool.rules import Finding, run_rules
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.migration.check.plan_outcome import PlanOutcome
-    from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
     from ckptool.migration.hook.hook_trace import HookTrace
-    from ckptool.migration.plan.pending_file import PendingFile
     from ckptool.migration.plan.plan_file import Plan
     from ckptool.migration.plan.target_module import TargetModule
-    from ckptool.migration.request import MigrationResult
     from ckptool.model import Checkpoint
 
 
@@ -150,7 +137,6 @@ def migrate(  # noqa: PLR0913
     """
     from ckptool.commands.sources.merge_adapter import MergeRequest, merge_into_base
     from ckptool.migration.plan.suggest import PlanChoices
-    from ckptool.migration.request import MigrationRequest
     from ckptool.migration.run import open_migration
 
     _reject_equal_outputs(target, save_plan)
@@ -166,7 +152,7 @@ def migrate(  # noqa: PLR0913
     )
     if into is not None:
         _reject_whole_module_options(module_target, emit_hook, inputs)
-    worker, old_options = get_worker(), _OldModuleOptions(old_module, from_, tolerance)
+    worker, old_options = get_worker(), OldModuleOptions(old_module, from_, tolerance)
     load_module = partial(load_target_module, worker, module_target) if module_target else None
     request = MigrationRequest(
         source=location,
@@ -192,7 +178,7 @@ def migrate(  # noqa: PLR0913
         limits=limits,
         progress=progress,
         check_plan=_make_plan_check(location, judging_policy, {*(inject or {}), *drop}),
-        forward_check=_make_forward_check(
+        forward_check=make_forward_check(
             location, module_target, inputs, device, old_options, limits, worker
         ),
     )
@@ -279,7 +265,7 @@ def check_hook(trace: "HookTrace") -> None:
 
 def _write_hook(
     path: Path,
-    result: "MigrationResult",
+    result: MigrationResult,
     load_module: "Callable[[Checkpoint], TargetModule] | None",
     *,
     force: bool,
@@ -349,133 +335,3 @@ def migrate_many(
         force=bool(options.get("force")),
     )
     return build_many_report(batch.reports, batch.errors)
-
-
-def refuse_errors(
-    source: Location,
-    policy: Policy,
-    asked_keys: set[str],
-    find_findings: Callable[[ModuleDiff], tuple[Finding, ...]],
-    outcome: "PlanOutcome",
-) -> None:
-    """Refuse a plan that covers up an error of the source, or whose result has one.
-
-    What the user asked for by key, with --inject, --drop or a plan file, is reported only. A result
-    that does not load strictly is left to the strict load of the written file.
-
-    Raises:
-        PlanError: a rule says that there is an error.
-    """
-    if outcome.is_derived:
-        assumed_keys = {
-            op.key
-            for op in outcome.plan.ops
-            if isinstance(op, InjectTensor)
-            and op.source == "constructor"
-            and not _names_key(asked_keys, op.key)
-        }
-        source_errors = (
-            _select_errors(find_findings(outcome.source_diff), policy) if assumed_keys else []
-        )
-        for finding in source_errors:
-            covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
-            if covered_keys:
-                key = covered_keys[0]
-                way_out = f"--inject {key}=constructor takes the constructor's value anyway"
-                raise PlanError(_format_refusal(source, finding, way_out))
-    else:
-        asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
-    if not outcome.result_diff.is_strict:
-        return
-    for finding in _select_errors(find_findings(outcome.result_diff), policy):
-        if not _names_key(asked_keys, finding.key):
-            way_out = f"--ignore {finding.rule.code} writes it anyway"
-            raise PlanError(_format_refusal(source, finding, way_out))
-
-
-def _select_errors(findings: Iterable[Finding], policy: Policy) -> list[Finding]:
-    judged = judge(findings, policy).findings
-    return [finding for finding in judged if finding.level is Level.ERROR]
-
-
-def _format_refusal(source: Location, finding: Finding, way_out: str) -> str:
-    fix = finding.fix.rstrip(".")
-    return f"{source}: not migrated: {finding.summary} ({finding.rule.code}). {fix}; or {way_out}"
-
-
-def _iter_named_keys(plan: "Plan") -> Iterator[str]:
-    """Yield the keys and patterns that the steps of a plan name."""
-    for op in plan.ops:
-        for field in op.__struct_fields__:
-            value = getattr(op, field)
-            if field in {"key", "to", "into"} and isinstance(value, str):
-                yield value
-            elif field in {"into", "keys"} and isinstance(value, tuple):
-                yield from value
-
-
-def _names_key(patterns: set[str], key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _OldModuleOptions:
-    """Old module to compare the migrated file's outputs with, and the tolerance."""
-
-    module: "str | nn.Module | Callable[..., nn.Module] | None"
-    donor: PathLike | None
-    """File with its pickled attributes, if the source lacks them."""
-    tolerance: float | None
-
-
-def _make_forward_check(
-    source: Location,
-    module_target: ModuleTarget | None,
-    inputs: object,
-    device: str,
-    old_options: "_OldModuleOptions",
-    limits: Limits,
-    worker: ModuleWorker,
-) -> "ForwardCheck | None":
-    """Return a function that verifies a migrated file, also against the source in its old module.
-
-    None without inputs; those of the configuration are taken if none are given.
-
-    Raises:
-        UsageError: there are inputs and no module, or options that need inputs without any.
-    """
-    is_part = module_target is not None and bool(module_target.into)
-    if inputs is None and module_target is not None and not is_part:
-        inputs = module_target.inputs or None
-    if inputs is None:
-        unused_options = {
-            "--old-module": old_options.module is not None,
-            "--device": device != "auto",
-        }
-        reject_unused_options(unused_options, "applies to running the result: --input is required")
-        return None
-    if module_target is None:
-        raise UsageError("--input: no module was given to run: use -m package.module:Name")
-    from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
-
-    def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
-        donor = old_options.donor
-        request = RunMigrated(
-            replace(module_target, into=""),
-            pending_file,
-            open_checkpoint_or_stdin(source, limits),
-            None if donor is None else open_checkpoint_or_stdin(donor, limits),
-            old_options.module,
-            inputs,
-            device,
-            old_options.tolerance,
-            limits,
-        )
-        run = worker.ask(request)
-        result = judge_verification(pending_file, run.verification)
-        if not pending_file.keys_to_confirm:
-            return (result,)
-        renames = require_confirmed_renames(pending_file, run.verification, run.unconfirmed_keys)
-        return result, renames
-
-    return check_forward

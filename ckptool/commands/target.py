@@ -1,15 +1,21 @@
-"""Arguments and configuration -> ModuleTarget: the module for a checkpoint; opening paths."""
+"""Arguments and configuration -> ModuleTarget: the module for a checkpoint."""
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.sources.checkpoint_paths import (
+    PathLike,
+    open_checkpoint_or_stdin,
+    reject_invalid_path,
+    require_local_path,
+)
 from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
     Arguments,
@@ -26,20 +32,17 @@ from ckptool.commands.sources.file_arguments import (
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import ModuleError, UsageError
-from ckptool.formats import open_stream
 from ckptool.formats.files.source import is_directory
-from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.loaders.folder_hint import suggest_folder
-from ckptool.loaders.folder_weights import open_weights
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
     require_model_folder,
 )
-from ckptool.locations import Location, RemotePath, parse_location, suggest_module_option
+from ckptool.locations import Location, suggest_module_option
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
-from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -50,9 +53,6 @@ if TYPE_CHECKING:
     from ckptool.modules import ModuleSpec
     from ckptool.verification.result import ForwardEffects
     from ckptool.verification.target import VerificationTarget
-
-PathLike = str | Path | RemotePath
-"""A str may name a protocol: "s3://bucket/key"."""
 
 
 _FRESH_ADVICE = "builds a module like a live one: a name or a class says itself how it is built"
@@ -415,81 +415,6 @@ def need_target(
             f"{suggest_module(checkpoint) or suggest_folder(path)}"
         )
     return module_target
-
-
-def open_checkpoint_or_stdin(
-    path: PathLike, limits: Limits, loader: str | None = None
-) -> Checkpoint:
-    """Describe the checkpoint at `path`; "-" is standard input.
-
-    Of a framework's folder, the file is read that the framework would read.
-
-    Raises:
-        ReadError: it cannot be read.
-        UsageError: `path` is not a path, or empty.
-    """
-    reject_invalid_path(path)
-    if str(path) == "-":
-        start_step("reading standard input")
-        return open_stream(sys.stdin.buffer, limits)
-    start_step(f"reading {parse_location(path).name}")
-    return open_weights(parse_location(path), limits, loader)
-
-
-def reject_invalid_path(path: object) -> None:
-    """Reject values that callers pass by mistake.
-
-    Raises:
-        UsageError: it is no path (a module, a state_dict), or "".
-    """
-    if not isinstance(path, PathLike):
-        raise UsageError(
-            f"a checkpoint is given by its path; {name_kind(path)} was given. A live module is "
-            "module=..."
-        )
-    if str(path) == "":
-        raise UsageError("the path of a checkpoint is empty")
-
-
-def is_live(value: object) -> bool:
-    """Whether a value is a live module or a mapping, where the path of a checkpoint may be too."""
-    is_module = hasattr(value, "named_modules") and not isinstance(value, type)
-    return is_module or isinstance(value, Mapping)
-
-
-def list_paths(paths: object) -> list[PathLike]:
-    """Return the paths of checkpoints that a caller gives: one, or several.
-
-    Raises:
-        UsageError: it is no path, and no list of paths.
-    """
-    if isinstance(paths, PathLike):
-        return [paths]
-    if is_live(paths) or not isinstance(paths, Iterable):
-        reject_invalid_path(paths)
-    path_list = list(cast("Iterable[PathLike]", paths))
-    for path in path_list:
-        reject_invalid_path(path)
-    return path_list
-
-
-def name_kind(value: object) -> str:
-    """Return the class of a value with its article: "a dict", "an OrderedDict"."""
-    name = type(value).__name__
-    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
-
-
-def require_local_path(path: PathLike) -> Path:
-    """Return an output path as a local Path.
-
-    Raises:
-        UsageError: it is remote.
-    """
-    location = parse_location(path)
-    if isinstance(location, RemotePath):
-        reason = "remote outputs are not supported: write a local file and upload it"
-        raise UsageError(f"{location}: {reason}")
-    return location
 
 
 def suggest_module(checkpoint: Checkpoint | None) -> str:

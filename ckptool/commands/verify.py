@@ -5,16 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ckptool.commands.comparison.previews import add_module_diff_previews
+from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.option_checks import reject_negative_numbers, reject_unused_options
-from ckptool.commands.target import (
-    ModuleOptions,
-    PathLike,
-    describe_choices,
-    need_target,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.target import ModuleOptions, describe_choices, need_target
 from ckptool.commands.worker.requests import OldCheckpoint, VerifyCheckpoint
 from ckptool.commands.worker.worker import get_worker, start_early
+from ckptool.compare.states import require_undamaged
 from ckptool.config import ProjectConfig
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import parse_location
@@ -91,9 +87,11 @@ def verify(  # noqa: PLR0913
     worker = get_worker()
     start_early(worker, module_target, location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    require_undamaged(checkpoint)
     old_checkpoint = None
     if old is not None:
         old_checkpoint = OldCheckpoint(open_checkpoint_or_stdin(old, limits), old_module)
+        require_undamaged(old_checkpoint.checkpoint)
     result = worker.ask(
         VerifyCheckpoint(
             module_target,

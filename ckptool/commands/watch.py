@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from ckptool.commands.target import name_kind
+from ckptool.commands.sources.checkpoint_paths import name_kind
 from ckptool.errors import CkptoolError, ModuleError, UsageError
 from ckptool.policy import Policy, judge
 from ckptool.reports.audit import AuditReport, build_object_report, build_watch_report

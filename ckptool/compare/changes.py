@@ -6,9 +6,12 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import TensorInfo
+from ckptool.values.sign_views import SIGN_VIEWS
 
-COMPARED_FIELDS: Final = ("shape", "dtype", "layout")
+COMPARED_FIELDS: Final = ("shape", "dtype", "layout", "is_array")
 """Fields of TensorInfo that are compared between two files."""
+DENSE_LAYOUTS: Final = frozenset({"strided", "chunked"}) | SIGN_VIEWS
+"""Layouts of dense tensors: they differ only in how the container stores the elements."""
 
 
 class Missing(Struct, frozen=True):
@@ -69,6 +72,21 @@ def iter_changes(
             yield Unexpected(actual_tensor)
 
 
+def breaks_loading(change: Changed) -> bool:
+    """Whether a module that loads the one tensor does not load the other.
+
+    torch copies neither arrays, nor between sparse, nested, quantized and dense tensors.
+    """
+    old, new = change.expected, change.actual
+    layouts_differ = old.layout != new.layout and not {old.layout, new.layout} <= DENSE_LAYOUTS
+    return "shape" in change.fields or layouts_differ or (new.is_array and not old.is_array)
+
+
 def is_scalar_quirk(change: Changed) -> bool:
     """Whether torch loads a tensor of shape [1] into one of shape [] (of torch before 0.4)."""
     return change.expected.shape == () and change.actual.shape == (1,)
+
+
+def is_shape_mismatch(change: Changed) -> bool:
+    """Whether torch cannot copy the tensor: the shapes differ, and not as in `is_scalar_quirk`."""
+    return "shape" in change.fields and not is_scalar_quirk(change)

@@ -6,9 +6,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from ckptool.compare.changes import (
-    Change,
-)
+from ckptool.compare.changes import Change
 from ckptool.compare.left_out_ties import find_retied_keys
 from ckptool.compare.quantization.quantized_form import QuantizedForm
 from ckptool.compare.remainder_diff import RemainderDiff, is_relocated

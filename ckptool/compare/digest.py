@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from ckptool.compare.left_out_ties import restore_declared_ties
-from ckptool.compare.states import require_state
-from ckptool.errors import ReadError, UsageError
+from ckptool.compare.states import require_state, require_undamaged
+from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, read_small_file
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
@@ -56,13 +56,11 @@ class CheckpointDigest(Struct, frozen=True):
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         tensors = tuple(Skipped(f"digest of {t.key}", t.reason) for t in self.tensors if t.reason)
-        damage = self.checkpoint.damage
-        damaged = (Skipped("what follows the damage", damage),) if damage else ()
         missing = tuple(
             Skipped(name, "the index names it, and it does not exist")
             for name in self.checkpoint.missing_parts
         )
-        return (*tensors, *self.checkpoint.opaque, *damaged, *missing, *self.checkpoint.skipped)
+        return (*tensors, *self.checkpoint.opaque, *missing, *self.checkpoint.skipped)
 
 
 class SavedDigest(Struct, frozen=True):
@@ -116,9 +114,10 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
     """Digest the state at `at`, or all states; of several, `at` is prefixed to the keys.
 
     Raises:
-        ReadError: a file became unreadable or changed since it was described.
+        ReadError: it is damaged, or a file became unreadable or changed since it was described.
         UsageError: the file has no such state.
     """
+    require_undamaged(checkpoint)
     tensors, place = _select_tensors(checkpoint, at)
     keys = sorted(tensors, key=natural_sort_key)
     start_step(f"hashing {checkpoint.path.name}", sum(t.nbytes for t in tensors.values()))
@@ -129,7 +128,7 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
         tuple(_build_tensor_digest(key, tensors[key], fingerprints[key]) for key in keys),
         compute_state_digest(
             fingerprints,
-            complete=not (checkpoint.damage or checkpoint.opaque or checkpoint.missing_parts),
+            complete=not (checkpoint.opaque or checkpoint.missing_parts),
         ),
     )
 
@@ -215,8 +214,6 @@ def textconv_lines(digest: CheckpointDigest) -> Iterator[str]:
         yield f"tensor {join_key(prefix, tensor.key)} {tensor.dtype} {shape} {content}"
     for part in checkpoint.opaque:
         yield f"{part.what} ({part.reason})"
-    if checkpoint.damage:
-        yield f"damage {checkpoint.damage}"
 
 
 def describe_file_content(path: Location) -> str:
@@ -244,19 +241,10 @@ def _select_tensors(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str
 
 
 def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
-    """Return the tensors of all states; keys of a single state get no prefix.
-
-    Raises:
-        UsageError: two states have the same prefixed key.
-    """
+    """Return the tensors of all states; keys of a single state get no prefix."""
     if len(checkpoint.states) == 1:
         return restore_declared_ties(checkpoint, checkpoint.states[0].tensors)
-    tensors = all_tensors(checkpoint)
-    if len(tensors) < sum(len(state.tensors) for state in checkpoint.states):
-        raise UsageError(
-            f"{checkpoint.path}: two of its states have the same keys: choose one with --at"
-        )
-    return tensors
+    return all_tensors(checkpoint)
 
 
 def _build_tensor_digest(key: str, tensor: TensorInfo, fingerprint: str | None) -> TensorDigest:

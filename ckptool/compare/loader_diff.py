@@ -8,12 +8,8 @@ from msgspec.structs import replace
 from ckptool.compare.framework.framework_load import apply_loading_info
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome
-from ckptool.compare.module_diff import (
-    ModuleDiff,
-    add_nested_keys,
-    apply_load_outcome,
-    build_module_diff,
-)
+from ckptool.compare.module_comparison import add_nested_keys, apply_load_outcome, build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 
 

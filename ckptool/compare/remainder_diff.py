@@ -16,7 +16,7 @@ from ckptool.formats.contents.collector import CLASS_SUFFIX
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
 from ckptool.formats.sharded.reader import INDEX_PLACE
-from ckptool.model import Checkpoint, TensorInfo, join_key
+from ckptool.model import Checkpoint, TensorInfo, all_tensors, join_key
 from ckptool.phrases import pluralize
 from ckptool.values import equality
 
@@ -24,6 +24,10 @@ _INDEX_SIZES: Final = frozenset(
     INDEX_PLACE.format(name=name) for name in ("total_size", "total_parameters")
 )
 """Sums over the tensors, which are compared themselves."""
+_NO_FINGERPRINT: Final = (
+    "it contains data without a fingerprint: a bare storage, a tensor that is an attribute of "
+    "another, or too many bytes"
+)
 ALL_STATES: Final = "*"
 """Place of the comparison of all states."""
 
@@ -64,11 +68,7 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     pairs = _pair_places(old_contents, new_contents, places)
     compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
     changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
-    unknown = {
-        f"`{place}`": "it contains data without a fingerprint: a bare storage, or too many bytes"
-        for place in pairs
-        if place not in compared_pairs
-    }
+    unknown = {f"`{place}`": _NO_FINGERPRINT for place in pairs if place not in compared_pairs}
     unpaired = (
         tuple(place for place in old_contents if place not in pairs),
         tuple(place for place in new_contents if place not in {*pairs.values()}),
@@ -170,11 +170,7 @@ def _compare_unsaved(
 def _collect_unsaved(checkpoint: Checkpoint, place: str) -> Mapping[str, TensorInfo]:
     if place != ALL_STATES:
         return get_state(checkpoint, place).unsaved_tensors
-    return {
-        join_key(state.at, key): tensor
-        for state in checkpoint.states
-        for key, tensor in state.unsaved_tensors.items()
-    }
+    return all_tensors(checkpoint, unsaved=True)
 
 
 def _iter_parts_beside(

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
-from ckptool.errors import NoStateError
+from ckptool.errors import CorruptCheckpointError, NoStateError
 from ckptool.model import (
     Checkpoint,
     ModuleInfo,
@@ -23,6 +23,17 @@ from ckptool.phrases import join_limited
 T = TypeVar("T")
 
 _MAX_LISTED: Final = 20
+
+
+def require_undamaged(*checkpoints: Checkpoint) -> None:
+    """Raise if reading of a file stopped: what follows is not known, so that it equals nothing.
+
+    Raises:
+        CorruptCheckpointError: one of the files is damaged.
+    """
+    for checkpoint in checkpoints:
+        if checkpoint.damage:
+            raise CorruptCheckpointError(checkpoint.path, checkpoint.damage)
 
 
 def get_state(checkpoint: Checkpoint, at: str) -> StateDict:

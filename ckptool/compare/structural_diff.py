@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
+    DENSE_LAYOUTS,
     Change,
     Changed,
     Missing,
@@ -25,14 +26,12 @@ from ckptool.compare.rename_search.rename_groups import (
     find_plain_groups,
     join_pairs,
 )
-from ckptool.compare.states import get_state, require_state
+from ckptool.compare.states import get_state, require_state, require_undamaged
 from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors, tied_keys
 from ckptool.phrases import pluralize
 
 MAX_PAIRED_STATES: Final = 100
 """States of each file of which every pair is compared, to find the two that belong together."""
-_STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
-"""Layouts of dense tensors: they differ only in how the container stores the elements."""
 
 
 class StructuralDiff(Struct, frozen=True):
@@ -67,7 +66,11 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     With `at`, the state at `at` of both; else all states if both files have states at the same
     places; else the pair of models with most matching tensors. A name that safetensors leaves out
     since it is tied is no difference, where the metadata declares the tie or the other file has it.
+
+    Raises:
+        CorruptCheckpointError: one of the files is damaged.
     """
+    require_undamaged(old, new)
     places, old_tensors, new_tensors = _select_states(old, new, at)
     if at is None and places != ("*", "*"):
         old, new = map(_note_unpaired_states, (old, new))
@@ -159,7 +162,7 @@ def _is_storage_layout_only(change: Change) -> bool:
     return (
         isinstance(change, Changed)
         and change.fields == {"layout"}
-        and {change.expected.layout, change.actual.layout} <= _STORAGE_LAYOUTS
+        and {change.expected.layout, change.actual.layout} <= DENSE_LAYOUTS
     )
 
 

@@ -180,7 +180,7 @@ def _iter_shared_keys(structure: StructuralDiff) -> Iterator[SharedKey]:
             and "shape" not in change.fields
             and key not in structure.quantized_keys
         ):
-            yield SharedKey(key, dtype_differs=True)
+            yield SharedKey(key, dtype_differs="dtype" in change.fields)
 
 
 def _iter_rename_candidates(structure: StructuralDiff) -> Iterator[RenameCandidates]:

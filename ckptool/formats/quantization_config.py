@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import Limits
@@ -39,9 +41,9 @@ _MAX_NAME_CHARS: Final = 60
 def read_declaration(folder: Path, limits: Limits) -> QuantizationDeclaration | None:
     """Return what the configuration in `folder` declares; None without one, or if it is damaged."""
     config = _read_object(folder / _MODEL_CONFIG, limits)
-    section = _find_section(config)
-    if section is not None:
-        return _build_declaration(_MODEL_CONFIG, section, "")
+    if found := _find_section(config):
+        place, section = found
+        return replace(_build_declaration(_MODEL_CONFIG, section, ""), place=place)
     for name, method in _OTHER_FILES.items():
         other = _read_object(folder / name, limits)
         if other is not None:
@@ -65,16 +67,18 @@ def _read_object(path: Path, limits: Limits) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _find_section(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the section on quantisation, also of a model within the model ("text_config")."""
+def _find_section(
+    config: Mapping[str, Any] | None,
+) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
+    """Return the section on quantisation and its place, also in a model within ("text_config")."""
     if config is None:
         return None
-    inner = [value for key, value in config.items() if key.endswith("_config")]
-    for owner in (config, *(value for value in inner if isinstance(value, dict))):
+    inner = [((key,), value) for key, value in config.items() if key.endswith("_config")]
+    for place, owner in (((), config), *(pair for pair in inner if isinstance(pair[1], dict))):
         for name in _SECTIONS:
             section = owner.get(name)
             if isinstance(section, dict) and section:
-                return section
+                return (*place, name), section
     return None
 
 

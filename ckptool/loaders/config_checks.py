@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Final
 
 from ckptool.errors import ModuleError
@@ -47,6 +48,33 @@ def read_model_config(folder: Location, name: str) -> dict[str, Any]:
     fields = read_config(folder / name)
     require_usable_fields(str(folder), name, fields)
     return fields
+
+
+def find_model_class(
+    library: ModuleType, base: type, class_name: str, folder: str, config_name: str
+) -> Any:
+    """Return the class of models of a library that a folder's configuration names.
+
+    Args:
+        library: the framework, imported.
+        base: class of all its models.
+        class_name: text of the configuration.
+        folder: of the configuration.
+        config_name: file name of the configuration.
+
+    Raises:
+        ModuleError: the library has no such class of models.
+    """
+    cls = getattr(library, class_name, None) if class_name.isidentifier() else None
+    is_model = isinstance(cls, type) and issubclass(cls, base)
+    if cls is None or not is_model or not cls.__module__.startswith(f"{library.__name__}."):
+        raise ModuleError(
+            folder,
+            f"{config_name} names {cut_middle(repr(class_name))}, but {library.__name__}"
+            f" {library.__version__} has no such model: give your own class with -m"
+            " package.module:Name",
+        )
+    return cls
 
 
 def require_usable_fields(folder: str, name: str, fields: Mapping[str, Any]) -> None:

@@ -8,14 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
-from ckptool.errors import ModuleError
 from ckptool.formats.files.source import path_exists
 from ckptool.loaders.build_limits import build_within_limits
-from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.config_checks import find_model_class, read_model_config
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
-from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +45,11 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
 
         return build_pipeline(folder)
     with run_offline():
-        cls = _find_class(class_name, str(folder))
+        import diffusers
+
+        cls = find_model_class(
+            diffusers, diffusers.ModelMixin, class_name, str(folder), _CONFIG_NAME
+        )
     return build_class(folder, cls)
 
 
@@ -147,26 +149,6 @@ def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
             return {}
         inputs["encoder_hidden_states"] = torch.rand(1, 8, width, generator=generator)
     return inputs
-
-
-def _find_class(class_name: str, folder: str) -> Any:
-    """Return the class of diffusers.
-
-    Raises:
-        ModuleError: diffusers has no such class of models.
-    """
-    import diffusers
-
-    cls = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
-    is_model = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
-    if cls is None or not is_model or not cls.__module__.startswith("diffusers."):
-        raise ModuleError(
-            folder,
-            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but diffusers"
-            f" {diffusers.__version__} has no such model: give your own class with -m"
-            " package.module:Name",
-        )
-    return cls
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ckptool.compare.framework.loading_info import TensorConversion
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.model import natural_sort_key
+from ckptool.modules.dispatch_mode import DispatchMode
 
 _WORDS: Final = {
     "stack": "stacked",
@@ -37,7 +37,7 @@ _MAX_SOURCES: Final = 1_000_000
 """Maximum number of pairs of result and source that are recorded."""
 
 
-class TensorTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TensorTrace(DispatchMode):
     """While entered, records for each storage from which tensors of a file it is computed.
 
     It works on meta, where no element is read or computed.
@@ -50,7 +50,7 @@ class TensorTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             state: the tensors of the file, by key.
             fill: what uninitialized memory is filled with outside meta, so that it can be seen.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._fill = fill
         self._sources: dict[int, frozenset[str]] = {}
         self._words: dict[int, tuple[str, ...]] = {}
@@ -64,11 +64,6 @@ class TensorTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._sources[storage] = self._sources.get(storage, frozenset()) | {key}
                 self._sizes[storage] = tuple(tensor.shape)
                 self._kept.append(tensor)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep torch.compile out of it, whose import takes a second; older torch does not ask."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -11,7 +11,7 @@ from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.formats.files.source import path_exists
 from ckptool.loaders.build_limits import build_within_limits
-from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.config_checks import find_model_class, read_model_config
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.own_classes import load_config
@@ -319,17 +319,8 @@ def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) 
 
     if not class_name:
         return _find_base_class(config_fields, folder)
-    cls = getattr(transformers, class_name, None) if class_name.isidentifier() else None
-    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if not is_model or not cls.__module__.startswith("transformers."):
-        version = transformers.__version__
-        raise ModuleError(
-            folder,
-            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but transformers {version} has"
-            " no such model:"
-            " give your own class with -m package.module:Name",
-        )
-    return cls
+    base = transformers.PreTrainedModel
+    return find_model_class(transformers, base, class_name, folder, _CONFIG_NAME)
 
 
 def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptool.compare.states import (
-    equally_good_states,
-)
+from ckptool.compare.states import equally_good_states
 from ckptool.errors import (
     PlanError,
     UnconfirmedRenamesError,
@@ -58,9 +56,7 @@ from ckptool.migration.write.file import (
     order_tensors,
 )
 from ckptool.migration.write.inflate_storages import inflate_storages
-from ckptool.migration.write.provenance import (
-    check_record_target,
-)
+from ckptool.migration.write.provenance import check_record_target
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
 from ckptool.model import Checkpoint, ModuleInfo

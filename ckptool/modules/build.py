@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
-from ckptool.model import Kind, Skipped
+from ckptool.model import CONSTANCY_CHECK, Kind, Skipped
 from ckptool.modules.assignment_hooks import hook_assignments
 from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.import_target import ModuleSpec, bind_arguments, make_build_error
@@ -136,9 +136,9 @@ def _add_second_build(
             warnings.simplefilter("ignore")
             second = _build_once(spec, function, kwargs, SEEDS[1], on_meta=on_meta)
     except UserCodeError as error:
-        skipped.append(Skipped("constancy", f"building it a second time raised {error}"))
+        skipped.append(Skipped(CONSTANCY_CHECK, f"building it a second time raised {error}"))
     if second is not None and second.module is first.module:
-        skipped.append(Skipped("constancy", "every call returns the same instance"))
+        skipped.append(Skipped(CONSTANCY_CHECK, "every call returns the same instance"))
         second = None
     if first.needs_cuda:
         reason = "its constructor puts tensors on a CUDA device: here they are on the CPU"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as replace_field
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, ModuleInfo, Skipped
+from ckptool.model import CONSTANCY_CHECK, Constancy, Kind, ModuleInfo, Skipped
 from ckptool.modules.build import (
     REAL_BUILD_BYTES,
     BuildPair,
@@ -107,7 +107,7 @@ def describe_module(module: "nn.Module", target: str) -> ModuleInfo:
     with preserve_random_state():
         module_walk = _walk_user_module(module, target)
         reason = "an instance cannot be rebuilt: give its class"
-        return _describe_walk(module, module_walk, target, {}, (Skipped("constancy", reason),))
+        return _describe_walk(module, module_walk, target, {}, (Skipped(CONSTANCY_CHECK, reason),))
 
 
 def _describe_instance(spec: ModuleSpec, module: "nn.Module") -> ModuleInfo:
@@ -142,19 +142,19 @@ def _compare_with_rebuilt(
     rebuild = find_rebuild(module, spec.kwargs or None, spec.fresh)
     reason = UNKNOWN_ARGUMENTS if rebuild is None else _explain_misfit(rebuild, module, module_walk)
     if rebuild is None or reason:
-        return {}, (Skipped("constancy", reason),)
+        return {}, (Skipped(CONSTANCY_CHECK, reason),)
     build_spec = replace(spec, kwargs=rebuild.kwargs, defaults={})
     try:
         builds = build_twice(build_spec, rebuild.function)
         with user_code():
             built_state, state = builds.first.module.state_dict(), module.state_dict()
     except (ModuleError, UserCodeError) as error:
-        return {}, (Skipped("constancy", f"rebuilding it failed: {error}"),)
+        return {}, (Skipped(CONSTANCY_CHECK, f"rebuilding it failed: {error}"),)
     if builds.first.module is module:
-        return {}, (Skipped("constancy", "fresh= returned the module itself, not a new one"),)
+        return {}, (Skipped(CONSTANCY_CHECK, "fresh= returned the module itself, not a new one"),)
     if collect_key_shapes(built_state) != collect_key_shapes(state):
         reason = f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
-        return {}, (Skipped("constancy", reason),)
+        return {}, (Skipped(CONSTANCY_CHECK, reason),)
     constancy = compare_with_live(
         compare_builds(builds), builds.first.walk, module_walk, is_guess=rebuild.is_guess
     )

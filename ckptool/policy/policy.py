@@ -15,10 +15,14 @@ from msgspec.structs import asdict, replace
 from ckptool.config import PathEntry, ReleaseRequirements, Waiver
 from ckptool.errors import UsageError
 from ckptool.locations import list_glob_names, parse_location
+from ckptool.phrases import join_limited
 from ckptool.policy.stricter import combine_requirements
-from ckptool.rules import RULES, Finding, Level
+from ckptool.rules import RULES, Finding, Level, Rule
 
 LEVELS: Final = {level.word: level for level in Level}
+
+_MAX_NAMED_RULES: Final = 5
+"""Rules that an error about an unknown one suggests."""
 
 
 class ExitCode(IntEnum):
@@ -167,12 +171,28 @@ def resolve_rule_codes(text: str) -> tuple[str, ...]:
     codes_by_name = tuple(code for code, rule in RULES.items() if rule.name == text.lower())
     codes = codes_by_name or tuple(code for code in RULES if text and code.startswith(text.upper()))
     if not codes:
-        names = [rule.name for rule in RULES.values()]
-        close_matches = get_close_matches(text.upper(), RULES, n=1)
-        close_matches = get_close_matches(text.lower(), names, n=1, cutoff=0.7) or close_matches
-        hint = f"; did you mean {close_matches[0]}?" if close_matches else ""
-        raise UsageError(f"there is no rule {text!r}{hint} (`ckptool rule` lists them all)")
+        raise UsageError(
+            f"there is no rule {text!r}{_suggest_rules(text)} (`ckptool rule` lists them all)"
+        )
     return codes
+
+
+def _suggest_rules(text: str) -> str:
+    """Return "; did you mean ...?" for what is no rule: names with its word, or a similar one."""
+    names = [rule.name for rule in RULES.values()]
+    if named := [
+        f"{code} {rule.name}" for code, rule in sorted(RULES.items()) if _has_word(rule, text)
+    ]:
+        return f"; did you mean {join_limited(named, _MAX_NAMED_RULES)}?"
+    close_matches = get_close_matches(text.lower(), names, n=1, cutoff=0.7)
+    close_matches = close_matches or get_close_matches(text.upper(), RULES, n=1)
+    return f"; did you mean {close_matches[0]}?" if close_matches else ""
+
+
+def _has_word(rule: Rule, text: str) -> bool:
+    """Return whether a word of `text` is in the rule's name, also as part of a longer one."""
+    words = text.lower().replace("_", " ").replace("-", " ").split()
+    return bool(words) and all(len(word) > 2 and word in rule.name for word in words)
 
 
 def _longest_match_length(code: str, prefixes: tuple[str, ...]) -> int:

@@ -67,7 +67,7 @@ def _iter_silenced_lines(report: "AnyReport") -> Iterator[str]:
         for line in block.lines
     ]
     if lines:
-        title = {"title": "waived or known"}
+        title = {"title": "waived or in the baseline"}
         yield _format_command("notice", title, _join_limited_lines(lines))
 
 

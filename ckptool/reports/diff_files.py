@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from ckptool.compare.changes import Changed, Missing, Unexpected
+from ckptool.compare.changes import Changed, Missing, Unexpected, breaks_loading
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
@@ -31,7 +31,7 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
     """Differences of one tensor's values between two files.
 
     Statistics are over the elements that are finite on both sides, in float64; None if there are
-    none, or if the shapes differ.
+    none, if no such element changed although others did, or if the shapes differ.
     """
 
     key: str
@@ -208,7 +208,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
 def _is_breaking(diff: CheckpointDiff) -> bool:
     return any(
-        isinstance(change, Missing | Unexpected) or "shape" in change.fields
+        isinstance(change, Missing | Unexpected) or breaks_loading(change)
         for change in diff.changes
     )
 
@@ -260,7 +260,7 @@ def _build_change_reports(diff: CheckpointDiff) -> tuple[ChangeReport, ...]:
 
 
 def _get_relative_change(change: ChangeReport) -> float:
-    """Return the relative change; infinity if values changed but it is undefined (zero norm)."""
-    if change.relative_l2 is not None:
-        return change.relative_l2
-    return inf if change.changed else 0.0
+    """Return the relative change; infinity if it is undefined (zero norm), or for a new NaN."""
+    if change.relative_l2 is None or change.old_nonfinite != change.new_nonfinite:
+        return inf if change.changed else 0.0
+    return change.relative_l2

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.compare.contract import Compatibility, ContractDiff, FixtureResult
+from ckptool.compare.contracts.contract import FixtureResult
+from ckptool.compare.contracts.contract_diff import Compatibility, ContractDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
 from ckptool.phrases import join_limited, pluralize, quote_code
@@ -246,7 +247,9 @@ def _format_gate_verdict(
     is_single_module = total == 1 and all_modules
     subject = "the module" if is_single_module else pluralize(total, noun, "")
     silenced_text = (
-        f", {pluralize(silenced_count, 'finding', '')} waived or known" if silenced_count else ""
+        f", {pluralize(silenced_count, 'finding', '')} waived or in the baseline"
+        if silenced_count
+        else ""
     )
     if exit_code == ExitCode.PASSED:
         level_counts = count_problems(group_by_cause(finding_reports))

@@ -17,7 +17,7 @@ from ckptool.reports.migrate import StepReport, build_step_report
 
 if TYPE_CHECKING:
     from ckptool.migration.load.planned_load import PlannedLoad
-    from ckptool.migration.plan.key_operations import Operation
+    from ckptool.migration.plan.operation import Operation
     from ckptool.model import Checkpoint
 
 _MAX_QUESTIONS: Final = 20

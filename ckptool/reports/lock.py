@@ -5,9 +5,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ckptool.compare.contract import (
+from ckptool.compare.contracts.contract import Contract
+from ckptool.compare.contracts.contract_diff import (
     Compatibility,
-    Contract,
     ContractDiff,
     EntryDifference,
     iter_entry_differences,
@@ -15,11 +15,7 @@ from ckptool.compare.contract import (
 from ckptool.model import Skipped
 from ckptool.phrases import pluralize
 from ckptool.policy import ExitCode, Verdict
-from ckptool.reports.common import (
-    Report,
-    build_finding_reports,
-    build_skipped_reports,
-)
+from ckptool.reports.common import Report, build_finding_reports, build_skipped_reports
 
 
 class DifferenceReport(Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from ckptool.reports.common import (
 )
 
 if TYPE_CHECKING:
-    from ckptool.migration.plan.key_operations import Operation
+    from ckptool.migration.plan.operation import Operation
     from ckptool.migration.request import MigrationResult
 
 
@@ -50,7 +50,8 @@ class CheckReport(Struct, frozen=True, kw_only=True):
 
 class MigrateReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"migrated ...", "converted ...", "nothing to do ..." or "planned (dry run) ..."."""
+    """"migrated ...", "converted ...", "copied without changes ...", "planned (dry run) ..." or
+    "nothing to change (dry run) ..."."""
     source: str
     source_container: str
     target: str
@@ -166,16 +167,10 @@ def _format_migrate_verdict(migration: "MigrationResult") -> str:
 
 def _format_result(migration: "MigrationResult") -> str:
     diff, has_passed_check = migration.diff, any(c.result == "passed" for c in migration.checks)
-    if migration.already_applied:
-        action = "nothing to do: the plan was already applied"
-    elif migration.plan.ops:
-        action = "migrated"
-    else:
-        action = "converted" if migration.is_converted else "nothing to do"
-    if migration.digests is None:
-        action = "planned (dry run)" if migration.plan.ops else f"{action} (dry run)"
+    action = _format_action(migration)
     if diff is None:
-        return action
+        is_unmigrated = not (migration.plan.ops or migration.is_converted)
+        return f"{action}: no module was given" if is_unmigrated else action
     if not diff.is_strict:
         return f"{action}: {format_load_failure(diff, 'would not load')}"
     place = f" into `{diff.module.submodule}`" if diff.module.submodule else ""
@@ -183,3 +178,16 @@ def _format_result(migration: "MigrationResult") -> str:
         return f"{action}: {format_unchecked_load(diff.unchecked_load)}"
     verb = "loads" if has_passed_check else "would load"
     return f"{action}: {format_strict_load(diff, verb)}{place}"
+
+
+def _format_action(migration: "MigrationResult") -> str:
+    """Return what was done, or in a dry run would be done, with the source."""
+    is_dry_run = migration.digests is None
+    if migration.already_applied:
+        action = "nothing to change (dry run)" if is_dry_run else "copied without changes"
+        return f"{action}: the plan was already applied"
+    if migration.plan.ops:
+        return "planned (dry run)" if is_dry_run else "migrated"
+    if migration.is_converted:
+        return "converted (dry run)" if is_dry_run else "converted"
+    return "nothing to change (dry run)" if is_dry_run else "copied without changes"

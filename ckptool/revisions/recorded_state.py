@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare.contract import Contract
+from ckptool.compare.contracts.contract import Contract
 from ckptool.errors import RevisionError
 from ckptool.migration.plan.draft import Draft
 from ckptool.model import TensorInfo, natural_sort_key

@@ -2,10 +2,12 @@
 
 | family | file | subject |
 |---|---|---|
-| CK101-CK106, CK108-CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
-| CK201-CK206, CK209, CK211, CK214, CK220, CK605 | load_keys.py | missing and unexpected keys |
-| CK207, CK208, CK215, CK316 | load_shapes.py | shapes and dtypes of keys on both sides |
-| CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
+| CK101-CK106, CK108, CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
+| CK109-CK111 | module_moves.py | tensors that do not follow the module to a device or dtype |
+| CK201-CK206, CK214, CK220, CK605 | load/keys.py | missing and unexpected keys |
+| CK209, CK211 | load/renames.py | keys with other names on the two sides |
+| CK207, CK208, CK215, CK316 | load/shapes.py | shapes and dtypes of keys on both sides |
+| CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load/summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK227-CK229 | framework_loading.py | what a framework's loader does |
 | CK230-CK234, CK238 | runs/loads.py | loads seen in a run |
@@ -34,9 +36,7 @@ policy_requirements.py.
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
     framework_loading,
-    load_keys,
-    load_shapes,
-    load_summary,
+    module_moves,
     module_state,
     optimizer,
     parts,
@@ -52,6 +52,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     values,
 )
 from ckptool.rules.chain import arrivals, file_revisions  # noqa: F401
+from ckptool.rules.load import keys, renames, shapes, summary  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 

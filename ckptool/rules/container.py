@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Final
 
 from ckptool.model import (
@@ -13,6 +14,7 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
+from ckptool.rules.fixes.folder_code import advise_download, advise_index
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
 
 
@@ -22,7 +24,7 @@ from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
         code="CK307",
         name="device-tag",
         level=Level.WARNING,
-        summary="{count} tensors were saved on {key}",
+        summary="tensors were saved on {key} ({count})",
         why=(
             "torch.load restores them to that device: it fails if there is none, or fills the "
             "memory of the first GPU."
@@ -193,7 +195,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK322",
         name="compressed-archive",
         level=Level.ERROR,
-        summary="{count} tensors are compressed in the archive",
+        summary="tensors are compressed in the archive ({count})",
         detail="torch.load(mmap=True) reads the compressed bytes as values, without an error",
         why=(
             "torch.save stores its records uncompressed, and a memory map reads them directly. "
@@ -216,12 +218,6 @@ def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             yield hit(issue.key, command=command, **issue.facts)
 
 
-def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
-    for issue in checkpoint.faults:
-        if issue.kind is kind:
-            yield hit(issue.key, **issue.facts)
-
-
 @check(
     Checkpoint,
     Rule(
@@ -231,7 +227,8 @@ def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHi
         summary="reading stopped",
         detail="{damage}",
         why=("Nothing after the damaged part was read. What was found before it is reported."),
-        fix="Do not load the file; download or copy it again.",
+        fix="Do not load the file. {remedy}",
+        general_advice="Do not load the file; download or copy it again.",
         example=(
             'data = Path("model.pkl").read_bytes()\n'
             'Path("model.pkl").write_bytes(data[: len(data) // 2])  # a torn download'
@@ -240,7 +237,9 @@ def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHi
 )
 def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.damage:
-        yield hit("", damage=checkpoint.damage)
+        name = PurePath(str(checkpoint.path)).name
+        remedy = advise_download(checkpoint, "it", name, "--force-download")
+        yield hit("", damage=checkpoint.damage, remedy=remedy)
 
 
 @check(
@@ -251,7 +250,11 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the index refers to the shard {key}, which {fault}",
         why="Loaders leave the weights uninitialised, or raise.",
-        fix="Download the missing shard, or rebuild the index.",
+        fix="{remedy}",
+        general_advice=(
+            "Download the missing shard, for example with hf download REPOSITORY SHARD --local-dir "
+            "FOLDER."
+        ),
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
             'os.remove("model-00001-of-00002.safetensors")'
@@ -259,7 +262,10 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_SHARD)
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.MISSING_SHARD:
+            remedy = advise_download(checkpoint, "the missing shard", issue.key)
+            yield hit(issue.key, remedy=remedy, **issue.facts)
 
 
 @check(
@@ -270,7 +276,11 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the index says that `{key}` is in {shard}, which does not contain it",
         why="The index belongs to a different save, or a different quantisation, than the shards.",
-        fix="Download the index and the shards of the same save, or rebuild the index.",
+        fix="{remedy}",
+        general_advice=(
+            "Download the index and the shards of the same save, or write the index again from the "
+            "shards that are there."
+        ),
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
             'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")'
@@ -278,7 +288,10 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_TENSOR)
+    issues = [issue for issue in checkpoint.faults if issue.kind is IssueKind.MISSING_TENSOR]
+    remedy = advise_index(checkpoint) if issues else ""
+    for issue in issues:
+        yield hit(issue.key, remedy=remedy, **issue.facts)
 
 
 @check(

@@ -1,21 +1,21 @@
-"""ModuleInfo -> hits: state of a module that its state_dict lacks (CK101-CK114)."""
+"""ModuleInfo -> hits: state of a module that its state_dict lacks (CK10x, CK112, CK114)."""
 
 from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
 from ckptool.rules.fixes.source_lines import (
-    format_alias_lookup,
     format_module_registration,
     format_registration,
     format_saved_buffer,
     get_attribute_name,
 )
+from ckptool.rules.fixes.state_code import advise_own_state
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
 """Codes of the rules on state that a save loses, without those on devices and dtypes."""
-_ATTRIBUTE_KINDS = (Kind.ATTRIBUTE, Kind.CLASS_ATTRIBUTE)
+ATTRIBUTE_KINDS = (Kind.ATTRIBUTE, Kind.CLASS_ATTRIBUTE)
 _CONSTANCY_TEXT = {
     Constancy.CONSTANT: "the same on every construction: the constructor recreates it, so nothing "
     "is lost unless it was modified",
@@ -25,7 +25,7 @@ _CONSTANCY_TEXT = {
 }
 
 
-def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
+def build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
     tensor = module_tensor.tensor
     return {
         "kind": str(module_tensor.kind),
@@ -62,15 +62,15 @@ def _choose_unsaved_level(module_tensor: ModuleTensor) -> Level:
         and module_tensor.constancy is Constancy.CONSTANT
         and not module_tensor.written_at
     )
-    return Level.NOTE if is_constant_number or _is_placeholder(module_tensor) else Level.WARNING
+    return Level.NOTE if is_constant_number or is_placeholder(module_tensor) else Level.WARNING
 
 
-def _is_placeholder(module_tensor: ModuleTensor) -> bool:
+def is_placeholder(module_tensor: ModuleTensor) -> bool:
     """Whether the tensor has no elements and no code outside the constructor writes it."""
     return 0 in module_tensor.tensor.shape and not module_tensor.written_at
 
 
-def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTensor]:
+def iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTensor]:
     """Yield unsaved tensors of these kinds that are no alias of registered state."""
     for module_tensor in module_info.unsaved_tensors.values():
         if module_tensor.kind in kinds and not module_tensor.alias_of:
@@ -105,11 +105,11 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
     ),
 )
 def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, *_ATTRIBUTE_KINDS):
+    for module_tensor in iter_unsaved(module_info, *ATTRIBUTE_KINDS):
         yield hit(
             module_tensor.key,
             _choose_unsaved_level(module_tensor),
-            **_build_unsaved_facts(module_tensor),
+            **build_unsaved_facts(module_tensor),
         )
 
 
@@ -139,11 +139,11 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
     ),
 )
 def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, Kind.CONTAINER):
+    for module_tensor in iter_unsaved(module_info, Kind.CONTAINER):
         yield hit(
             module_tensor.key,
             _choose_unsaved_level(module_tensor),
-            **_build_unsaved_facts(module_tensor),
+            **build_unsaved_facts(module_tensor),
         )
 
 
@@ -154,7 +154,7 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
         name="module-not-registered",
         level=Level.ERROR,
         summary="`{key}` is a {owner} that is not registered as a submodule",
-        detail="its {count} tensors are neither saved, nor trained by parameters(), nor moved",
+        detail="its tensors ({count}) are not saved, not in parameters() and not moved by .to()",
         why=(
             "A module in a plain list or dict is invisible to state_dict(), parameters() and "
             "to(). The checkpoint does not contain its weights, and loading leaves it randomly "
@@ -223,8 +223,8 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
     ),
 )
 def find_unregistered_parameters(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, Kind.PARAMETER):
-        yield hit(module_tensor.key, **_build_unsaved_facts(module_tensor))
+    for module_tensor in iter_unsaved(module_info, Kind.PARAMETER):
+        yield hit(module_tensor.key, **build_unsaved_facts(module_tensor))
 
 
 @check(
@@ -251,9 +251,9 @@ def find_unregistered_parameters(module_info: ModuleInfo) -> Iterator[RuleHit]:
     ),
 )
 def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, Kind.NON_PERSISTENT_BUFFER):
+    for module_tensor in iter_unsaved(module_info, Kind.NON_PERSISTENT_BUFFER):
         if module_tensor.constancy in {Constancy.RANDOM, Constancy.MUTATED}:
-            yield hit(module_tensor.key, **_build_unsaved_facts(module_tensor))
+            yield hit(module_tensor.key, **build_unsaved_facts(module_tensor))
 
 
 @check(
@@ -281,10 +281,10 @@ def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
     ),
 )
 def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, Kind.NON_PERSISTENT_BUFFER):
+    for module_tensor in iter_unsaved(module_info, Kind.NON_PERSISTENT_BUFFER):
         is_filled = module_tensor.key not in module_info.uninitialized_buffers
         if is_filled and module_tensor.constancy in {Constancy.CONSTANT, Constancy.UNKNOWN}:
-            yield hit(module_tensor.key, **_build_unsaved_facts(module_tensor))
+            yield hit(module_tensor.key, **build_unsaved_facts(module_tensor))
 
 
 @check(
@@ -310,11 +310,11 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
     ),
 )
 def find_numpy_arrays(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(module_info, Kind.ARRAY):
+    for module_tensor in iter_unsaved(module_info, Kind.ARRAY):
         yield hit(
             module_tensor.key,
             _choose_array_level(module_tensor),
-            **_build_unsaved_facts(module_tensor),
+            **build_unsaved_facts(module_tensor),
         )
 
 
@@ -324,160 +324,6 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
         is_unused = not module_tensor.used_at and not module_tensor.written_at
         return Level.NOTE if is_unused or "int" in module_tensor.tensor.dtype else Level.WARNING
     return _choose_unsaved_level(module_tensor)
-
-
-@check(
-    ModuleInfo,
-    Rule(
-        code="CK109",
-        name="buffer-alias-stale",
-        level=Level.WARNING,
-        summary="`{key}` shares memory with `{alias_of}` only until .to() is called",
-        detail="then it keeps the old memory and becomes stale",
-        why=(
-            "to() gives a buffer new storage. A second reference in a list or another attribute "
-            "keeps the old storage: the wrong device, and stale values after loading."
-        ),
-        fix="Where it is used: {code} instead of `{key}`; do not keep a second reference.",
-        general_advice=(
-            'Where it is used: self.get_buffer("ALIAS_OF") instead of `KEY`; do not keep a second '
-            "reference."
-        ),
-        example=(
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            '        self.register_buffer("table", torch.ones(4))\n'
-            "        self.tables = [self.table]"
-        ),
-    ),
-)
-def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in module_info.unsaved_tensors.values():
-        if module_tensor.alias_of and not module_tensor.follows_to:
-            level = (
-                Level.WARNING if module_tensor.used_at or module_tensor.written_at else Level.NOTE
-            )
-            target = module_info.tensors.get(module_tensor.alias_of)
-            is_parameter = target is not None and target.kind is Kind.PARAMETER
-            yield hit(
-                module_tensor.key,
-                level,
-                alias_of=module_tensor.alias_of,
-                owner=module_tensor.owner,
-                code=format_alias_lookup(
-                    module_tensor.key, module_tensor.alias_of, is_parameter=is_parameter
-                ),
-            )
-
-
-@check(
-    ModuleInfo,
-    Rule(
-        code="CK110",
-        name="device-not-following",
-        level=Level.ERROR,
-        summary="`{key}` {place}{use}",
-        why=(
-            "to() and cuda() move only parameters and buffers. The first forward pass on the "
-            "device fails, or the tensor is copied in every step."
-        ),
-        fix="{remedy}",
-        general_advice=(
-            'self.register_buffer("NAME", ..., persistent=False): a buffer moves with the module.'
-        ),
-        general_summary='`KEY` is still on the CPU after .to("cuda")',
-        example=(
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.mask = torch.tril(torch.ones(4, 4))\n"
-            "\n"
-            "    def forward(self, x):\n"
-            "        return x * self.mask  # x is on the GPU"
-        ),
-    ),
-)
-def find_unmoved_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(
-        module_info, *_ATTRIBUTE_KINDS, Kind.CONTAINER, Kind.PARAMETER
-    ):
-        if not module_tensor.follows_to:
-            level, use_clause = _judge_unmoved_tensor(module_tensor)
-            yield hit(
-                module_tensor.key,
-                level,
-                place=_describe_place(module_tensor.tensor.device),
-                use=use_clause,
-                **_build_unsaved_facts(module_tensor),
-            )
-
-
-def _describe_place(device: str) -> str:
-    """Return where a tensor is after the module was moved; follows its key."""
-    if device.startswith("cuda"):
-        return f"stays on {device}, where the constructor puts it, when the module is moved"
-    return 'is still on the CPU after .to("cuda")'
-
-
-def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
-    """Return the level of a tensor that .to() leaves on the CPU, and a clause that explains it."""
-    if module_tensor.moved_at:
-        return (
-            Level.NOTE,
-            (f"; forward moves it itself, or only reads its values, at {module_tensor.moved_at}"),
-        )
-    if _is_placeholder(module_tensor):
-        return Level.NOTE, "; it has no elements"
-    if not module_tensor.tensor.shape:
-        return (
-            Level.NOTE,
-            "; it has no dimensions, so arithmetic with tensors on other devices works",
-        )
-    if not module_tensor.used_at:
-        return Level.WARNING, ""
-    is_on_cuda = module_tensor.tensor.device.startswith("cuda")
-    level = Level.WARNING if is_on_cuda else Level.ERROR
-    return level, f", and forward uses it at {module_tensor.used_at}"
-
-
-@check(
-    ModuleInfo,
-    Rule(
-        code="CK111",
-        name="dtype-not-following",
-        level=Level.WARNING,
-        summary="`{key}` is still {dtype} after .half() or .to(torch.bfloat16)",
-        why=(
-            "Casts affect only parameters and buffers. Mixed dtypes then fail in forward, or "
-            "silently promote the result to float32."
-        ),
-        fix="{remedy}",
-        general_advice=(
-            'self.register_buffer("NAME", ..., persistent=False): a buffer is cast with the module.'
-        ),
-        example=(
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.scale = torch.ones(4)\n"
-            "\n"
-            "\n"
-            "Net().half().scale.dtype  # float32"
-        ),
-    ),
-)
-def find_uncast_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
-    for module_tensor in _iter_unsaved(
-        module_info, *_ATTRIBUTE_KINDS, Kind.CONTAINER, Kind.PARAMETER
-    ):
-        # torch's type promotion: a tensor without dimensions does not decide the result's dtype.
-        if (
-            not module_tensor.follows_dtype
-            and not module_tensor.is_cast_on_use
-            and all(module_tensor.tensor.shape or (0,))
-        ):
-            yield hit(module_tensor.key, **_build_unsaved_facts(module_tensor))
 
 
 @check(
@@ -534,7 +380,8 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "a key that the other does not accept, or omits one that it requires. No checkpoint "
             "of this module loads strictly."
         ),
-        fix=(
+        fix="{remedy}",
+        general_advice=(
             "Make _load_from_state_dict() read what _save_to_state_dict() writes, and delete it "
             "from the state there; or write only registered state."
         ),
@@ -551,4 +398,5 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
 )
 def find_unreadable_own_state(module_info: ModuleInfo) -> Iterator[RuleHit]:
     if module_info.own_load_error:
-        yield hit("", error=module_info.own_load_error)
+        error = module_info.own_load_error
+        yield hit("", error=error, remedy=advise_own_state(error))

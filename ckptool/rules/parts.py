@@ -8,7 +8,7 @@ from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_migrate_command
-from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.load.renames import WRAPPER_PREFIX
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.training_state import PARTITIONED_PARAMETERS

@@ -4,12 +4,15 @@
 safetensors cannot hold is a problem only when the file is converted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from ckptool.errors import RenameRefusedError, UnsupportedValueError
-from ckptool.phrases import quote_python
+from ckptool.phrases import pluralize, quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+
+_MAX_RENAMES: Final = 8
+"""Renames that the step in a fix lists; of more, they are described."""
 
 
 @check(
@@ -25,7 +28,8 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
             "names that must stay. A key is renamed only if the module does not have it, and has "
             "the new key with the same shape."
         ),
-        fix=(
+        fix="{remedy}",
+        general_advice=(
             "List the intended keys in the plan, one by one, or give a prefix that only they have."
         ),
         example=(
@@ -35,7 +39,19 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
     ),
 )
 def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
-    yield hit(error.key, to=error.to, reason=error.reason)
+    yield hit(error.key, to=error.to, reason=error.reason, remedy=_advise_renames(error.fitting))
+
+
+def _advise_renames(fitting: Mapping[str, str]) -> str:
+    """Return the step of the plan that renames only the keys that fit."""
+    if not fitting:
+        return "Remove the step from the plan: none of the keys that it matches fits."
+    if len(fitting) > _MAX_RENAMES:
+        return "List the intended keys in the plan, or give a prefix that only they have."
+    pairs = ", ".join(f"{quote_python(old)} = {quote_python(new)}" for old, new in fitting.items())
+    count = pluralize(len(fitting), "key")
+    step = f'{{ op = "rename", keys = {{ {pairs} }} }}'
+    return f"To rename only the {count} that fit{'s' if len(fitting) == 1 else ''}: ops = [{step}]"
 
 
 _CONVERSIONS: Final = {

@@ -26,7 +26,7 @@ from ckptool.rules.fixes.commands import (
     format_migrate_command,
     format_repeated_command,
 )
-from ckptool.rules.load_summary import MIN_COVERAGE
+from ckptool.rules.load.summary import MIN_COVERAGE
 from ckptool.rules.registry import (
     CONVERT,
     MIGRATE,
@@ -104,7 +104,10 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     summary=(
         "only {percent}% of the parameters' elements would load, and the policy asks for {least}%"
     ),
-    fix="Fix the other findings, or lower `coverage` in [tool.ckptool.require].",
+    fix=(
+        "Fix the other findings. What a migration would change, and ask: {command}. Or lower "
+        "`coverage` in [tool.ckptool.require]."
+    ),
 )
 def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
     min_coverage, diff = release.requirements.coverage, release.diff
@@ -113,8 +116,9 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         and diff is not None
         and MIN_COVERAGE <= diff.coverage < min_coverage
     ):
-        percent = f"{100 * diff.coverage:.4g}"
-        yield hit(diff.state.at, percent=percent, least=f"{100 * min_coverage:.4g}")
+        percent, least = (f"{100 * share:.4g}" for share in (diff.coverage, min_coverage))
+        command = f"{format_migrate_command(diff)} --dry-run"
+        yield hit(diff.state.at, percent=percent, least=least, command=command)
 
 
 @check(
@@ -127,8 +131,8 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         detail="{keys}",
         why=("load_state_dict() is strict by default, so users who load the release get an error."),
         fix=(
-            "Migrate it: {command}. What it asks is explained by the findings on these keys. If "
-            "the file does not have to load strictly: strict = false in [tool.ckptool.require]."
+            "Migrate it: {command}. The findings on these keys explain what it asks. If the "
+            "file does not have to load strictly: strict = false in [tool.ckptool.require]."
         ),
         general_command=MIGRATE,
         example=(

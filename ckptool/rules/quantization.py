@@ -1,6 +1,6 @@
 """Quantised weights: against a module (CK219), incomplete, declared otherwise, or of a raw file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
@@ -16,8 +16,9 @@ from ckptool.compare.quantization.summary import (
     format_sides,
     group_layers,
 )
-from ckptool.model import Checkpoint, join_key, natural_sort_key
+from ckptool.model import Checkpoint, QuantizationDeclaration, join_key, natural_sort_key
 from ckptool.phrases import join_limited, pluralize, quote_code
+from ckptool.rules.fixes.folder_code import format_config_code
 from ckptool.rules.fixes.state_code import format_copy_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -180,9 +181,10 @@ def _format_lack(group: QuantizedGroup) -> str:
             "from_pretrained() and inference servers build the layers that the configuration "
             "next to the file declares, not those that the file contains."
         ),
-        fix=(
-            "Put the quantization_config of the library that wrote this file into {file}, or use "
-            "the weights that belong to it."
+        fix="{remedy}",
+        general_advice=(
+            "Put the quantization_config of the library that wrote this file into config.json, or "
+            "use the weights that belong to it."
         ),
         example=(
             'save_file({"fc.weight": torch.ones(8, 8)}, "model.safetensors")\n'
@@ -203,7 +205,27 @@ def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             file=declaration.file_name,
             declared=declaration.phrase or "no quantisation",
             found=comparison.contradiction,
+            remedy=_advise_declaration(checkpoint, declaration, comparison.corrections),
         )
+
+
+def _advise_declaration(
+    checkpoint: Checkpoint,
+    declaration: QuantizationDeclaration,
+    corrections: Mapping[str, int] | None,
+) -> str:
+    """Return how to make the configuration that of the weights, in code if it is known."""
+    if corrections is None or not declaration.place:
+        return (
+            "Put the quantization_config of the library that wrote this file into "
+            f"{declaration.file_name}, or use the weights that belong to it."
+        )
+    purpose = "correct its numbers" if corrections else "remove its section on quantisation"
+    code = format_config_code(checkpoint, declaration, corrections)
+    return (
+        f"Use the weights that belong to {declaration.file_name}. If these are the right ones, "
+        f"{purpose}: {code}"
+    )
 
 
 @check(

@@ -3,21 +3,25 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ckptool.compare.changes import Change, Changed, Missing, Unexpected
-from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import (
-    ContractDiff,
-    ContractEntry,
-    FixtureResult,
+from ckptool.compare.changes import (
+    DENSE_LAYOUTS,
+    Change,
+    Changed,
+    Missing,
+    Unexpected,
+    breaks_loading,
 )
-from ckptool.model import Constancy, Kind
+from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.contracts.contract import ContractEntry, FixtureResult
+from ckptool.compare.contracts.contract_diff import ContractDiff
+from ckptool.model import Constancy, Kind, TensorInfo
 from ckptool.phrases import quote_python
 from ckptool.rules.fixes.commands import (
     format_golden_command,
     format_lock_command,
     format_plan_command,
 )
-from ckptool.rules.load_shapes import describe_shape_change
+from ckptool.rules.load.shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
 
@@ -285,19 +289,33 @@ def _iter_shape_or_dtype_hits(changes: Iterable[Change], acceptance: str = "") -
         shape_changed = "shape" in change.fields
         yield hit(
             change.key,
-            None if shape_changed or old.layout != new.layout else Level.WARNING,
-            old=f"{old.dtype} {list(old.shape)}",
-            new=f"{new.dtype} {list(new.shape)}",
+            None if breaks_loading(change) else Level.WARNING,
+            old=_describe_form(old),
+            new=_describe_form(new),
             diagnosis=f": {describe_shape_change(old.shape, new.shape)}" if shape_changed else "",
-            advice="Keep its shape, or release" if shape_changed else _advise_dtype(change),
+            advice=_advise_form(change),
             remedy=acceptance,
         )
 
 
-def _advise_dtype(change: Changed) -> str:
-    key = quote_python(change.key)
-    code = f"new[{key}] = new[{key}].to(torch.{change.expected.dtype})"
-    return f"Keep its dtype: {code}; or release"
+def _describe_form(tensor: TensorInfo) -> str:
+    """Return "float32 [2, 3]", "float32 (sparse_coo) [2, 3]", "a NumPy array, float32 [2, 3]"."""
+    layout = "" if tensor.layout in DENSE_LAYOUTS else f" ({tensor.layout})"
+    array = "a NumPy array, " if tensor.is_array else ""
+    return f"{array}{tensor.dtype}{layout} {list(tensor.shape)}"
+
+
+def _advise_form(change: Changed) -> str:
+    """Return how the new file keeps the form that the tensor had."""
+    if "shape" in change.fields:
+        return "Keep its shape, or release"
+    key, new = quote_python(change.key), change.actual
+    if "is_array" in change.fields and new.is_array:
+        return f"Save a tensor: new[{key}] = torch.from_numpy(new[{key}]); or release"
+    if "dtype" in change.fields:
+        dtype = change.expected.dtype
+        return f"Keep its dtype: new[{key}] = new[{key}].to(torch.{dtype}); or release"
+    return "Keep its layout, or release" if "layout" in change.fields else "Release"
 
 
 def _build_name_facts(diff: ContractDiff) -> dict[str, object]:

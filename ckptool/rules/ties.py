@@ -46,7 +46,7 @@ def find_tie_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         is_restored = key in diff.retied_keys
         lenient_advice = "load with strict=False: nothing is lost"
         loader_advice = (
-            "safetensors.torch.load_model(module, path) does; where load_state_dict() is called"
+            "To load it: safetensors.torch.load_model(module, path); with load_state_dict()"
         )
         yield hit(
             key,
@@ -56,7 +56,7 @@ def find_tie_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
             who="the module",
             effect=f"; the file has it as `{file_key}` only, as safetensors does",
             remedy=(
-                f"{loader_advice}, {lenient_advice}"
+                f"{loader_advice}, pass strict=False: nothing is lost"
                 if is_restored
                 else f"{format_migrate_command(diff)}; or {lenient_advice}"
             ),

@@ -13,7 +13,7 @@ from ckptool.compare.states import (
     list_valueless_keys,
 )
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
-from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
+from ckptool.formats.torch.archive_integrity import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result
@@ -221,7 +221,7 @@ def _sum_nbytes(state: StateDict) -> int:
 def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
-            if "_flat_param" in key or key.endswith("flat_param"):
+            if "flat_param" in key and ("_flat_param" in key or key.endswith("flat_param")):
                 yield hit(key, what="an FSDP flat parameter")
             elif tensor.wrapper and is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")

@@ -8,7 +8,7 @@ from itertools import dropwhile
 from math import inf
 from typing import Final
 
-from ckptool.compare.contract import ContractDiff
+from ckptool.compare.contracts.contract_diff import ContractDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.renames import WRAPPERS
 from ckptool.model import Checkpoint, StateDict

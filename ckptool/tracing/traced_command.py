@@ -1,6 +1,7 @@
 """A command -> its exit code and the records of its processes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def run_traced(
                 stderr=streams[2],
             )
         except OSError as error:
-            raise UsageError(f"{words[0]}: {error.strerror or error}") from error
+            raise UsageError(f"{words[0]}: {_explain_start_error(error, words)}") from error
         return_code = _wait_for(process)
         records = tuple(read_records(Path(trace_folder)))
         error_file.seek(0)
@@ -94,6 +95,13 @@ def _list_package_folders() -> list[str]:
     """Return the folders from which this process imports ckptool and what it needs."""
     specs = filter(None, map(find_spec, _OWN_PACKAGES))
     return [str(Path(spec.origin).parents[1]) for spec in specs if spec.origin]
+
+
+def _explain_start_error(error: OSError, words: Sequence[str]) -> str:
+    """Return why a command did not start; a script is given to Python."""
+    if words[0].endswith(".py") and Path(words[0]).is_file():
+        return f"is not a command but a script: ckptool run -- {shlex.join(['python', *words])}"
+    return error.strerror or str(error)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]") -> int:

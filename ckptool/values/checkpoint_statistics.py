@@ -29,7 +29,7 @@ class CheckpointStatistics(Struct, frozen=True):
 def compute_checkpoint_statistics(checkpoint: Checkpoint) -> CheckpointStatistics:
     """Compute statistics of all tensors of a checkpoint, for the rules CK401 to CK405.
 
-    Reads every byte of the tensors once, in threads, in bounded memory; needs torch.
+    Reads every byte of the tensors once, in threads, in bounded memory.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.

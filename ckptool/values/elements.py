@@ -12,6 +12,7 @@ from ckptool.formats.files.read_window import SpanReader
 from ckptool.formats.files.source import ByteSource, SourceCache
 from ckptool.locations import Location
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
+from ckptool.values.sign_views import flip_signs, is_sign_view
 from ckptool.values.strides import (
     REGION,
     WORD_CODES,
@@ -152,6 +153,9 @@ def iter_elements_from(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
             yield from iter_elements_from(part.tensor, files)
     elif tensor.numel == 0:
         return
+    elif is_sign_view(tensor):
+        stored_tensor = replace(tensor, layout="strided")
+        yield from flip_signs(tensor, iter_elements_from(stored_tensor, files))
     elif tensor.parts:
         yield from _iter_tiled_elements(_placed_chunks(tensor), files)
     elif tensor.is_contiguous and (span := contiguous_span(tensor)):
@@ -181,6 +185,8 @@ def _chunks_unreadable_reason(tensor: TensorInfo) -> str:
 
 
 def _strided_unreadable_reason(tensor: TensorInfo) -> str:
+    if is_sign_view(tensor):
+        return unreadable_reason(replace(tensor, layout="strided"))
     if tensor.layout != "strided":
         return f"it is laid out as {tensor.layout}"
     if tensor.dtype not in DTYPE_BITS:

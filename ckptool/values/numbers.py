@@ -1,13 +1,22 @@
-"""Bytes of elements -> numbers, with the struct module."""
+"""Dtypes of numbers, and bytes of elements -> numbers, with the struct module."""
 
 from struct import unpack
+from typing import Final
 
 from ckptool.model import DTYPE_BITS, STRUCT_CODES
 
-
-def can_decode(dtype: str) -> bool:
-    """Whether `decode_numbers` knows the dtype."""
-    return dtype in STRUCT_CODES or dtype == "bfloat16"
+FLOAT8_DTYPES: Final = (
+    "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+)  # fmt: skip
+HALF_DTYPES: Final = ("bfloat16", "float16")
+COMPONENT_DTYPES: Final = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
+NUMBER_DTYPES: Final = frozenset(
+    {
+        "float64", "float32", *HALF_DTYPES, *FLOAT8_DTYPES, *COMPONENT_DTYPES,
+        "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+    }
+)  # fmt: skip
+"""Dtypes whose elements are numbers of whole bytes: neither packed nor quantised."""
 
 
 def decode_numbers(data: bytes | bytearray, dtype: str) -> tuple[float, ...] | None:

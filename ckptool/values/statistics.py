@@ -1,7 +1,6 @@
 """TensorInfo -> TensorStatistics: one streamed pass over the values, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Final
 
@@ -10,17 +9,16 @@ from msgspec import Struct
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.values.elements import iter_elements, unreadable_reason
 from ckptool.values.fingerprint import fingerprint_chunks
-from ckptool.values.torch_bytes import copy_tensor_bytes
+from ckptool.values.numbers import COMPONENT_DTYPES, HALF_DTYPES, NUMBER_DTYPES
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ckptool.values.number_arrays import NumberArray
 
-_COMPONENT_DTYPE: Final = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
-_WIDER_DTYPE: Final = {"bool": "uint8", "uint16": "int32", "uint32": "int64"}
-"""Dtype that torch cannot compute with -> dtype of the same values (8-bit floats: float32)."""
-HALF_DTYPES: Final = ("bfloat16", "float16")
 _MAX_DISTINCT: Final = 2
 _HEAD_ELEMENTS: Final = 1024
+_BLOCK_ELEMENTS: Final = 1 << 16
+"""Elements in memory at once: enough for the arithmetic to outweigh the calls, and few enough for
+the CPU cache."""
 
 
 class TensorStatistics(Struct, frozen=True, gc=False):
@@ -74,13 +72,22 @@ class CastEffect(Struct, frozen=True):
     max_relative_change: float
     """Largest relative change, abs(new - old) / abs(old)."""
 
+    def merge(self, other: "CastEffect") -> "CastEffect":
+        """Return the effect on the values of both."""
+        return CastEffect(
+            self.numel + other.numel,
+            self.changed_count + other.changed_count,
+            self.overflowed_count + other.overflowed_count,
+            max(self.max_relative_change, other.max_relative_change),
+        )
+
 
 def statistics_unavailable_reason(tensor: TensorInfo) -> str:
     """Return why statistics of a tensor cannot be computed; "" if they can."""
     if tensor.parts and tensor.layout != "chunked":
         return f"it is laid out as {tensor.layout}"
-    if not is_computable_dtype(tensor.dtype):
-        return f"{tensor.dtype} is not a dtype that supports arithmetic"
+    if tensor.dtype not in NUMBER_DTYPES:
+        return f"elements of dtype {tensor.dtype} are packed or quantised"
     return unreadable_reason(tensor)
 
 
@@ -90,11 +97,14 @@ def compute_statistics(tensor: TensorInfo) -> TensorStatistics | None:
     Raises:
         ReadError: the file became unreadable or changed since it was described.
     """
+    import numpy as np
+
     if statistics_unavailable_reason(tensor):
         return None
     accumulator = _StatisticsAccumulator(tensor.dtype)
-    for numbers in _iter_numbers(tensor):
-        accumulator.add_numbers(numbers)
+    with np.errstate(all="ignore"):
+        for numbers in _iter_numbers(tensor):
+            accumulator.add_numbers(numbers)
     return accumulator.build_statistics()
 
 
@@ -102,99 +112,78 @@ def measure_cast(tensor: TensorInfo, dtype: str) -> CastEffect | None:
     """Return the effect of casting a tensor to `dtype`, as load_state_dict does.
 
     Returns:
-        None if `statistics_unavailable_reason` is not "", or torch cannot compute with `dtype`.
+        None if `statistics_unavailable_reason` is not "", or no element of `dtype` is a number.
 
     Raises:
         ReadError: the file became unreadable or changed since it was described.
     """
-    import torch
+    import numpy as np
 
-    if statistics_unavailable_reason(tensor) or not is_computable_dtype(dtype):
+    if statistics_unavailable_reason(tensor) or dtype not in NUMBER_DTYPES:
         return None
-    target: torch.dtype = getattr(torch, dtype)
-    numel = changed_count = overflowed_count = 0
-    max_relative_change = 0.0
-    for numbers in _iter_numbers(tensor):
-        cast_numbers = numbers.to(target)
-        round_trip, original = cast_numbers.to(numbers.dtype), numbers
-        changed_mask = (original != round_trip) & ~(original.isnan() & round_trip.isnan())
-        numel += original.numel()
-        changed_count += int(changed_mask.sum())
-        if not changed_mask.any():
-            continue
-        finite_mask = original.isfinite()
-        if target.is_floating_point:
-            overflowed_count += int(
-                (finite_mask & ~cast_numbers.to(torch.float64).isfinite()).sum()
-            )
-        x, y = (values[changed_mask & finite_mask].double() for values in (original, round_trip))
-        relative_change = ((y - x).abs() / x.abs()).nan_to_num(0.0, 0.0, 0.0)
-        max_relative_change = max(
-            max_relative_change, float(relative_change.max()) if relative_change.numel() else 0.0
-        )
-    return CastEffect(numel, changed_count, overflowed_count, max_relative_change)
+    effect = CastEffect(0, 0, 0, 0.0)
+    with np.errstate(all="ignore"):
+        for numbers in _iter_numbers(tensor):
+            effect = effect.merge(_measure_cast(numbers, tensor.dtype, dtype))
+    return effect
+
+
+def _measure_cast(numbers: "NumberArray", dtype: str, target_dtype: str) -> CastEffect:
+    import numpy as np
+
+    from ckptool.values.number_arrays import cast_numbers, count_true
+
+    cast = cast_numbers(numbers, target_dtype)
+    round_trip = cast_numbers(cast, dtype)
+    x = numbers.astype(np.complex128 if numbers.dtype.kind == "c" else np.float64)
+    y, finite_mask = round_trip.astype(x.dtype), np.isfinite(x)
+    changed_mask = (numbers != round_trip) & ~(np.isnan(x) & np.isnan(y))
+    overflowed_mask = finite_mask & ~np.isfinite(cast.astype(np.complex128))
+    changes = (np.abs(y - x) / np.abs(x))[changed_mask & finite_mask]
+    return CastEffect(
+        x.size,
+        count_true(changed_mask),
+        count_true(overflowed_mask),
+        float(changes[np.isfinite(changes)].max(initial=0.0)),
+    )
 
 
 def half_precision_fingerprints(tensor: TensorInfo, dtypes: Iterable[str]) -> dict[str, str]:
     """Return dtype -> fingerprint of the tensor cast to it, for each of `dtypes`."""
-    import torch
+    from ckptool.values.number_arrays import cast_numbers
 
-    fingerprints: dict[str, str] = {}
-    for dtype in dtypes:
-        pieces = (copy_tensor_bytes(n.to(getattr(torch, dtype))) for n in _iter_numbers(tensor))
-        fingerprints[dtype] = fingerprint_chunks(dtype, tensor.shape, pieces)
-    return fingerprints
-
-
-@cache
-def is_computable_dtype(dtype: str) -> bool:
-    """Whether torch computes with numbers of the dtype."""
-    import torch
-
-    is_numeric = dtype == "bool" or dtype.startswith(("float", "bfloat", "int", "uint", "complex"))
-    is_unsupported = (
-        dtype == "uint64" or dtype.endswith(("e8m0fnu", "_x2")) or DTYPE_BITS.get(dtype, 1) % 8 != 0
-    )
-    return (
-        is_numeric and not is_unsupported and isinstance(getattr(torch, dtype, None), torch.dtype)
-    )
+    return {
+        dtype: fingerprint_chunks(
+            dtype,
+            tensor.shape,
+            (cast_numbers(numbers, dtype).tobytes() for numbers in _iter_numbers(tensor)),
+        )
+        for dtype in dtypes
+    }
 
 
-def _iter_numbers(tensor: TensorInfo) -> "Iterator[Tensor]":
-    """Yield the values as 1-d tensors, in C order, in a dtype that torch can compute with."""
-    import torch
+def _iter_numbers(tensor: TensorInfo) -> "Iterator[NumberArray]":
+    """Yield the values in blocks, in C order."""
+    from ckptool.values.number_arrays import view_numbers
 
-    itemsize = getattr(torch, _COMPONENT_DTYPE.get(tensor.dtype, tensor.dtype)).itemsize
+    itemsize = DTYPE_BITS[tensor.dtype] // 8
     remainder = b""
     for piece in iter_elements(tensor):
-        data = bytearray(remainder + piece if remainder else piece)
+        data = remainder + piece if remainder else piece
         whole_nbytes = len(data) // itemsize * itemsize
-        remainder = bytes(data[whole_nbytes:])
-        if whole_nbytes:
-            yield view_numbers(memoryview(data)[:whole_nbytes], tensor.dtype)
-
-
-def view_numbers(data: bytearray | memoryview, dtype: str) -> "Tensor":
-    """Return elements as a 1-d tensor, in a dtype that torch can compute with.
-
-    A complex number is two elements of its component's dtype.
-    """
-    import torch
-
-    name = _COMPONENT_DTYPE.get(dtype, dtype)
-    wider_dtype = "float32" if name.startswith("float8") else _WIDER_DTYPE.get(name, name)
-    flat = torch.frombuffer(data, dtype=torch.uint8).view(getattr(torch, name))
-    return flat.to(getattr(torch, wider_dtype))
+        remainder = data[whole_nbytes:]
+        for start in range(0, whole_nbytes, _BLOCK_ELEMENTS * itemsize):
+            end = min(whole_nbytes, start + _BLOCK_ELEMENTS * itemsize)
+            yield view_numbers(memoryview(data)[start:end], tensor.dtype)
 
 
 class _StatisticsAccumulator:
     """Accumulates TensorStatistics over consecutive blocks of values."""
 
     def __init__(self, dtype: str) -> None:
-        import torch
+        from ckptool.values.number_arrays import find_smallest_normal
 
-        plain: torch.dtype = getattr(torch, _COMPONENT_DTYPE.get(dtype, dtype))
-        self._smallest_normal = torch.finfo(plain).tiny if plain.is_floating_point else 0.0
+        self._smallest_normal = find_smallest_normal(COMPONENT_DTYPES.get(dtype, dtype))
         self._exact_half_dtypes = (
             set(HALF_DTYPES) if dtype in {"float32", "float64"} else set[str]()
         )
@@ -206,63 +195,72 @@ class _StatisticsAccumulator:
         self._minimum, self._maximum, self._smallest_magnitude = inf, -inf, inf
         self._mean = self._squared_deviations = 0.0
 
-    def add_numbers(self, numbers: "Tensor") -> None:
-        for block in (
-            numbers[:_HEAD_ELEMENTS],
-            numbers[_HEAD_ELEMENTS:],
-        ):  # a short head is mostly enough
-            if block.numel() and (self._exact_half_dtypes or self._distinct_values is not None):
-                self._update_distinct_and_halves(block)
-        lowest, highest = map(float, numbers.aminmax())
-        if not (isfinite(lowest) and isfinite(highest)):  # aminmax propagates NaN
-            finite_mask = numbers.isfinite()
-            if self._first_nonfinite < 0:
-                self._first_nonfinite = self._numel + int((~finite_mask).nonzero()[0])
-            nan_count = int(numbers.isnan().sum())
-            self._nan_count += nan_count
-            self._infinite_count += numbers.numel() - int(finite_mask.sum()) - nan_count
-            self._numel += numbers.numel()
-            numbers = numbers[finite_mask]
-            if not numbers.numel():
-                return
-            lowest, highest = map(float, numbers.aminmax())
-        else:
-            self._numel += numbers.numel()
-        self._minimum, self._maximum = min(self._minimum, lowest), max(self._maximum, highest)
-        self._update_moments(numbers)
+    def add_numbers(self, numbers: "NumberArray") -> None:
+        """Add a block; a complex number counts as two, its components."""
+        import numpy as np
 
-    def _update_distinct_and_halves(self, numbers: "Tensor") -> None:
+        from ckptool.values.number_arrays import count_true, to_comparable_reals
+
+        reals = to_comparable_reals(numbers)
+        # A short head is mostly enough.
+        for block in (reals[:_HEAD_ELEMENTS], reals[_HEAD_ELEMENTS:]):
+            if block.size and (self._exact_half_dtypes or self._distinct_values is not None):
+                self._update_distinct_and_halves(block)
+        lowest, highest = float(reals.min()), float(reals.max())
+        if not (isfinite(lowest) and isfinite(highest)):  # both propagate NaN
+            finite_mask = np.isfinite(reals)
+            if self._first_nonfinite < 0:
+                self._first_nonfinite = self._numel + int(finite_mask.argmin())
+            nan_count = count_true(np.isnan(reals))
+            self._nan_count += nan_count
+            self._infinite_count += reals.size - count_true(finite_mask) - nan_count
+            self._numel += reals.size
+            reals = reals[finite_mask]
+            if not reals.size:
+                return
+            lowest, highest = float(reals.min()), float(reals.max())
+        else:
+            self._numel += reals.size
+        self._minimum, self._maximum = min(self._minimum, lowest), max(self._maximum, highest)
+        self._update_moments(reals)
+
+    def _update_distinct_and_halves(self, reals: "NumberArray") -> None:
         """Update the distinct values and the half dtypes that represent all values exactly."""
-        import torch
+        import numpy as np
+
+        from ckptool.values.number_arrays import fits_dtype
 
         for name in tuple(self._exact_half_dtypes):
-            round_trip = numbers.to(getattr(torch, name)).to(numbers.dtype)
-            if not bool(((round_trip == numbers) | numbers.isnan()).all()):
+            if not fits_dtype(reals, name).all():
                 self._exact_half_dtypes.discard(name)
         while self._distinct_values is not None:
-            new_mask = ~numbers.isnan()
+            new_mask = ~np.isnan(reals)
             for value in self._distinct_values:
-                new_mask &= numbers != value
+                new_mask &= reals != value
             if not new_mask.any():
                 return
-            self._distinct_values.add(float(numbers[new_mask.to(torch.uint8).argmax()]))
+            self._distinct_values.add(reals[new_mask.argmax()].item())
             if len(self._distinct_values) > _MAX_DISTINCT:
                 self._distinct_values = None
 
-    def _update_moments(self, numbers: "Tensor") -> None:
-        exact = numbers.double()
-        magnitudes = numbers.abs() if numbers.is_floating_point() else exact.abs()
-        smallest = float(magnitudes.amin())
+    def _update_moments(self, reals: "NumberArray") -> None:
+        import numpy as np
+
+        from ckptool.values.number_arrays import compute_dot_product, count_true
+
+        exact = reals.astype(np.float64)
+        magnitudes = np.absolute(exact)
+        smallest = float(magnitudes.min())
         if smallest == 0:
             magnitudes = magnitudes[magnitudes != 0]
-            smallest = float(magnitudes.amin()) if magnitudes.numel() else inf
+            smallest = float(magnitudes.min(initial=inf))
         self._smallest_magnitude = min(self._smallest_magnitude, smallest)
         if smallest < self._smallest_normal:
-            self._denormal_count += int((magnitudes < self._smallest_normal).sum())
+            self._denormal_count += count_true(magnitudes < self._smallest_normal)
         # Chan, Golub and LeVeque: merge the means and sums of squared deviations of two sets.
-        count, mean = exact.numel(), float(exact.mean())
-        exact -= mean  # in place: for float64 it aliases `numbers`, which is not used below
-        squared_deviations = float(exact.dot(exact))
+        count, mean = exact.size, float(exact.mean())
+        exact -= mean
+        squared_deviations = compute_dot_product(exact, exact)
         total_count, mean_delta = self._finite_count + count, mean - self._mean
         self._mean += mean_delta * count / total_count
         self._squared_deviations += (

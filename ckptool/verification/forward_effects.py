@@ -66,7 +66,6 @@ def measure_forward_effects(factory: ModuleFactory, inputs: Inputs | None) -> Fo
         changed_values=find_python_changes(old_snapshot, new_snapshot),
         mutated_paths=find_mutated(old_snapshot, new_snapshot),
         first_uses=simulated_pass.first_uses,
-        is_completed=simulated_pass.error is None,
         round_trip_difference=round_trip_difference,
         skipped=skipped,
     )

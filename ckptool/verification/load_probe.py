@@ -36,7 +36,7 @@ from ckptool.verification.load_recorder import (
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.load_tensors import copy_versions
+from ckptool.verification.load_tensors import set_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -53,8 +53,6 @@ def compare_with_loader(
     module_info: ModuleInfo,
     module: nn.Module,
     at: str | None,
-    *,
-    is_planned: bool = False,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
 
@@ -67,11 +65,8 @@ def compare_with_loader(
         module_info: description of `module`.
         module: an instance of the module; it is copied, not changed.
         at: place of the state; None takes the one that matches best.
-        is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    return build_loaded_diff(
-        checkpoint, module_info, at, partial(ask_loader, module), is_planned=is_planned
-    )
+    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, module))
 
 
 def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
@@ -370,7 +365,7 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     copy = OrderedDict(tensors)
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
-        copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        set_versions(copy, versions)
     return copy
 
 

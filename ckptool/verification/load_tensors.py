@@ -65,17 +65,21 @@ def load_tensors(
         # A key that is not a str is shown as one, and load_state_dict takes neither.
         tensors.update({keys.get(key, key): torch_state.get(key) for key in other_keys})
     if state.versions is not None:
-        versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
-        tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        set_version_numbers(tensors, state.versions)
     return tensors
 
 
-def copy_versions(versions: Mapping[str, Any]) -> "OrderedDict[str, Any]":
-    """Return a copy of a `_metadata`, with new mappings in it.
+def set_version_numbers(state_dict: Mapping[str, Any], numbers: Mapping[str, int | None]) -> None:
+    """Set the `_metadata` of a state_dict: prefix of a module -> its version, None without."""
+    set_versions(state_dict, {prefix: {"version": number} for prefix, number in numbers.items()})
+
+
+def set_versions(state_dict: Mapping[str, Any], versions: Mapping[str, Any]) -> None:
+    """Set the `_metadata` of a state_dict to a copy of another one, with new mappings in it.
 
     `load_state_dict(assign=True)` writes into those, and every later load would then assign too.
     """
-    return OrderedDict(
+    state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
         (prefix, dict(entry) if isinstance(entry, Mapping) else entry)
         for prefix, entry in versions.items()
     )
@@ -142,7 +146,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
     except UserCodeError as error:
         raise ReadError(
             checkpoint.path,
-            f"has more than plain bytes, and torch refuses it: {format_refusal(error.error)}",
+            f"cannot be read with torch.load(weights_only=True): {format_refusal(error.error)}",
         ) from error
     try:
         state = get_value_at(root, at)

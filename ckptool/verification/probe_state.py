@@ -10,7 +10,12 @@ from torch import Tensor
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, TensorInfo
-from ckptool.verification.load_tensors import can_be_mapped, load_tensors, load_with_torch
+from ckptool.verification.load_tensors import (
+    can_be_mapped,
+    load_tensors,
+    load_with_torch,
+    set_version_numbers,
+)
 
 
 class ValuesNeededError(Exception):
@@ -50,7 +55,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         tensors[key] = tensors_by_view[view]
     tensors.update({key: {} for key in diff.nested_keys})
     if state.versions is not None:
-        tensors._metadata = values._metadata  # type: ignore[attr-defined]  # noqa: SLF001
+        set_version_numbers(tensors, state.versions)
     return tensors
 
 

@@ -80,8 +80,6 @@ class ForwardEffects(Struct, frozen=True):
     """Paths of tensors and arrays that forward changed or created."""
     first_uses: Mapping[str, str] = {}
     """Path of a tensor of the module -> "file:line" of its first use in forward."""
-    is_completed: bool = False
-    """Whether forward completed; only then does absence from the first uses mean unused."""
     round_trip_difference: str = ""
     """Output difference after save and load into a new instance, "" if none."""
     skipped: tuple[Skipped, ...] = ()

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, ModuleInfo, Skipped
+from ckptool.model import CONSTANCY_CHECK, Constancy, ModuleInfo, Skipped
 from ckptool.modules.build import SEEDS, preserve_random_state
 from ckptool.modules.live.snapshot import ModuleSnapshot, find_added, find_mutated, take_snapshot
 from ckptool.modules.source.source_analysis import SourceAnalysis
@@ -199,7 +199,7 @@ def with_usage(module_info: ModuleInfo, usage_changes: UsageChanges) -> ModuleIn
         else replace(module_tensor, constancy=usage_changes.constancy[key])
         for key, module_tensor in module_info.tensors.items()
     }
-    skipped = [entry for entry in module_info.skipped if entry.what != "constancy"]
+    skipped = [entry for entry in module_info.skipped if entry.what != CONSTANCY_CHECK]
     return replace(module_info, tensors=module_tensors, skipped=(*skipped, *usage_changes.skipped))
 
 

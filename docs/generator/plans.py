@@ -2,7 +2,8 @@
 
 from typing import get_args
 
-from ckptool.migration.plan.key_operations import Operation, RenameKeys
+from ckptool.migration.plan.key_operations import RenameKeys
+from ckptool.migration.plan.operation import Operation
 from ckptool.migration.plan.plan_file import SCHEMA, Op, Plan, format_plan, format_step
 from generator.structs import cell, fields, summary, words
 

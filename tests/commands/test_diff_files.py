@@ -18,28 +18,46 @@ from paths import ROOT
 def two(tmp_path):
     state = {f"layers.{n}.weight": torch.arange(64.0).view(8, 8) for n in range(6)}
     torch.save(state, tmp_path / "old.pth")
+    torch.save({key: tensor.half() for key, tensor in state.items()}, tmp_path / "half.pth")
     state["layers.3.weight"] = state["layers.3.weight"] + torch.eye(8)
     torch.save(state, tmp_path / "new.pth")
     return tmp_path
 
 
 @pytest.mark.process
-def test_a_difference_is_measured_without_torch(two):
-    code = (
+@pytest.mark.parametrize(
+    ("words", "code", "imported", "text"),
+    [
+        (
+            ["diff", "old.pth", "new.pth"],
+            1,
+            ["numpy"],
+            "layers.3.weight  8          1          0.00968",
+        ),
+        (["diff", "old.pth", "half.pth"], 1, ["numpy"], "float32 -> float16"),
+        (["diff", "old.pth", "old.pth"], 0, [], "identical"),
+        (["gate", "old.pth"], 0, ["numpy"], "gate passed"),
+        (["gate", "--no-values", "old.pth"], 0, [], "gate passed"),
+        (["inspect", "--values", "old.pth"], 0, ["numpy"], "layers.*.weight"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_values_are_measured_without_torch(two, words, code, imported, text):
+    script = (
         "import sys, click.testing as t; from ckptool.cli import main; "
         "r = t.CliRunner().invoke(main, sys.argv[1:]); print(r.output); "
         "print(r.exit_code, sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "diff", "old.pth", "new.pth"],
+        [sys.executable, "-c", script, *words],
         cwd=two,
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert "layers.3.weight  8          1          0.00968" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 []"
+    assert text in done.stdout
+    assert done.stdout.splitlines()[-1] == f"{code} {imported}"
 
 
 def test_tolerance_decides_the_exit_code(run_command, two):

@@ -1,8 +1,10 @@
 """`ckptool explain`: formats, standard input, exit codes, long logs."""
 
 import json
+import shlex
 
 import pytest
+import torch
 from rules.known_errors.error_texts import QUOTED
 from torch import nn
 
@@ -139,3 +141,54 @@ def test_control_characters_are_not_printed(run_command, tmp_path):
     ran = run_command("explain", "train.log", cwd=tmp_path)
     assert "\x1b" not in ran.out
     assert "\x08" not in ran.out
+
+
+MISSING = (
+    "Traceback (most recent call last):\n"
+    '  File "train.py", line 3, in <module>\n'
+    '    model.load_state_dict(torch.load("old.pth"))\n'
+    "RuntimeError: Error(s) in loading state_dict for Net:\n"
+    '\tMissing key(s) in state_dict: "mask". \n'
+)
+
+
+def test_the_module_that_is_given_is_in_a_command_that_runs(run_command, tmp_path):
+    """It had no -m: each command had to be completed by hand."""
+    (tmp_path / "my net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Linear):\n"
+        "    def __init__(self, d):\n        super().__init__(d, d)\n"
+        '        self.register_buffer("mask", torch.arange(d))\n'
+    )
+    torch.save(torch.nn.Linear(3, 3).state_dict(), tmp_path / "old.pth")
+    (tmp_path / "train.log").write_text(MISSING)
+    words = ("explain", "train.log", "-m", "my net.py:Net", "-k", "d=3")
+    ran = run_command(*words, "--format", "json", cwd=tmp_path)
+    (command,) = (a["command"] for a in json.loads(ran.out)["errors"][0]["advice"] if a["command"])
+    assert run_command(*shlex.split(command)[1:], cwd=tmp_path).code == 0
+    written = torch.load(tmp_path / "old-migrated.pth")
+    assert torch.equal(written["mask"], torch.arange(3))
+    assert "PACKAGE.MODULE:NAME" not in run_command(*words, cwd=tmp_path).out
+
+
+def test_the_module_and_the_checkpoint_in_python():
+    options = {"module": "net:Net", "kwargs": {"d": 3, "name": "a b"}, "checkpoint": "runs/1.pth"}
+    (error,) = ckptool.explain(MISSING, **options).errors
+    words = shlex.split(error.advice[0].command)
+    assert words[:5] == ["ckptool", "migrate", "runs/1.pth", "-o", "1-migrated.pth"]
+    assert words[5:] == ["-m", "net:Net", "-k", "d=3", "-k", "name='a b'"]
+
+
+def test_a_module_without_a_name_is_refused(run_command, tmp_path):
+    (tmp_path / "train.log").write_text(MISSING)
+    ran = run_command("explain", "train.log", "-m", "net.py", cwd=tmp_path)
+    assert ran.code == 2
+    assert "write net.py:Name" in ran.err
+
+
+def test_a_checkpoint_is_not_a_log(run_command, tmp_path):
+    """It said: no known error in 17 lines."""
+    torch.save({"a": torch.ones(1)}, tmp_path / "old.pth")
+    ran = run_command("explain", "old.pth", cwd=tmp_path)
+    assert ran.code == 2
+    command = ran.err.partition("is not a log: ")[2].partition(" shows")[0]
+    assert run_command(*shlex.split(command)[1:], cwd=tmp_path).code == 0

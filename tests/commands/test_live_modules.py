@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ckptool
+from ckptool.model import CONSTANCY_CHECK
 
 LOCAL = "a class without a name that can be imported"
 
@@ -95,7 +96,7 @@ def test_constants_are_told_where_it_can_be_built_again(case: str, suffix: str, 
     assert missing == missing_keys(module, path)
     assert levels(report, "CK203") == {"warning"}
     assert not levels(report, "CK202") | levels(report, "CK605")
-    assert "constancy" not in reasons(report)
+    assert CONSTANCY_CHECK not in reasons(report)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -109,7 +110,7 @@ def test_what_is_not_known_is_said_and_no_error(case: str, suffix: str, tmp_path
     assert levels(report, "CK202") == {"warning"}
     assert all("not known" in f.message for f in report.findings if f.code == "CK202")
     assert not levels(report, "CK605")
-    assert "kwargs={...} or fresh=" in reasons(report)["constancy"]
+    assert "kwargs={...} or fresh=" in reasons(report)[CONSTANCY_CHECK]
     assert report.exit_code == 1  # strict loading fails all the same
 
 

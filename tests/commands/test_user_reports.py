@@ -1,5 +1,7 @@
 """Pains of users that are about whole reports; single rules are in tests/rules/cases.py."""
 
+import re
+
 import modules_for_tests
 import torch
 from rules.cases import diff, files, renamed
@@ -105,6 +107,27 @@ def test_nan_is_a_value_like_any_other(tmp_path):
     assert files(tmp_path, bad, bad).verdict == "identical"
     report = files(tmp_path, state, bad)
     assert (report.verdict, report.value_keys) == ("values differ", ("weight",))
+
+
+def test_a_value_that_became_nan_is_no_difference_of_zero(tmp_path):
+    """Its row said max abs 0 and relative 0, below the rows of small changes."""
+    old = {"a": torch.ones(4), "b": torch.ones(4), "c": torch.ones(4)}
+    new = {key: tensor.clone() for key, tensor in old.items()}
+    new["a"][0] = 1.5
+    new["b"][0] = torch.nan
+    new["c"][:2] = torch.tensor([torch.inf, 3.0])
+    torch.save(old, tmp_path / "old.pth")
+    torch.save(new, tmp_path / "new.pth")
+    report = ckptool.diff(tmp_path / "old.pth", tmp_path / "new.pth")
+    found = {change.key: change.max_abs for change in report.changes}
+    for key, max_abs in found.items():
+        distances = (old[key] - new[key]).abs()
+        changed = distances[distances.isfinite() & (distances != 0)]
+        assert max_abs == (float(changed.max()) if changed.numel() else None)
+    assert [*found] == ["b", "c", "a"]  # what became NaN or infinite is first
+    text = ckptool.text(report)
+    assert re.search(r"(?m)^b +1 +- +- +1 NaN or infinite$", text)
+    assert re.search(r"(?m)^c .* 1 NaN or infinite, left out of max abs$", text)
 
 
 def test_an_epoch_that_differs_is_a_difference(tmp_path):

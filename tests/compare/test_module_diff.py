@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.compare.changes import Changed, Missing, Unexpected, iter_changes
-from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
 from ckptool.compare.renames import find_prefix_rewrite
 from ckptool.model import Kind, contiguous_stride, natural_sort_key
 

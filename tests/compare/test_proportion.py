@@ -15,7 +15,7 @@ from torch import nn
 from ckptool import migrate
 from ckptool.compare import structural_diff
 from ckptool.compare.fused_projections import find_fused_projections
-from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
 from ckptool.compare.states import find_best_state
 from ckptool.compare.structural_diff import compare_structure
 from ckptool.folding import fold_by_pattern, fold_by_subtree

@@ -30,7 +30,6 @@ from ckptool.model import (
 
 A = entry()
 JSON_A = json.dumps({"a": A})
-BYTE = entry(dtype="U8", shape=[1], data_offsets=[0, 1])
 EMPTY = entry(shape=[0], data_offsets=[0, 0])
 
 

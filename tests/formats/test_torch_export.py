@@ -153,3 +153,16 @@ def test_archives_do_not_nest_without_end(tmp_path):
         data = (tmp_path / "x.pt2").read_bytes()
     with pytest.raises(CorruptCheckpointError):
         describe(tmp_path / "x.pt2")
+
+
+def test_a_program_on_meta_has_shapes_and_no_values(tmp_path):
+    path = tmp_path / "meta.pt2"
+    module = nn.Linear(2, 3, device="meta").eval()
+    torch.export.save(torch.export.export(module, (torch.ones(1, 2, device="meta"),)), path)
+    expected = torch.export.load(path).state_dict
+    found = describe(path).states[0].tensors
+    assert {key: tensor.shape for key, tensor in found.items()} == {
+        key: tuple(tensor.shape) for key, tensor in expected.items()
+    }
+    assert all(tensor.is_meta for tensor in expected.values())
+    assert all(tensor.is_on_meta for tensor in found.values())

@@ -63,10 +63,6 @@ CALLS = {
 }
 
 
-def import_by_lines(module: str, attribute: str) -> bytes:
-    return name(module, attribute)
-
-
 def import_by_stack(module: str, attribute: str) -> bytes:
     return text(module) + text(attribute) + b"\x93"
 

@@ -18,7 +18,7 @@ import ckptool
 from ckptool.errors import CkptoolError
 from ckptool.modules.tensor_parts import find_memory_address, list_memory_tensors
 from ckptool.verification.levels import load, round_trip
-from ckptool.verification.load_tensors import copy_versions
+from ckptool.verification.load_tensors import set_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 INPUTS = (torch.ones(2),)
@@ -142,7 +142,9 @@ def test_a_load_by_assignment_leaves_the_next_one_a_copy(tmp_path):
     module = Net()
     module.load_state_dict(state)
     assert module.linear.weight.data_ptr() != state["linear.weight"].data_ptr()
-    assert copy_versions(state._metadata) == state._metadata
+    versions, copy = state._metadata, collections.OrderedDict()
+    set_versions(copy, versions)
+    assert copy._metadata == versions
     torch.save({"weight": torch.ones(2), "held": ENTRIES["marked"]()}, tmp_path / "a.pth")
     report = ckptool.verify(tmp_path / "a.pth", module="hostile.odd_entries:Holder", inputs=INPUTS)
     assert get_statuses(report)["persistence"] == "passed"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from loaders.changed_weights import add_one, change_file, cut_one, drop_one
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
@@ -92,26 +92,6 @@ def ask_ckptool(folder: Path) -> LoadingInfo:
     assert isinstance(info, LoadingInfo), info
     assert not info.error
     return info
-
-
-def change_file(folder: Path, change) -> None:
-    file = folder / "diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    change(state)
-    save_file(state, file, metadata={"format": "pt"})
-
-
-def drop_one(state) -> None:
-    del state[min(state)]
-
-
-def add_one(state) -> None:
-    state["surplus.weight"] = torch.ones(2)
-
-
-def cut_one(state) -> None:
-    key = max(sorted(state), key=lambda key: state[key].numel())
-    state[key] = state[key][: len(state[key]) // 2].clone()
 
 
 @pytest.mark.parametrize("class_name", MODELS)

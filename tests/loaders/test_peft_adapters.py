@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaders.changed_weights import change_file
 from loaders.transformers_zoo import PLAIN, build_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
@@ -121,13 +122,6 @@ def ask_ckptool(base: Path, adapter: Path) -> LoadingInfo:
     assert isinstance(info, LoadingInfo), info
     assert not info.error
     return info
-
-
-def change_file(adapter: Path, change) -> None:
-    file = adapter / "adapter_model.safetensors"
-    state = load_file(file)
-    change(state)
-    save_file(state, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("name", [*map(mark_slow, CONFIGS)])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loaders.test_diffusers_models import add_one, build, cut_one, drop_one
+from loaders.changed_weights import add_one, change_file, cut_one, drop_one
+from loaders.test_diffusers_models import build
 from loaders.transformers_zoo import IMAGE, TEXT
 from safetensors.torch import load_file, save_file
 
@@ -98,10 +99,7 @@ def test_a_whole_pipeline_loads(folder, run_command):
     [("unet", drop_one), ("vae", cut_one), ("text_encoder", add_one), ("safety_checker", drop_one)],
 )
 def test_each_model_is_judged_by_its_own_loader(name, change, folder, run_command):
-    file = folder / name / WEIGHTS[name]
-    state = load_file(file)
-    change(state)
-    save_file(state, file, metadata={"format": "pt"})
+    change_file(folder / name, change)
     truth = ask_frameworks(folder)
     assert any(truth.values())
     assert ask_ckptool(folder, run_command) == (1, truth)
@@ -210,10 +208,7 @@ def test_a_cast_pipeline_loads_in_the_new_dtype(folder, tmp_path, run_command):
 
 def test_a_model_of_a_pipeline_that_does_not_load_is_named(folder, tmp_path, run_command):
     """What is incomplete has no model_index.json, and so is no pipeline."""
-    file = folder / "unet" / WEIGHTS["unet"]
-    state = load_file(file)
-    drop_one(state)
-    save_file(state, file, metadata={"format": "pt"})
+    change_file(folder / "unet", drop_one)
     target = tmp_path / "out"
     result = run_command("migrate", str(folder), "-o", str(target), "--no-config")
     assert result.code != 0
@@ -245,10 +240,7 @@ def test_verify_runs_each_model(folder, run_command):
     assert "input: made by its configuration: text_encoder, unet, vae" in result.out
     assert "not checked: forward of safety_checker" in result.out
 
-    file = folder / "vae" / WEIGHTS["vae"]
-    state = load_file(file)
-    drop_one(state)
-    save_file(state, file, metadata={"format": "pt"})
+    change_file(folder / "vae", drop_one)
     _, info = diffusers.AutoencoderKL.from_pretrained(folder / "vae", output_loading_info=True)
     (missing,) = info["missing_keys"]
     result = run_command("verify", str(folder), "--no-config")

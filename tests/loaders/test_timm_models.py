@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaders.changed_weights import add_one, drop_one
 from safetensors.torch import save_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
@@ -52,14 +53,6 @@ def ask_timm(folder: Path) -> tuple[set[str], set[str]]:
     finally:
         torch.nn.Module.load_state_dict = old_load
     return set(results[-1].missing_keys), set(results[-1].unexpected_keys)
-
-
-def drop_one(state) -> None:
-    del state[min(state)]
-
-
-def add_one(state) -> None:
-    state["surplus.weight"] = torch.ones(2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaders.changed_weights import change_file, cut_one
 from loaders.transformers_zoo import CONVERTED, PLAIN, build_model
 from safetensors.torch import load_file, save_file
 
@@ -53,24 +54,12 @@ def assert_same_lists(cls, folder) -> LoadingInfo:
     return report
 
 
-def change_file(folder: Path, change) -> None:
-    file = folder / "model.safetensors"
-    state = load_file(file)
-    change(state)
-    save_file(state, file, metadata={"format": "pt"})
-
-
 def drop_one(state) -> None:
     del state[min(key for key in state if "norm" in key.lower() or "weight" in key)]
 
 
 def add_one(state) -> None:
     state["model.surplus.weight"] = torch.ones(3)
-
-
-def cut_one(state) -> None:
-    key = max(sorted(state), key=lambda key: state[key].numel())
-    state[key] = state[key][: len(state[key]) // 2].clone()
 
 
 def check_type(class_name: str, save_model) -> None:

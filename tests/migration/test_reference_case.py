@@ -90,14 +90,28 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, samples, run_comm
     assert (ran.code, ran.err, sorted(tmp_path.iterdir())) == (0, "", before)
 
 
-def test_the_result_has_nothing_to_do(tmp_path, samples):
+def test_the_result_is_copied_without_changes(tmp_path, samples):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     options = {"module": WITH, "kwargs": reference_case.ARGUMENTS}
     ckptool.migrate(samples / "model.pth", first, **options)
     report = ckptool.migrate(first, second, **options)
-    assert report.verdict == "nothing to do: loads strictly"
+    assert report.verdict == "copied without changes: loads strictly"
     assert report.steps == ()
     assert report.source_digest == report.result_digest
+    third = tmp_path / "third.safetensors"
+    dry_run = ckptool.migrate(first, third, dry_run=True, **options)
+    assert dry_run.verdict == "nothing to change (dry run): would load strictly"
+    assert not third.exists()
+
+
+def test_a_written_file_is_not_called_nothing_to_do(tmp_path, samples, monkeypatch):
+    """Without a module, "nothing to do" was said of a file that was there afterwards."""
+    monkeypatch.chdir(tmp_path)  # a folder without a configuration
+    report = ckptool.migrate(samples / "model.pth", tmp_path / "copy.pth")
+    assert report.verdict == "copied without changes: no module was given"
+    before, after = (torch.load(path) for path in (samples / "model.pth", tmp_path / "copy.pth"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.process

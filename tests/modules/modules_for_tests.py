@@ -312,12 +312,6 @@ class Parent(nn.Module):
         self.child.up = [self]
 
 
-class Reparametrised(nn.Module):
-    def __init__(self, make):
-        super().__init__()
-        self.fc = make(nn.Linear(3, 3))
-
-
 class Statistic(nn.Module):
     """Buffers, some of which change after construction."""
 
@@ -430,10 +424,6 @@ class HookedLoad(nn.Module):
 
 def upgrade(module, state, prefix, metadata, strict, missing, unexpected, errors):
     """Change nothing."""
-
-
-def empty_observed():
-    return ExtraState()
 
 
 INSTANCE = AttrMask(3)

@@ -14,7 +14,7 @@ from modules.modules_for_tests import examined
 from torch import nn
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, Skipped
+from ckptool.model import CONSTANCY_CHECK, Constancy, Kind, Skipped
 from ckptool.modules import ModuleSpec, build, examine_module
 from ckptool.modules.assignment_hooks import hook_assignments
 from ckptool.modules.assignment_locations import AssignmentLocations
@@ -148,7 +148,7 @@ def test_weights_too_large_are_never_real(monkeypatch):
 
 def test_one_instance_for_every_call_is_no_evidence():
     state = examined(modules_for_tests.make_same)
-    assert Skipped("constancy", "every call returns the same instance") in state.skipped
+    assert Skipped(CONSTANCY_CHECK, "every call returns the same instance") in state.skipped
     assert state.tensors["mask"].constancy is Constancy.UNKNOWN
     assert not state.tensors["mask"].follows_to
     assert not modules_for_tests.INSTANCE.fc.weight.is_meta

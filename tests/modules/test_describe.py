@@ -6,7 +6,7 @@ from modules import modules_for_tests
 from modules.marked_lines import marked
 from torch import nn
 
-from ckptool.model import Constancy
+from ckptool.model import CONSTANCY_CHECK, Constancy
 from ckptool.modules import describe_module
 
 
@@ -16,7 +16,7 @@ def test_an_instance_cannot_be_built_again():
     assert (state.target, mask.constancy) == ("net", Constancy.UNKNOWN)
     assert not mask.follows_to
     assert (mask.assigned_at, mask.tensor.device) == (marked("AttrMask.mask"), "cpu")
-    assert [skipped.what for skipped in state.skipped] == ["constancy"]
+    assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK]
     assert state.tensors["fc.weight"].fingerprint
 
 
@@ -62,13 +62,13 @@ def test_results_of_a_computation_can_be_held():
         "parts[0]": False,
         "twice": False,
     }
-    assert [skipped.what for skipped in state.skipped] == ["constancy"]
+    assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK]
 
 
 def test_what_cannot_be_copied_is_not_moved():
     state = describe_module(modules_for_tests.Uncopyable(), "net")
     assert [skipped.what for skipped in state.skipped] == [
-        "constancy",
+        CONSTANCY_CHECK,
         "what follows .to() and .half()",
     ]
     assert "generator" in state.skipped[1].reason
@@ -86,7 +86,7 @@ def test_moving_that_fails_is_told():
             raise NotImplementedError("use accelerate")
 
     state = describe_module(Stuck(), "net")
-    assert [skipped.what for skipped in state.skipped] == ["constancy", "what follows .to()"]
+    assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK, "what follows .to()"]
     assert "NotImplementedError: use accelerate" in state.skipped[1].reason
     assert {key: (h.follows_to, h.follows_dtype) for key, h in state.tensors.items()} == {
         "b": (True, True),

@@ -4,6 +4,7 @@ import pytest
 from modules.modules_for_tests import examined
 from modules.torch_modules import CLASSES, FACTORIES, instance, old_weight_norm, recurrent
 
+from ckptool.model import CONSTANCY_CHECK
 from ckptool.modules import describe_module
 
 pytestmark = [
@@ -21,7 +22,7 @@ def test_a_stock_module_loses_nothing(cls):
     assert list(state.saved_tensors) == list(module.state_dict())
     assert (state.unsaved_tensors, state.hidden_modules, state.non_tensors) == ({}, {}, {})
     assert all(held.follows_to and held.follows_dtype for held in state.tensors.values())
-    assert [skipped.what for skipped in state.skipped] == ["constancy"]
+    assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK]
 
 
 @pytest.mark.parametrize("make", FACTORIES, ids=lambda make: make.__name__)

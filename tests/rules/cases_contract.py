@@ -5,7 +5,8 @@ from compare import models
 from rules.cases import fires, near
 
 from ckptool import api
-from ckptool.compare import contract
+from ckptool.compare.contracts import contract
+from ckptool.compare.contracts.contract_diff import compare_contracts
 from ckptool.policy import Policy
 from ckptool.reports.common import build_finding_reports
 from ckptool.rules import run_rules
@@ -27,7 +28,7 @@ def module(name: str) -> contract.Contract:
 
 
 def held(new: str, old: str = "First") -> Found:
-    return Found(contract.compare_contracts(module(old), module(new)))
+    return Found(compare_contracts(module(old), module(new)))
 
 
 @fires("CK801")

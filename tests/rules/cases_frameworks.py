@@ -8,7 +8,7 @@ from torch import nn
 
 from ckptool.compare.framework.framework_load import apply_loading_info
 from ckptool.compare.framework.loading_info import LoadingInfo
-from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
 from ckptool.formats import open_checkpoint
 from ckptool.modules import describe_module
 from ckptool.policy import Policy, judge

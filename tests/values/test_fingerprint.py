@@ -212,10 +212,10 @@ def test_places(tmp_path):
 
 def test_keys_that_two_states_make(tmp_path):
     torch.save({"a": {"b.w": torch.ones(1)}, "a.b": {"w": torch.zeros(1)}}, tmp_path / "x.pth")
-    with pytest.raises(
-        UsageError, match="two of its states have the same keys: choose one with --at"
-    ):
-        api.digest(tmp_path / "x.pth")
+    torch.save({"a": {"b.w": torch.ones(1)}, "a.b": {"w": torch.ones(1)}}, tmp_path / "y.pth")
+    report = api.digest([tmp_path / "x.pth", tmp_path / "y.pth"])
+    assert [t.key for t in report.checkpoints[0].tensors] == ["a.b.w", "a.b.w'"]
+    assert report.checkpoints[0].digest != report.checkpoints[1].digest
 
 
 def test_what_migrate_records_is_what_digest_says(tmp_path):

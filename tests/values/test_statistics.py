@@ -86,6 +86,8 @@ def test_which_half_precisions_hold_the_numbers(numbers):
         torch.ones(3, dtype=torch.complex64) * 2j,
         torch.linspace(0, 1, 9).to(torch.float8_e4m3fn),
         torch.arange(9).to(torch.uint16),
+        torch.arange(9).to(torch.uint64),
+        torch.tensor([1.0, 0.5, 4.0]).to(torch.float8_e8m0fnu),
         torch.arange(40.0).view(5, 8).T[1:3],
         torch.tensor(3.0),
     ],
@@ -135,6 +137,31 @@ def test_threads_of_torch_are_left_as_they_were():
 )
 def test_casts(tensor, dtype, expected):
     assert measure_cast(of(tensor), dtype) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "complex128", "bfloat16", "int64"])
+def test_a_cast_of_complex_numbers_drops_what_copy_drops(dtype):
+    """`load_state_dict` copies with `copy_`, which drops imaginary parts."""
+    tensor = torch.tensor([1 + 0j, 2 - 1j, 0.1j, 1.0009765625 + 0j], dtype=torch.complex64)
+    loaded = torch.empty(4, dtype=getattr(torch, dtype)).copy_(tensor)
+    assert measure_cast(of(tensor), dtype).changed_count == int((loaded != tensor).sum())
+
+
+@given(st.lists(st.floats(-70000, 70000, width=32), min_size=1), st.sampled_from(FLOATS))
+def test_which_numbers_a_cast_changes(numbers, target):
+    tensor = torch.tensor(numbers)
+    loaded = torch.empty_like(tensor, dtype=target).copy_(tensor)
+    found = measure_cast(of(tensor), str(target).removeprefix("torch."))
+    assert found.changed_count == int((loaded.float() != tensor).sum())
+    assert found.overflowed_count == int(loaded.isinf().sum())
+
+
+def test_large_integers_are_told_apart():
+    """float64, in which moments are computed, has no room for them."""
+    found = compute_statistics(of(torch.tensor([2**60, 2**60 + 1])))
+    assert found.distinct_values == (2**60, 2**60 + 1)
+    assert found.constant_value is None
 
 
 def test_casts_that_cannot_be_told():

@@ -64,10 +64,6 @@ def _has_loading_code(cls) -> bool:
     return any(name in source for name in _HOOKS)
 
 
-def _weight(*shape):
-    return torch.quantize_per_tensor(torch.randn(*shape), 0.1, 0, torch.qint8)
-
-
 def _reference(cls, *args):
     parameters = {"qscheme": torch.per_tensor_affine, "dtype": torch.qint8, "scale": 0.1,
                   "zero_point": 0}  # fmt: skip

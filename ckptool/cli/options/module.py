@@ -51,6 +51,26 @@ def module_options(function: CommandFunction) -> CommandFunction:
     return add_options(command, _MODULE_OPTIONS)
 
 
+def module_name_options(function: CommandFunction) -> CommandFunction:
+    """Add -m, -k, --kwargs and -I to a command that only repeats them in others.
+
+    The command receives `module` and `kwargs`, each None if it is not given.
+    """
+
+    @wraps(function)
+    def command(
+        *args: object,
+        kwargs_pairs: tuple[str, ...],
+        kwargs_file: Path | None,
+        import_paths: tuple[Path, ...],  # noqa: ARG001 - read by the options of reports
+        **options: object,
+    ) -> object:
+        kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
+        return function(*args, kwargs=kwargs or None, **options)
+
+    return add_options(command, _NAME_OPTIONS)
+
+
 @contextmanager
 def _prepend_import_paths(folders: tuple[Path, ...]) -> Iterator[None]:
     """Prepend the folders of --path to sys.path, which the process that runs the module gets."""
@@ -110,7 +130,7 @@ def choose_worker(ctx: click.Context) -> Iterator[None]:
         worker.close()
 
 
-_MODULE_OPTIONS = (
+_NAME_OPTIONS = (
     click.option(
         "-m",
         "--module",
@@ -139,6 +159,11 @@ _MODULE_OPTIONS = (
         metavar="DIR",
         help="Import from this directory first, as with PYTHONPATH; repeatable.",
     ),
+)
+
+
+_MODULE_OPTIONS = (
+    *_NAME_OPTIONS,
     click.option(
         "--no-file-kwargs",
         is_flag=True,

@@ -40,7 +40,7 @@ class _OutputPathParam(click.Path):
         param: click.Parameter | None,
         ctx: object,  # noqa: ARG002
     ) -> Path:
-        from ckptool.commands.target import require_local_path
+        from ckptool.commands.sources.checkpoint_paths import require_local_path
 
         if str(value) == "-" and param is not None and param.name != "outputs":
             reason = "only a report can go to standard output: give a file"

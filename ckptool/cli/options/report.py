@@ -194,7 +194,7 @@ def _check_outputs(
 
 def _leave_out_locks(config: ProjectConfig) -> ProjectConfig:
     """Return the configuration without its locks, which `lock` is there to replace."""
-    from ckptool.compare.contract_lock import is_lock
+    from ckptool.compare.contracts.contract_lock import is_lock
 
     models = tuple(
         replace(entry, against=None)

@@ -14,9 +14,7 @@ _PRONOUNS = ("them", "it")
 
 def announce_configured_code(file: Path, name: str) -> None:
     """Say which configuration file names the code that is about to be run, each text once."""
-    folder = Path.cwd()
-    shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
-    _echo_once(f"{shown_file} selects the module to run, {name} (--no-config ignores it)")
+    _echo_once(f"{_shorten_path(file)} selects the module to run, {name} (--no-config ignores it)")
 
 
 def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
@@ -39,9 +37,13 @@ def announce_model_folder(evidence: str) -> None:
 
 def announce_python_revision(file: Path) -> None:
     """Say that the code of a revision is about to be run, each file once."""
+    _echo_once(f"{_shorten_path(file)} is run: it is code of the project (--no-config refuses it)")
+
+
+def _shorten_path(file: Path) -> Path:
+    """Return the path relative to the current directory if it is below it."""
     folder = Path.cwd()
-    shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
-    _echo_once(f"{shown_file} is run: it is code of the project (--no-config refuses it)")
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
 
 
 def announce_namespace(target: str, name: str) -> None:

@@ -9,10 +9,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.comparison.previews import add_checkpoint_diff_previews
+from ckptool.commands.sources.checkpoint_paths import PathLike, is_live
 from ckptool.commands.sources.live_objects import open_sources
 from ckptool.commands.sources.option_checks import reject_negative_numbers, reject_unused_options
 from ckptool.commands.sources.roles import ROLES, parse_role_names
-from ckptool.commands.target import PathLike, is_live
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
 from ckptool.compare.diff_shards import (
     assign_shard,

@@ -7,7 +7,7 @@ from typing import Final
 
 from ckptool.commands.sources.configured_models import build_entry_target
 from ckptool.commands.target import ModuleTarget
-from ckptool.compare.contract_lock import is_lock
+from ckptool.compare.contracts.contract_lock import is_lock
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.locations import is_remote

@@ -10,17 +10,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.gating.configured_locks import is_module_name
+from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import FileArguments, drop_places
-from ckptool.commands.target import (
-    ModuleTarget,
-    PathLike,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
-from ckptool.compare import contract, contract_lock
-from ckptool.compare.contract import Contract, ContractDiff, FixtureResult
+from ckptool.compare.contracts import contract, contract_lock
+from ckptool.compare.contracts.contract import Contract, FixtureResult
+from ckptool.compare.contracts.contract_diff import ContractDiff, compare_contracts
 from ckptool.compare.remainder_diff import ALL_STATES, RemainderDiff, compare_remainder
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.errors import UsageError
@@ -150,7 +148,7 @@ def check_expectations(
         except UsageError as error:
             unchecked = (*unchecked, Skipped(f"against {expectations.against}", str(error)))
         else:
-            contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
+            contract_diff = apply_fixture_results(fixtures, compare_contracts(*contracts))
             if isinstance(old, Checkpoint) and checkpoint is not None:
                 remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
                 contract_diff = replace(contract_diff, remainder=remainder)
@@ -318,7 +316,7 @@ def apply_fixture_results(
         for key in fixture.missing_keys
     }
     return (
-        contract.compare_contracts(contract_diff.old, contract_diff.new, migrations)
+        compare_contracts(contract_diff.old, contract_diff.new, migrations)
         if migrations
         else contract_diff
     )

@@ -17,19 +17,15 @@ from ckptool.commands.gating.required_verification import (
     run_required_verification,
 )
 from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
-from ckptool.commands.target import (
-    ModuleOptions,
-    ModuleTarget,
-    find_target,
-    open_checkpoint_or_stdin,
-)
+from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
+from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.compare.states import find_loaded_state, require_state_or_part
-from ckptool.config import ProjectConfig
+from ckptool.config import ProjectConfig, ReleaseRequirements
 from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
@@ -37,9 +33,7 @@ from ckptool.loaders.folder_hint import suggest_folder
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Policy
-from ckptool.reports.gate import (
-    GateEvidence,
-)
+from ckptool.reports.gate import GateEvidence
 from ckptool.values.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
@@ -81,15 +75,22 @@ class GatedCheckpoint(Struct, frozen=True):
     def skipped(self) -> tuple[Skipped, ...]:
         entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
         entries += self.evidence.skipped
-        entries += self.module_info.skipped if self.module_info else [self._unnamed_module]
+        entries += self.module_info.skipped if self.module_info else [self._unexamined_module]
         entries += self.verification.skipped if self.verification else ()
         if self.checkpoint:
             entries += self.statistics.skipped if self.statistics else [NO_VALUES]
         return tuple(dict.fromkeys(entries))
 
     @property
-    def _unnamed_module(self) -> Skipped:
+    def _unexamined_module(self) -> Skipped:
+        if self.checkpoint and self.checkpoint.damage:
+            return Skipped(NO_MODULE.what, _describe_damage(self.checkpoint))
         return Skipped(NO_MODULE.what, f"{NO_MODULE.reason}{self.module_hint}")
+
+
+def _describe_damage(checkpoint: Checkpoint) -> str:
+    """Return why a damaged file is not compared with a module; "" if it is not damaged."""
+    return f"reading stopped: {checkpoint.damage}" if checkpoint.damage else ""
 
 
 def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
@@ -169,22 +170,9 @@ class CheckpointExaminer(Struct, frozen=True):
         limits = replace(self.limits, contents=expectations.against is not None, search_remote=True)
         checkpoint = self._open_checkpoint(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
-        if module_target is None:
-            if self.module_options.at is not None:
-                require_state_or_part(checkpoint, self.module_options.at)
-            required_levels = required_level_failures(require, None, "no module was given for it")
-            evidence = check_expectations(
-                expectations, checkpoint, None, None, self.limits, self.worker
-            )
-            return GatedCheckpoint(
-                str(path),
-                checkpoint,
-                module_hint=suggest_folder(path),
-                required_levels=required_levels,
-                evidence=evidence,
-                statistics=statistics,
-                chain=find_chain_evidence(self.config, None, path, checkpoint, None),
-            )
+        if module_target is None or checkpoint.damage:
+            file_only = self._examine_file(path, checkpoint, expectations, require)
+            return replace(file_only, statistics=statistics)
         file_arguments = module_target.read_file_arguments(checkpoint)
         facts = self.worker.ask(DescribeModule(module_target, file_arguments, self.inputs))
         module_info, forward_effects = facts.apply_effects(), facts.forward_effects
@@ -215,6 +203,29 @@ class CheckpointExaminer(Struct, frozen=True):
             find_chain_evidence(
                 self.config, module_target, path, checkpoint, module_info, module_diff.state
             ),
+        )
+
+    def _examine_file(
+        self,
+        path: Location,
+        checkpoint: Checkpoint,
+        expectations: GateExpectations,
+        require: ReleaseRequirements,
+    ) -> GatedCheckpoint:
+        """Run the checks that need no module; the levels that the policy requires fail."""
+        if self.module_options.at is not None and not checkpoint.damage:
+            require_state_or_part(checkpoint, self.module_options.at)
+        return GatedCheckpoint(
+            str(path),
+            checkpoint,
+            module_hint=suggest_folder(path),
+            required_levels=required_level_failures(
+                require, None, _describe_damage(checkpoint) or "no module was given for it"
+            ),
+            evidence=check_expectations(
+                expectations, checkpoint, None, None, self.limits, self.worker
+            ),
+            chain=find_chain_evidence(self.config, None, path, checkpoint, None),
         )
 
     def _open_checkpoint(self, path: Location, limits: Limits) -> Checkpoint:

@@ -15,7 +15,7 @@ from ckptool.commands.sources.checkpoint_files import (
     iter_matching_checkpoints,
     list_checkpoints,
 )
-from ckptool.commands.target import PathLike
+from ckptool.commands.sources.checkpoint_paths import PathLike
 from ckptool.config import ModelEntry, PathEntry, ProjectConfig
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import is_directory

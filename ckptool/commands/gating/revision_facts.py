@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ckptool.commands.revisions.project_chain import default_folder, find_entry_folder
 from ckptool.commands.target import ModuleTarget, name_object
-from ckptool.compare.contract import build_module_contract
+from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError
 from ckptool.locations import Location

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ckptool.commands.hooks.file_origins import StateOrigin
-from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
 from ckptool.model import Checkpoint, Container, Kind, StateDict
 from ckptool.modules import describe_module
 from ckptool.modules.target.rebuild import find_rebuild
@@ -30,7 +30,7 @@ from ckptool.rules.known_errors.known_error import (
     Explanation,
 )
 from ckptool.rules.known_errors.shape_patterns import explain_shapes
-from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.load.renames import WRAPPER_PREFIX
 
 _MAX_CAUSES: Final = 3
 _MAX_STATE_DEPTH: Final = 3

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.commands.revisions.chain_steps import ChainRun, list_steps, open_chain_plan
 from ckptool.commands.revisions.project_chain import default_folder, find_entry_folder
 from ckptool.commands.worker.worker import get_worker
-from ckptool.compare.contract import build_module_contract
+from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.config import load_config
 from ckptool.errors import ConfigError, RevisionError
 from ckptool.formats.limits import Limits

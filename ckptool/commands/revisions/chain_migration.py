@@ -22,8 +22,12 @@ from ckptool.commands.revisions.project_chain import (
     format_revision_command,
 )
 from ckptool.commands.revisions.unrecorded_change import describe_module, find_unrecorded_change
+from ckptool.commands.sources.checkpoint_paths import (
+    PathLike,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
 from ckptool.commands.sources.pipeline_files import find_pipeline
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.digest import digest_checkpoint

@@ -21,11 +21,7 @@ from ckptool.commands.revisions.fixtures import (
     find_golden,
     list_fixture_paths,
 )
-from ckptool.commands.revisions.project_chain import (
-    ProjectChain,
-    build_options,
-    find_project_chain,
-)
+from ckptool.commands.revisions.project_chain import ProjectChain, build_options, find_project_chain
 from ckptool.commands.revisions.skeleton import apply_to_skeleton
 from ckptool.commands.revisions.unrecorded_change import describe_module, find_unrecorded_change
 from ckptool.commands.worker.requests import ReplayGolden

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptool.commands.revisions.project_chain import build_options, find_project_chain
-from ckptool.commands.target import PathLike, list_paths, open_checkpoint_or_stdin
+from ckptool.commands.sources.checkpoint_paths import PathLike, list_paths, open_checkpoint_or_stdin
 from ckptool.config import ProjectConfig
 from ckptool.errors import NoStateError, ReadError, RevisionError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits

@@ -6,7 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.commands.target import ModuleTarget, open_checkpoint_or_stdin
+from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import RecordGolden
 from ckptool.commands.worker.revision_requests import SaveBuiltState
 from ckptool.commands.worker.worker import ModuleWorker

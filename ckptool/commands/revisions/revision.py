@@ -26,19 +26,15 @@ from ckptool.commands.revisions.fixtures import (
 )
 from ckptool.commands.revisions.keep_fixture import keep_fixture
 from ckptool.commands.revisions.merge_heads import merge_heads
-from ckptool.commands.revisions.project_chain import (
-    ProjectChain,
-    build_options,
-    find_project_chain,
-)
+from ckptool.commands.revisions.project_chain import ProjectChain, build_options, find_project_chain
 from ckptool.commands.revisions.revision_files import write_chain_files
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import WorkerModule
 from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import ModuleWorker, get_worker
-from ckptool.compare import contract_lock
-from ckptool.compare.contract import build_module_contract
+from ckptool.compare.contracts import contract_lock
+from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError, UsageError
 from ckptool.formats.files.atomic import check_target, write_file
@@ -53,11 +49,7 @@ from ckptool.reports.revisions.revision import (
     build_revision_report,
 )
 from ckptool.revisions.chain import Chain, order_revisions
-from ckptool.revisions.recorded_state import (
-    RecordedState,
-    compare_states,
-    record_contract,
-)
+from ckptool.revisions.recorded_state import RecordedState, compare_states, record_contract
 from ckptool.revisions.revision import VALUES_FOLDER, Revision, format_revision, name_revision
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from ckptool.commands.revisions.project_chain import ProjectChain
 from ckptool.commands.worker.migration_requests import WorkerModule
 from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker
-from ckptool.compare.contract import build_module_contract
+from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.migration.plan.target_module import TargetModule
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.recorded_state import compare_states, record_contract

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ckptool.commands.revisions.chain_migration import MoveOptions, move_to_revision
 from ckptool.commands.revisions.chain_steps import Direction
 from ckptool.commands.revisions.project_chain import build_options
-from ckptool.commands.target import PathLike
+from ckptool.commands.sources.checkpoint_paths import PathLike
 from ckptool.config import ProjectConfig
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.reports.revisions.upgrade import UpgradeReport

@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from ckptool.commands.sources.checkpoint_files import find_checkpoint_files
+from ckptool.commands.sources.checkpoint_paths import PathLike
 from ckptool.commands.sources.pipeline_files import (
     copy_settings,
     find_pipeline,
     list_weight_files,
 )
-from ckptool.commands.target import PathLike
 from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location
@@ -94,6 +94,8 @@ def list_sources(paths: Sequence[PathLike], to: str | None = None) -> list[Batch
     for source in sources:
         if counts[source.name] > 1:
             others = [str(s.location) for s in sources if s.name == source.name]
+            if others[0] == others[1]:
+                raise UsageError(f"{others[0]}: is given twice")
             raise UsageError(
                 f"{' and '.join(others[:2])} would both be written as {source.name}: convert them "
                 "one by one"

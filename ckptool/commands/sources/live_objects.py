@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ckptool.commands.sources.roles import parse_roles, restrict_to_roles
-from ckptool.commands.target import (
+from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     is_live,
     open_checkpoint_or_stdin,
     reject_invalid_path,
 )
+from ckptool.commands.sources.roles import parse_roles, restrict_to_roles
 from ckptool.compare.states import find_distributed_key
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits

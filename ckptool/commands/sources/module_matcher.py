@@ -18,7 +18,8 @@ from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.renames import WRAPPERS
 from ckptool.config import TRUST_RULE
 from ckptool.errors import CkptoolError, ReadError

@@ -7,15 +7,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.commands.target import ModuleTarget, open_checkpoint_or_stdin
+from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import InProcessWorker
-from ckptool.compare.contract import FixtureResult
+from ckptool.compare.contracts.contract import FixtureResult
 from ckptool.compare.module_diff import strict_load_obstacles
 from ckptool.errors import PlanError
 from ckptool.formats.limits import Limits
 from ckptool.migration.plan.container_limits import TORCH
-from ckptool.migration.plan.key_operations import Operation
+from ckptool.migration.plan.operation import Operation
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.request import MigrationRequest
 from ckptool.migration.run import run_migration

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from ckptool.commands.sources.file_arguments import FileArguments, read_file_arguments
 from ckptool.commands.target import ModuleTarget
-from ckptool.compare.contract import FixtureResult
+from ckptool.compare.contracts.contract import FixtureResult
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import UsageError

@@ -1,6 +1,6 @@
 """Checkpoint x QuantizationDeclaration -> whether its tensors are what the configuration says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
@@ -13,6 +13,8 @@ from ckptool.model import Checkpoint, QuantizationDeclaration, StateDict
 
 _TENSOR_ROLES = frozenset({"optimizer", "tensors"})
 """Roles of states whose tensors are no weights."""
+_PLAIN_METHOD = "gptq"
+"""Method whose quantization_config has `bits` and `group_size` for all weights."""
 
 
 class DeclarationComparison(Struct, frozen=True):
@@ -21,6 +23,9 @@ class DeclarationComparison(Struct, frozen=True):
     contradiction: str = ""
     """What they are instead, as a clause."""
     is_confirmed: bool = False
+    corrections: Mapping[str, int] | None = None
+    """Fields of the quantization_config that make it right, empty if all of it is removed; None if
+    the tensors do not show that."""
 
 
 def find_checkpoint_quantization(
@@ -55,7 +60,8 @@ def compare_declaration(
     if declaration.method not in known_methods:
         return DeclarationComparison()
     if not layers:
-        return DeclarationComparison("the file has no weight quantised in this way")
+        reason = "the file has no weight quantised in this way"
+        return DeclarationComparison(reason, corrections={})
     if all(declaration.method not in layer.scheme.methods for layer in layers):
         return DeclarationComparison(f"the file is {format_schemes(layers)}")
     return _compare_numbers(
@@ -74,9 +80,12 @@ def _compare_numbers(
         declaration.bits and known_bits and declaration.bits not in known_bits,
         declaration.group_size > 0 and known_groups and declaration.group_size not in known_groups,
     )
-    if any(contradictions):
-        return DeclarationComparison(f"the file is {format_schemes(layers)}")
-    return DeclarationComparison(is_confirmed=True)
+    if not any(contradictions):
+        return DeclarationComparison(is_confirmed=True)
+    corrections = None
+    if declaration.method == _PLAIN_METHOD and len(known_bits) == len(known_groups) == 1:
+        corrections = {"bits": known_bits.pop(), "group_size": known_groups.pop()}
+    return DeclarationComparison(f"the file is {format_schemes(layers)}", corrections=corrections)
 
 
 def _is_row(layer: QuantizedLayer) -> bool:

@@ -88,13 +88,14 @@ EAGER: Final = QuantizationScheme(
 OBSERVED: Final = QuantizationScheme(
     name="prepared for quantisation (observers, fake quantisation)",
     remedy=(
-        "torch.ao.quantization.prepare_qat(module), or prepare(module), with the same qconfig first"
+        "call torch.ao.quantization.prepare_qat(module), or prepare(module), with the same qconfig "
+        "first"
     ),
     covers_layer=True,
 )
 TORCHAO: Final = QuantizationScheme(
     name="torchao",
-    remedy="torchao.quantization.quantize_(module, ...) first",
+    remedy="call torchao.quantization.quantize_(module, ...) first",
     methods=("torchao",),
 )
 

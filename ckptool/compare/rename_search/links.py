@@ -31,8 +31,6 @@ class LinkKind(Enum):
     """Tensors have the same shape, in the same place."""
     LIST = auto()
     """A list without names: tensors have the shapes of the module's parameters, in order."""
-    DOCUMENTED = auto()
-    """A library documents the new name."""
 
 
 class RenameLink(Struct, frozen=True):

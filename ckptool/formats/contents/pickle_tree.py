@@ -4,6 +4,7 @@ A tensor is compared by its values. Everything else is cut into the largest part
 tensor; each has a place and a fingerprint, so that two files can be compared without their objects.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
@@ -19,6 +20,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.numpy_arrays import is_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner, iter_children
+from ckptool.formats.pickle.tensor_rebuild import TENSOR_CLASSES
 
 _HOLDS_TENSOR: Final = b"tensor"
 _UNKNOWN: Final = b""
@@ -47,6 +49,11 @@ class _TreeContents:
         self._is_tensor = is_tensor
         self._digests: dict[int, bytes] = {}
         """id of a node -> its digest, or one of the three constants above."""
+        self._hook_positions: dict[int, dict[Any, int]] = {}
+        """id of a dict of hooks -> id of a hook in it -> its position, in the order of the calls.
+
+        The ids count all hooks that the process registered before, of whatever module.
+        """
         self._plain_callees: set[object] = set()
         """What makes tensors without attributes: nothing of such a tensor is a part."""
         self._places = PlaceJoiner()
@@ -55,16 +62,23 @@ class _TreeContents:
         """Yield (place, fingerprint) of the largest parts without a tensor."""
         self._digest_graph(root)
         visited_ids: set[int] = set()
-        todo: list[tuple[Any, str]] = [(root, place)]
+        todo: list[tuple[Any, str, bool]] = [(root, place, False)]
+        compared_ids: set[int] = set()
         while todo:
-            node, at = todo.pop()
+            node, at, is_in_attributes = todo.pop()
             digest = self._get_digest(node)
             if digest != _HOLDS_TENSOR:
                 yield at, digest.hex()
             elif self._is_tensor(node):
-                for attributes in _iter_tensor_attributes(node):
+                if is_in_attributes and id(node) not in compared_ids:
+                    yield at, _UNKNOWN.hex()
+                if cls := _find_tensor_class(node):
+                    digest = self._hash_parts(b"frame", [cls.qualified_name])
+                    yield f"{at}{CLASS_SUFFIX}", digest.hex()
+                for attributes, components in _iter_tensor_attributes(node):
                     self._digest_graph(attributes)
-                    todo.append((attributes, f"{at} (attributes)"))
+                    compared_ids.update(map(id, components))
+                    todo.append((attributes, f"{at} (attributes)", True))
             elif id(node) not in visited_ids:
                 visited_ids.add(id(node))
                 if frame := list(_iter_frame(node)):
@@ -72,10 +86,13 @@ class _TreeContents:
                 # An array under a key is compared as a tensor; in a list it is data.
                 are_keys = isinstance(node, dict) or type(node) is UnresolvedObject
                 children = [
-                    (child, self._places.join(at, key, "." if at else ""))
+                    (child, self._places.join(at, key, "." if at else ""), is_in_attributes)
                     for key, child in chain(iter_children(node), _iter_attributes(node))
-                    if not (type(child) is UnresolvedObject and child.func in self._plain_callees)
-                    and not (are_keys and is_numpy_array(child))
+                    if is_in_attributes
+                    or (
+                        not (type(child) is UnresolvedObject and child.func in self._plain_callees)
+                        and not (are_keys and is_numpy_array(child))
+                    )
                 ]
                 todo.extend(reversed(children))
 
@@ -96,6 +113,8 @@ class _TreeContents:
                     continue
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
+                if type(node) is dict and node.keys() >= _MODULE_KEYS:
+                    self._hook_positions |= _number_hooks(node)
                 todo.append((node, True))
                 todo += [
                     (part, False) for part in _iter_parts(node) if type(part) not in ATOMIC_TYPES
@@ -121,7 +140,11 @@ class _TreeContents:
         # A state_dict ends here, at its first tensor.
         if any(self._get_digest(v) == _HOLDS_TENSOR or is_numpy_array(v) for v in node.values()):
             return _HOLDS_TENSOR
-        items = [self._hash_parts(b"item", item) for item in node.items()]
+        positions = self._hook_positions.get(id(node), {})
+        items = [
+            self._hash_parts(b"item", (positions.get(key, key) if positions else key, value))
+            for key, value in node.items()
+        ]
         attributes = node.state if type(node) is MappingNode else None
         return self._combine(b"dict", [*sorted(items), self._get_digest(attributes)])
 
@@ -150,6 +173,24 @@ class _TreeContents:
 
 
 _MAX_INLINE_BYTES: Final = 48
+_MODULE_KEYS: Final = frozenset({"_parameters", "_buffers", "_modules"})
+_HOOK_FLAGS: Final = re.compile("_(?:with_kwargs|always_called)$")
+"""Ends of dicts that say of hooks in another dict how they are called."""
+
+
+def _number_hooks(attributes: dict[Any, Any]) -> dict[int, dict[Any, int]]:
+    """Return for each dict of hooks of a module: id of a hook -> its position."""
+    hooks = {
+        name: value
+        for name, value in attributes.items()
+        if type(name) is str and "_hooks" in name and isinstance(value, dict)
+    }
+    positions: dict[int, dict[Any, int]] = {}
+    for name, value in hooks.items():
+        called = hooks.get(_HOOK_FLAGS.sub("", name), value)
+        hook_ids = [key for key in called if type(key) is int]
+        positions[id(value)] = {hook_id: position for position, hook_id in enumerate(hook_ids)}
+    return positions
 
 
 def _iter_parts(node: Any) -> Iterator[Any]:
@@ -175,17 +216,50 @@ _ATTRIBUTE_FUNCTIONS: Final = _STATEFUL_FUNCTIONS | _PARAMETER_FUNCTIONS
 """Functions of `torch._utils` and `torch._tensor` whose tensors may have attributes."""
 
 
-def _iter_tensor_attributes(node: Any) -> Iterator[object]:
-    """Yield the attributes of a tensor subclass or a parameter, if it has any."""
+def _iter_tensor_attributes(node: Any) -> Iterator[tuple[object, list[object]]]:
+    """Yield the attributes of a tensor subclass or a parameter, if it has any.
+
+    With them the tensors among them whose values are compared as components of that tensor.
+    """
     for _ in range(_MAX_WRAPPERS):
         if type(node) is not UnresolvedObject or not node.args:
             return
         name = node.callee_name[1]
         if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and node.args[3]:
-            yield node.args[3]
+            yield node.args[3], _list_components(node.args[0], node.args[3])
         if name not in _PARAMETER_FUNCTIONS:
             return
         node = node.args[0]
+
+
+def _find_tensor_class(node: Any) -> GlobalName | None:
+    """Return the class of a tensor subclass; None for a tensor, a parameter or a buffer."""
+    for _ in range(_MAX_WRAPPERS):
+        if type(node) is not UnresolvedObject or not node.args:
+            return None
+        name = node.callee_name[1]
+        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and type(node.args[1]) is GlobalName:
+            cls: GlobalName = node.args[1]
+            return None if (cls.module, cls.name) in TENSOR_CLASSES else cls
+        if name not in _PARAMETER_FUNCTIONS:
+            return None
+        node = node.args[0]
+    return None
+
+
+def _list_components(func: Any, attributes: Any) -> list[object]:
+    """Return the attributes that hold the elements of a tensor without a storage of its own."""
+    mappings = attributes if type(attributes) is tuple else (attributes,)
+    items = [item for m in mappings if isinstance(m, dict) for item in m.items()]
+    match func:
+        case GlobalName(name="_rebuild_wrapper_subclass"):
+            return [value for _, value in items]
+        case GlobalName(name="_rebuild_njt"):
+            caches = [value for name, value in items if name == "_metadata_cache"]
+            cached_sizes = [size for c in caches if isinstance(c, dict) for size in c.values()]
+            return [*(value for _, value in items), *cached_sizes]
+        case _:
+            return []
 
 
 _MAX_WRAPPERS: Final = 8

@@ -241,6 +241,10 @@ def open_local_copy(path: Location) -> Iterator[Path]:
 
 def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
+        if str(path) == "-":
+            return "standard input is not read here: save it to a file first"
+        if path.is_symlink():
+            return f"is a symbolic link to {path.readlink()}, which does not exist"
         if re.match(_COLLAPSED_URL, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):

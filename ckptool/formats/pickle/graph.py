@@ -50,8 +50,8 @@ class PickleGraph(NamedTuple):
     """id of a byte string in the graph -> its offset in the data."""
 
 
-def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
-    """Return the graph of the pickle at `start`.
+def read_graph(data: bytes, limits: Limits) -> PickleGraph:
+    """Return the graph of the pickle that `data` begins with.
 
     The pickle must have passed `parse_pickle` before, whose checks are not repeated here.
 
@@ -59,7 +59,7 @@ def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
         PickleError: it cannot be written again without loss.
     """
     machine = _VerbatimMachine(data, limits)
-    pos = start
+    pos = 0
     try:
         with pause_gc():
             for _ in range(limits.opcodes):

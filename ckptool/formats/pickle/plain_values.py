@@ -156,6 +156,26 @@ def is_optimizer_state(node: object) -> bool:
     )
 
 
+def is_optimizer(node: object) -> bool:
+    """Whether a node is a pickled optimizer: its attributes are those of its state_dict()."""
+    return type(node) is UnresolvedObject and is_optimizer_state(node.state)
+
+
+def number_parameters(param_groups: object) -> dict[int, str]:
+    """Return id of a parameter's node -> its number, by which Optimizer.state_dict() names it.
+
+    A pickled optimizer has the parameters themselves as the keys of its state.
+    """
+    groups = param_groups if isinstance(param_groups, list) else []
+    members = [group.get("params") for group in groups if isinstance(group, dict)]
+    parameters = [node for nodes in members if isinstance(nodes, list) for node in nodes]
+    return {
+        id(node): str(number)
+        for number, node in enumerate(parameters)
+        if type(node) is UnresolvedObject
+    }
+
+
 def format_key(key: object) -> str:
     """Return a dict's key as text; a key that is no atom is described."""
     if type(key) is str:

@@ -124,9 +124,9 @@ def is_complete_or_broken(data: bytes, limits: Limits) -> bool:
     return not pickle.is_truncated or pickle.error == _MISSING_OPERAND
 
 
-def parse_whole_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
-    """Return the pickle from `start` to the end of `data`; bytes after it are an error."""
-    pickle = parse_pickle(data, limits, start)
+def parse_whole_pickle(data: bytes, limits: Limits) -> ParsedPickle:
+    """Return the pickle in `data`; bytes after it are an error."""
+    pickle = parse_pickle(data, limits)
     if not pickle.error and pickle.end != len(data):
         pickle.error = f"{len(data) - pickle.end} bytes follow the end of the pickle"
         pickle.globals += scan_globals(data, limits, pickle.end)

@@ -191,6 +191,8 @@ _DATA_NAMES: Final = {
         """,
         "torch.storage": "_TypedStorage _UntypedStorage",
         "torch._tensor": "_rebuild_from_type",
+        "torch._dynamo.decorators": "_DimRange",
+        "torch.nested._internal.nested_tensor": "NestedTensor _rebuild_njt",
         "torch._utils": "_rebuild_xla_tensor _rebuild_sparse_csr_tensor",
     }.items()
 }

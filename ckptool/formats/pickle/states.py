@@ -1,7 +1,7 @@
 """Object graph of a pickle -> PickleTree: its StateDicts, and the rest as PlainEntry values."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final
 
@@ -27,7 +27,9 @@ from ckptool.formats.pickle.plain_values import (
     describe_node,
     describe_value,
     format_key,
+    is_optimizer,
     is_optimizer_state,
+    number_parameters,
 )
 from ckptool.formats.pickle.tensor_rebuild import (
     EmbeddedStorageReader,
@@ -177,6 +179,9 @@ class _TreeWalk:
                 self._add_module_state(node, at, outer_state)
             elif is_optimizer_state(node):
                 self._add_optimizer_state(node, at, outer_state)
+            elif is_optimizer(node):
+                self.tree.entries.append(PlainEntry(at, describe_node(node)))
+                self._add_optimizer_state(node.state, at, outer_state)
             else:
                 self._visit_container(node, at, depth, outer_state)
 
@@ -267,7 +272,8 @@ class _TreeWalk:
         self.tree.entries.append(PlainEntry(at, describe_node(node), plain_value))
 
     def _add_optimizer_state(self, node: dict[Any, Any], at: str, outer_state: int | None) -> None:
-        """Add an optimizer's state_dict as one state, with all nested tensors."""
+        """Add the attributes or the state_dict of an optimizer as one state, with all tensors."""
+        numbers = number_parameters(node["param_groups"])
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, str] = {}
         make_unique = _KeyDeduplicator(tensors, non_tensors)
@@ -285,7 +291,7 @@ class _TreeWalk:
                 self._visited_ids.add(id(child))
                 children = [
                     (self._places.join(key, child_key), value)
-                    for child_key, value in iter_children(child)
+                    for child_key, value in _iter_numbered_children(child, numbers)
                 ]
                 todo.extend(reversed(children))
         state = StateDict(at, tensors, "optimizer", non_tensors=non_tensors)
@@ -294,6 +300,15 @@ class _TreeWalk:
         if value is not NOT_PLAIN:
             place = self._join_place(at, "param_groups")
             self.tree.entries.append(PlainEntry(place, describe_node(node["param_groups"]), value))
+
+
+def _iter_numbered_children(node: Any, numbers: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    """Yield the children of a node of an optimizer; a key that is a parameter is its number."""
+    if not (numbers and isinstance(node, dict)):
+        yield from iter_children(node)
+        return
+    for key, child in node.items():
+        yield numbers.get(id(key)) or format_key(key), child
 
 
 def _has_dict_items(node: Any) -> bool:

@@ -28,8 +28,15 @@ class StorageId(Struct, gc=False):
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
 
-def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId:
-    """Return the storage that a persistent id names; `fields` is the length of the id's tuple.
+def parse_storage_id(
+    node: PersistentReference, *, fields: int = 5, is_script: bool = False
+) -> StorageId:
+    """Return the storage that a persistent id names.
+
+    Args:
+        node: the persistent id.
+        fields: length of the id's tuple.
+        is_script: whether TorchScript wrote it, which has a storage class for every dtype.
 
     Raises:
         PickleTreeError: the id names no storage, or has an invalid field.
@@ -46,7 +53,8 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
         )
     if type(location) is not str or not _is_location_tag(location):
         raise PickleTreeError(f"storage {quote_name(key)} has an unknown location tag")
-    dtype = get_storage_dtype(cls, key)
+    script_dtype = SCRIPT_STORAGE_DTYPES.get(cls.name) if type(cls) is GlobalName else None
+    dtype = (script_dtype if is_script else None) or get_storage_dtype(cls, key)
     return StorageId(dtype, key, location, numel, parts[5] if fields > 5 else None)
 
 
@@ -56,9 +64,9 @@ class StorageIdReader:
     Nearly all ids of a model are of few classes, locations and sizes.
     """
 
-    def __init__(self, *, allows_view: bool = False) -> None:
-        """`allows_view`: whether an id may end in None, for no view, as TorchScript has it."""
-        self._allows_view = allows_view
+    def __init__(self, *, is_script: bool = False) -> None:
+        """`is_script`: of TorchScript, whose ids may end in None, for no view, as of torch 1.4."""
+        self._is_script = is_script
         self._alike: dict[tuple[GlobalName, str, int], StorageId] = {}
 
     def read_alike(self, node: PersistentReference) -> StorageId:
@@ -69,14 +77,17 @@ class StorageIdReader:
         """
         parts = node.id
         if type(parts) is not tuple or len(parts) != 5 or type(parts[2]) is not str:
-            has_view = self._allows_view and type(parts) is tuple and parts[5:] == (None,)
-            return parse_storage_id(node, fields=6 if has_view else 5)
+            has_view = self._is_script and type(parts) is tuple and parts[5:] == (None,)
+            fields = 6 if has_view else 5
+            return parse_storage_id(node, fields=fields, is_script=self._is_script)
         kind, cls, key, location, numel = parts
         if type(cls) is not GlobalName or type(location) is not str or type(numel) is not int:
-            return parse_storage_id(node)
+            return parse_storage_id(node, is_script=self._is_script)
         storage = self._alike.get((cls, location, numel))
         if storage is None or kind != "storage" or not key:
-            storage = self._alike[cls, location, numel] = parse_storage_id(node)
+            storage = self._alike[cls, location, numel] = parse_storage_id(
+                node, is_script=self._is_script
+            )
         return storage
 
 
@@ -170,3 +181,17 @@ STORAGE_DTYPES: Final[Mapping[str, str]] = {
     **dict.fromkeys(_UNTYPED_STORAGES, "uint8"),
 }
 """Name of a storage class -> dtype of its elements."""
+SCRIPT_STORAGE_DTYPES: Final[Mapping[str, str]] = {
+    "ComplexHalfStorage": "complex32",
+    **{
+        f"{name[:1].upper()}{name[1:]}Storage": name
+        for name in DTYPE_BITS
+        if name.startswith(("float8_", "float4_e2m1fn_x2", "bits"))
+    },
+    **{
+        f"{sign}Int{bits}Storage": f"{sign.lower()}int{bits}"
+        for sign, sizes in (("U", (1, 2, 3, 4, 5, 6, 7, 16, 32, 64)), ("", range(1, 8)))
+        for bits in sizes
+    },
+}
+"""Further names in TorchScript's pickles: those of C++ scalar types, no classes of Python."""

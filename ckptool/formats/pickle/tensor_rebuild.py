@@ -20,7 +20,14 @@ from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key, quote_name
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
-from ckptool.model import DTYPE_BITS, Kind, StorageInfo, TensorComponent, TensorInfo
+from ckptool.model import (
+    DTYPE_BITS,
+    Kind,
+    StorageInfo,
+    TensorComponent,
+    TensorInfo,
+    contiguous_stride,
+)
 
 
 class PickleTreeError(ValueError):
@@ -45,7 +52,15 @@ EmbeddedStorageReader = Callable[[bytes], SavedStorage]
 class TensorInfoReader:
     """Reads the tensors of one tree."""
 
-    def __init__(self, limits: Limits, read_embedded: EmbeddedStorageReader | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        read_embedded: EmbeddedStorageReader | None = None,
+        *,
+        is_script: bool = False,
+    ) -> None:
+        self.is_script = is_script
+        """Whether TorchScript wrote the pickle."""
         self._limits = limits
         self._read_embedded = read_embedded
         self._meta_count = 0
@@ -238,6 +253,8 @@ _DIFFERENTIABLE_PREFIXES: Final = ("float", "bfloat", "complex")
 _MAX_WRAPPER_DEPTH: Final = 8
 _MAX_VALID_VIEWS: Final = 4096
 _MAX_ATTRIBUTES: Final = 1_000_000
+_TYPE_TAG: Final = ("torch.jit._pickle", "restore_type_tag")
+"""Call around a dict in TorchScript's pickles, which returns the dict."""
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
 _MAX_SIZE: Final = 1 << 63
 _MAX_EXPANDED_BYTES: Final = 1 << 40
@@ -324,6 +341,8 @@ def _rebuild_tensor_v3(
 
 def _apply_metadata(tensor: TensorInfo, metadata: object) -> TensorInfo:
     """Set layout "conj", "neg" or "conj-neg": the elements are not the bytes in the storage."""
+    if type(metadata) is UnresolvedObject and metadata.callee_name == _TYPE_TAG and metadata.args:
+        metadata = metadata.args[0]
     if not isinstance(metadata, dict):
         raise PickleTreeError(f"{quote_name(tensor.key)} has metadata that is not a dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
@@ -391,8 +410,12 @@ def _rebuild_legacy_tensor(
 def _rebuild_sparse_tensor(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
-    layout, data = _check_args(node, key, 2, 2)
-    name = _read_layout(layout)
+    grad = False
+    if reader.is_script:
+        name, data, grad = _read_script_layout(node, key)
+    else:
+        layout, data = _check_args(node, key, 2, 2)
+        name = _read_layout(layout)
     names = _SPARSE_COMPONENTS.get(name)
     if names is None or type(data) is not tuple or len(data) < len(names) + 1:
         raise PickleTreeError(f"{quote_name(key)} has an unknown sparse layout")
@@ -408,7 +431,24 @@ def _rebuild_sparse_tensor(
     reader.check_shape(key, size)
     if name == "sparse_coo":
         _check_coo(key, size, components[0].tensor, values)
-    return TensorInfo(key, size, values.dtype, (), 0, None, layout=name, parts=components)
+    return TensorInfo(
+        key, size, values.dtype, (), 0, None, name, requires_grad=grad, parts=components
+    )
+
+
+_SCRIPT_LAYOUTS: Final = {1: "sparse_coo", 2: "sparse_csr"}
+
+
+def _read_script_layout(node: UnresolvedObject, key: str) -> tuple[str, tuple[Any, ...], bool]:
+    """Return layout, components with the size, and requires_grad.
+
+    The arguments are (number of the layout, size, requires_grad, *components, hooks).
+
+    TorchScript writes these arguments for the function that has others in Python.
+    """
+    number, size, grad, *components, _ = _check_args(node, key, 6, 7)
+    name = _SCRIPT_LAYOUTS.get(number, "") if type(number) is int else ""
+    return name, (*components, size), grad is True
 
 
 def _read_layout(node: object) -> str:
@@ -444,14 +484,16 @@ def _rebuild_quantized_tensor(
 ) -> TensorInfo:
     storage, offset, size, stride, scheme, grad, _ = _check_args(node, key, 7, 7)
     saved_storage = reader.resolve_storage(storage, key)
-    tensor = reader.build_strided_tensor(
-        key, saved_storage, saved_storage.dtype, (offset, size, stride), grad=grad is True
+    packed_size, packed_stride = _pack_view(reader, key, saved_storage.dtype, size, stride)
+    stored_tensor = reader.build_strided_tensor(
+        key, saved_storage, saved_storage.dtype, (offset, packed_size, packed_stride)
     )
+    tensor = replace(stored_tensor, shape=size, stride=stride, requires_grad=grad is True)
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not GlobalName:
         raise PickleTreeError(f"{quote_name(key)} is quantized without a scheme")
     reader.charge_attributes(3, key)
     named_nodes = zip(("scales", "zero_points"), scheme[1:3], strict=False)
-    components = [TensorComponent("values", (), replace(tensor, requires_grad=False))]
+    components = [TensorComponent("values", (), stored_tensor)]
     for name, part in named_nodes:
         component = reader.read_component(part, key, name, depth) or _build_scalar(part, name)
         if component is not None:
@@ -463,6 +505,29 @@ def _rebuild_quantized_tensor(
         if (scalar := _build_scalar(axis, "axis")) is not None
     ]
     return replace(tensor, layout="quantized", parts=tuple(components))
+
+
+def _pack_view(
+    reader: TensorInfoReader, key: str, dtype: str, size: Any, stride: Any
+) -> tuple[Any, Any]:
+    """Return size and stride of the bytes of a quantized tensor; several elements are in a byte.
+
+    torch packs each row of the last dimension on its own.
+
+    Raises:
+        PickleTreeError: packed elements are not contiguous, or the size is invalid.
+    """
+    elements_per_byte = _ELEMENTS_PER_BYTE.get(dtype)
+    if elements_per_byte is None:
+        return size, stride
+    shape = reader.check_shape(key, size)
+    if stride != contiguous_stride(shape):
+        raise PickleTreeError(f"{quote_name(key)} is a view of packed elements")
+    packed = (*shape[:-1], -(-shape[-1] // elements_per_byte)) if shape else ()
+    return packed, contiguous_stride(packed)
+
+
+_ELEMENTS_PER_BYTE: Final = {"quint4x2": 2, "quint2x4": 4}
 
 
 def _build_scalar(node: object, key: str) -> TensorInfo | None:
@@ -490,9 +555,34 @@ def _rebuild_nested_tensor(
         for name, component in zip(names, args, strict=True)
     )
     buffer, sizes = components[0].tensor, components[1].tensor
+    if len(sizes.shape) != 2:
+        raise PickleTreeError(f"{quote_name(key)} is nested, but its sizes are {list(sizes.shape)}")
     return TensorInfo(
         key, sizes.shape[:1], buffer.dtype, (), 0, None, layout="nested", parts=components
     )
+
+
+def _rebuild_jagged_tensor(
+    reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
+) -> TensorInfo:
+    """Nested tensor with layout=torch.jagged; its other arguments are attributes as well."""
+    (fields,) = _check_args(node, key, 1, 1)
+    if not isinstance(fields, dict):
+        raise PickleTreeError(f"{quote_name(key)} is a nested tensor without its fields")
+    names = [name for name in _JAGGED_COMPONENTS if fields.get(name) is not None]
+    reader.charge_attributes(len(names), key)
+    tensors = {name: reader.require_tensor(fields[name], f"{key}.{name}", depth) for name in names}
+    values, offsets = tensors.get("values"), tensors.get("offsets")
+    if values is None or offsets is None or len(offsets.shape) != 1 or not offsets.shape[0]:
+        raise PickleTreeError(f"{quote_name(key)} is a nested tensor without values and offsets")
+    return TensorInfo(
+        key, (offsets.shape[0] - 1,), values.dtype, (), 0, None, layout="jagged",
+        requires_grad=fields.get("requires_grad") is True,
+        parts=tuple(TensorComponent(name, (), tensor) for name, tensor in tensors.items()),
+    )  # fmt: skip
+
+
+_JAGGED_COMPONENTS: Final = ("values", "offsets", "lengths")
 
 
 def _rebuild_meta_tensor(
@@ -531,7 +621,7 @@ def _rebuild_from_type(
     attribute_items = [
         item
         for mapping in mappings
-        if isinstance(mapping, dict) and tensor.storage is None
+        if isinstance(mapping, dict) and tensor.layout == "wrapper"
         for item in mapping.items()
     ]
     reader.charge_attributes(len(attribute_items), key)
@@ -545,7 +635,7 @@ def _rebuild_from_type(
     )
     if (cls.module, cls.name) == ("torch.nn.parameter", "Parameter"):
         return replace(tensor, kind=Kind.PARAMETER)
-    wrapper = "" if (cls.module, cls.name) in _PLAIN_TENSOR_CLASSES else cls.qualified_name
+    wrapper = "" if (cls.module, cls.name) in TENSOR_CLASSES else cls.qualified_name
     return replace(tensor, wrapper=wrapper, parts=tensor.parts + components)
 
 
@@ -573,7 +663,15 @@ DATA_ATTRIBUTES: Final = frozenset(
 """Attributes of torch.Tensor that can be set: none is in the `__dict__` that torch saves."""
 _LEGACY_STATE_ITEMS: Final = 3
 """requires_grad, volatile and hooks of a Variable of torch before 0.4."""
-_PLAIN_TENSOR_CLASSES: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
+TENSOR_CLASSES: Final = frozenset(
+    {
+        ("torch", "Tensor"),
+        ("torch._tensor", "Tensor"),
+        ("torch.nn.parameter", "Buffer"),
+        ("torch.nn.parameter", "Parameter"),
+    }
+)
+"""(module, name) of the classes of plain tensors, as a state_dict has them."""
 
 
 def _rebuild_wrapper_subclass(
@@ -605,6 +703,7 @@ REBUILD_FUNCTIONS: Final[Mapping[tuple[str, str], RebuildFunction]] = MappingPro
         ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild_sparse_tensor,
         ("torch._utils", "_rebuild_qtensor"): _rebuild_quantized_tensor,
         ("torch._utils", "_rebuild_nested_tensor"): _rebuild_nested_tensor,
+        ("torch.nested._internal.nested_tensor", "_rebuild_njt"): _rebuild_jagged_tensor,
         ("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuild_meta_tensor,
         ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _rebuild_device_tensor,
         ("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuild_device_tensor,

@@ -13,16 +13,13 @@ from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
 from ckptool.formats.strict_json import decode_object
 from ckptool.formats.torch import zip_reader
+from ckptool.formats.torch.archive_integrity import check_integrity
+from ckptool.formats.torch.archive_records import ArchiveRecords
 from ckptool.formats.torch.exported_graph import find_evaluated_names
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.nested_files import NestedFile, read_nested_record
 from ckptool.formats.torch.streams import SourceSlice
-from ckptool.formats.torch.zip_reader import (
-    ArchiveRecords,
-    GlobalNames,
-    check_integrity,
-    describe_or_report_damage,
-)
+from ckptool.formats.torch.zip_reader import GlobalNames, describe_or_report_damage
 from ckptool.formats.zip.archive import STORED, ZipMember, is_zip, read_member
 from ckptool.model import (
     DTYPE_BITS,
@@ -211,6 +208,12 @@ class _PayloadReader:
         )
         if dtype is None or _get_int(tensor_meta, "layout") != _STRIDED_LAYOUT:
             raise PickleTreeError(f"{quote_name(key)} has an unknown dtype or layout")
+        if device.get("type") == "meta" and not member.nbytes:
+            strides = _unwrap_ints(tensor_meta, "strides")
+            meta_tensor = self._tensors.build_meta_tensor(
+                key, dtype, _unwrap_ints(tensor_meta, "sizes"), strides
+            )
+            return replace(meta_tensor, requires_grad=tensor_meta.get("requires_grad") is True)
         numel = member.nbytes * 8 // DTYPE_BITS[dtype]
         index = device.get("index")
         device_name = f"{device.get('type')}" + (f":{index}" if type(index) is int else "")

@@ -14,7 +14,7 @@ from ckptool.formats.zip.archive import ZipMember, read_member
 from ckptool.model import GlobalUse, Safety, Skipped
 
 if TYPE_CHECKING:
-    from ckptool.formats.torch.zip_reader import ArchiveRecords
+    from ckptool.formats.torch.archive_records import ArchiveRecords
 
 _MAX_SCAN_BYTES: Final = 64 << 20
 """Bytes of all such records together that are searched for pickles."""

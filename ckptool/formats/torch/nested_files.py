@@ -13,15 +13,11 @@ from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import select_dangerous
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.formats.torch import tar
+from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.legacy import MAGIC_NUMBER, LegacyReader
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
-from ckptool.formats.torch.zip_reader import (
-    ArchiveRecords,
-    read_main_pickle,
-    read_metadata,
-    resolve_storages,
-)
+from ckptool.formats.torch.zip_reader import read_main_pickle, resolve_storages
 from ckptool.formats.zip.archive import STORED, ZipMember, find_bad_crc, is_zip, read_archive
 from ckptool.model import GlobalUse, Skipped
 

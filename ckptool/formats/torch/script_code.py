@@ -14,7 +14,7 @@ from ckptool.formats.zip.archive import ZipMember, read_member
 from ckptool.model import GlobalUse, Safety
 
 if TYPE_CHECKING:
-    from ckptool.formats.torch.zip_reader import ArchiveRecords
+    from ckptool.formats.torch.archive_records import ArchiveRecords
 
 _MAX_CODE_BYTES: Final = 16 << 20
 _LOAD_METHODS: Final = ("__setstate__",)

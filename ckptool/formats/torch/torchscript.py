@@ -25,16 +25,16 @@ from ckptool.formats.pickle.plain_values import (
     format_key,
 )
 from ckptool.formats.pickle.safe_globals import classify_global
+from ckptool.formats.pickle.storage_ids import SCRIPT_STORAGE_DTYPES
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.torch.archive_integrity import check_integrity
+from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.script_code import find_load_methods
 from ckptool.formats.torch.zip_reader import (
-    ArchiveRecords,
     GlobalNames,
-    check_integrity,
     describe_or_report_damage,
     read_main_pickle,
-    read_metadata,
     resolve_storages,
     unpickle_member,
 )
@@ -70,8 +70,8 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         raise PickleTreeError(f"torch.jit.load refuses it: {refusal}")
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
-    resolve_storages(pickle.persistent_references, records, byteorder, allows_view=True)
-    module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits))
+    resolve_storages(pickle.persistent_references, records, byteorder, is_script=True)
+    module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits, is_script=True))
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
         raise PickleTreeError("data.pkl contains no TorchScript module")
@@ -137,6 +137,8 @@ def _classify_global(name: GlobalName) -> Safety:
     is_archive_type = name.module == "__torch__" or name.module.startswith("__torch__.")
     if name.module.startswith(COMPILED_CLASSES) and name.module not in _PACKED_WEIGHTS:
         return Safety.UNKNOWN
+    if name.module == "torch" and name.name in SCRIPT_STORAGE_DTYPES and not name.computed:
+        return Safety.SAFE
     is_builder = name.module == "torch.jit._pickle" and name.name in _BUILDERS
     return (
         Safety.SAFE
@@ -339,8 +341,8 @@ def _read_constants(
         raise PickleTreeError(f"constants.pkl: {pickle.error}")
     has_own_folder = any(name.startswith("constants/") for name, _ in records.items())
     folder = "constants/" if has_own_folder else "data/"
-    resolve_storages(pickle.persistent_references, records, byteorder, folder, allows_view=True)
-    tensors = TensorInfoReader(records.limits)
+    resolve_storages(pickle.persistent_references, records, byteorder, folder, is_script=True)
+    tensors = TensorInfoReader(records.limits, is_script=True)
     nodes = pickle.root if type(pickle.root) is tuple else ()
     packed = PackedObjectReader(tensors)
     constants: dict[str, TensorInfo] = {}
@@ -360,7 +362,7 @@ def _collect_contents(records: ArchiveRecords, *roots: object) -> dict[str, str]
     if not records.limits.contents:
         return {}
     collector = ContentCollector()
-    is_tensor = TensorInfoReader(records.limits).is_tensor
+    is_tensor = TensorInfoReader(records.limits, is_script=True).is_tensor
     for root, place in zip(roots, ("", "constants"), strict=True):
         if root is not None:
             add_tree_contents(collector, root, is_tensor, place)

@@ -178,6 +178,12 @@ _LOCAL_HEADER_CHECKED_FIELDS: Final = Struct("<4s2x2H4x12s2H")
 """Same layout as fewer fields: magic, flags, method, CRC and sizes, name and extra lengths."""
 _unpack_header: Final = _LOCAL_HEADER_CHECKED_FIELDS.unpack_from
 _DESCRIPTOR_FLAG: Final = 0x0008
+_TORCH_FLAGS: Final = 0x0808
+"""A descriptor after the data, and a name in UTF-8."""
+_TORCH_HEADER: Final = _LOCAL_HEADER.pack(b"PK\x03\x04", 0, _TORCH_FLAGS, *[0] * 8)[:-4]
+"""How each local header of torch.save begins: stored, without times, checksum and sizes."""
+_unpack_lengths: Final = Struct("<2H").unpack_from
+"""Lengths of name and extra fields, which end a local header."""
 
 
 def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
@@ -251,21 +257,23 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
 def _locate_usual_record(window: ReadWindow, member: ZipMember) -> int:
     """Set the data offset of a small record that is laid out as torch does; return its end.
 
-    0 if it is not: a stored record whose checksum and sizes stand after its data only.
+    0 if it is not: a stored record whose checksum and sizes stand after its data only, or one that
+    is not in the window.
     """
     data, offset, nbytes = window.data, member.offset, member.nbytes
     index = offset - window.start
-    if not 0 <= index <= len(data) - HEADER_READ_BYTES or not 0 < nbytes < NEAR_BYTES:
+    if (
+        not 0 <= index <= len(data) - HEADER_READ_BYTES
+        or not 0 < nbytes < NEAR_BYTES
+        or not data.startswith(_TORCH_HEADER, index)
+    ):
         return 0
-    magic, flags, method, sizes, name_nbytes, extra_nbytes = _unpack_header(data, index)
+    name_nbytes, extra_nbytes = _unpack_lengths(data, index + len(_TORCH_HEADER))
     header_nbytes: int = _LOCAL_HEADER.size + name_nbytes + extra_nbytes
     name = member.name.encode(member.encoding)
     is_usual = (
-        magic == b"PK\x03\x04"
-        and sizes == _ZERO_SIZES
-        and method == member.method == STORED
-        and flags == member.flags
-        and flags & _DESCRIPTOR_FLAG
+        member.flags == _TORCH_FLAGS
+        and member.method == STORED
         and nbytes == member.compressed_nbytes
         and name_nbytes == len(name)
         and data.startswith(name, index + _LOCAL_HEADER.size)

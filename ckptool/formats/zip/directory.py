@@ -201,7 +201,10 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
         name_start = position + _DIRECTORY_ENTRY.size
         name_end = name_start + name_nbytes
         position = name_end + extra_nbytes + comment_nbytes
-        name, encoding = decode_name(data[name_start:name_end])
+        try:  # inline, as `decode_name`: there is one for each tensor
+            name, encoding = data[name_start:name_end].decode(), "utf-8"
+        except UnicodeDecodeError:
+            name, encoding = decode_name(data[name_start:name_end])
         # One int for equal flags and sizes: for 100,000 members they take megabytes.
         member = ZipMember(
             name,

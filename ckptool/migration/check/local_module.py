@@ -21,7 +21,7 @@ from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, try_strict_load
-from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file
+from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file, set_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,11 +113,12 @@ def _take_submodule_state(
     result = OrderedDict((key.removeprefix(prefix), state_dict[key]) for key in state_dict)
     versions = getattr(state_dict, "_metadata", None)
     if versions is not None:
-        result._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
-            (key.removeprefix(path).removeprefix("."), versions[key])
+        own_versions = {
+            key.removeprefix(path).removeprefix("."): versions[key]
             for key in versions
             if f"{key}.".startswith(prefix)
-        )
+        }
+        set_versions(result, own_versions)
     return result
 
 

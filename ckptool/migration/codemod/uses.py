@@ -24,6 +24,7 @@ from ckptool.migration.codemod.attribute_fault import (
 )
 from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.modules.assignment_locations import format_location
+from ckptool.modules.source.attribute_writes import get_called_name
 
 _KNOWN_METHODS: Final = {
     (FaultKind.MODULES, ContainerForm.LIST): {"append", "extend", "insert", "pop"},
@@ -214,7 +215,7 @@ def _judge_use(  # noqa: PLR0911 - a reason each
         case ast.Assign(targets=targets, value=value) if value is node:
             if any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets):
                 return "it gets a second name"
-        case ast.Call() if node in parent.args and _get_called_name(parent) in _COLLECTORS:
+        case ast.Call() if node in parent.args and get_called_name(parent) in _COLLECTORS:
             return "it is put into a container"
     if fault.kind in CONTAINER_KINDS:
         return _judge_container_use(fault, node, parent)
@@ -236,8 +237,8 @@ def _judge_container_use(  # noqa: PLR0911 - a reason each
     match parent:
         case ast.Call() if _is_type_check(parent):
             return "its type is asked for"
-        case ast.Call() if node in parent.args and _get_called_name(parent) in {"sum", "dumps"}:
-            return f"it is given to {_get_called_name(parent)}()"
+        case ast.Call() if node in parent.args and get_called_name(parent) in {"sum", "dumps"}:
+            return f"it is given to {get_called_name(parent)}()"
         case ast.Attribute(attr=name):
             is_known = name in _KNOWN_METHODS[fault.kind, fault.form]
             return "" if is_known else f"it is used with .{name}, which the registered one lacks"
@@ -270,7 +271,7 @@ def _judge_array_use(  # noqa: C901, PLR0911 - a case each
         case ast.Assign(targets=[ast.Name()], value=value) if value is node:
             return ""  # the uses of the variable are looked at
         case ast.Call(args=[first, *others]) if first is node and _is_of(parent.func, _TORCH):
-            name, keywords = _get_called_name(parent), [k.arg for k in parent.keywords]
+            name, keywords = get_called_name(parent), [k.arg for k in parent.keywords]
             if not use.is_self and name in {"from_numpy", "tensor"}:
                 return f"a function gives it to torch.{name}()"
             if name in {"as_tensor", "asarray"}:
@@ -299,11 +300,11 @@ def _reaches_numpy(use: AttributeUse) -> bool:  # noqa: C901, PLR0911 - a case e
             case ast.Subscript(value=value) if value is current:
                 pass
             case ast.Call(func=function, args=[ast.Constant(value="cpu"), *_]) if (
-                function is current and _get_called_name(parent) == "to"
+                function is current and get_called_name(parent) == "to"
             ):
                 return False
             case ast.Call(func=function) if function is current:
-                if _get_called_name(parent) in {"item", "tolist", "size", "dim", "numel"}:
+                if get_called_name(parent) in {"item", "tolist", "size", "dim", "numel"}:
                     return False
             case ast.Call(func=function) if current in parent.args:
                 if not _is_of(function, _TORCH):
@@ -323,7 +324,7 @@ def _is_forced(method: ast.Attribute, parents: tuple[ast.AST, ...]) -> bool:
 
 
 def _is_type_check(parent: ast.AST) -> bool:
-    return isinstance(parent, ast.Call) and _get_called_name(parent) in {"isinstance", "type"}
+    return isinstance(parent, ast.Call) and get_called_name(parent) in {"isinstance", "type"}
 
 
 def _is_of(function: ast.expr, packages: frozenset[str]) -> bool:
@@ -335,14 +336,6 @@ def _is_of(function: ast.expr, packages: frozenset[str]) -> bool:
     # A name that is imported alone: torch's have names of their own.
     names = {"from_numpy", "as_tensor", "tensor"}
     return packages is _TORCH and isinstance(function, ast.Name) and function.id in names
-
-
-def _get_called_name(call: ast.Call) -> str:
-    match call.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case _:
-            return ""
 
 
 def _make_edit(change: _Replacement, use: AttributeUse, text: str) -> UseEdit:

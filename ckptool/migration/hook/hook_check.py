@@ -148,9 +148,9 @@ def build_example_state(state: StateDict, plan: Plan) -> "OrderedDict[str, Tenso
         if isinstance(op, TieTensors) and {op.key, op.to} <= example.keys():
             example[op.key] = example[op.to]
     if state.versions is not None:
-        example._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
-            (prefix, {"version": version}) for prefix, version in state.versions.items()
-        )
+        from ckptool.verification.load_tensors import set_version_numbers
+
+        set_version_numbers(example, state.versions)
     return example
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ckptool.migration.plan.draft import Draft
-from ckptool.migration.plan.key_operations import InjectTensor, OperationContext
+from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.plan.operation import OperationContext
 from ckptool.migration.plan.plan_file import Op, Plan
 from ckptool.model import TensorInfo
 from ckptool.values.elements import iter_elements

@@ -7,7 +7,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import nn
 
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff, strict_load_obstacles
+from ckptool.compare.module_comparison import build_module_diff
+from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.compare.states import equally_good_states
 from ckptool.errors import PlanError
 from ckptool.migration.check.local_module import LocalModule

@@ -14,6 +14,7 @@ from ckptool.model import Checkpoint
 from ckptool.modules.live.registered import list_members, list_registered
 from ckptool.modules.tensor_parts import get_wrapper_name
 from ckptool.modules.walk import get_qualified_name
+from ckptool.verification.load_tensors import set_version_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,9 +121,7 @@ def build_state_dict(draft: Draft, reader: TensorReader) -> "OrderedDict[str, An
     for key, source_key in draft.non_tensor_keys.items():
         state_dict[key] = reader.read_value(source_key, key)
     if draft.versions is not None:
-        state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
-            (prefix, {"version": version}) for prefix, version in draft.versions.items()
-        )
+        set_version_numbers(state_dict, draft.versions)
     return state_dict
 
 

@@ -1,14 +1,9 @@
-"""Operations on keys: data with a method `apply` (Draft -> Draft).
-
-An operation never touches bytes. A draft has the location of every tensor's elements, so renaming,
-dropping and injecting change descriptions only; `tensor_bytes.py` produces the bytes afterwards.
-"""
+"""Operations on keys: injecting, renaming, dropping, prefixes, the state at a key path."""
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.rename_search.key_patterns import PatternError, rename_by_pattern
@@ -22,82 +17,10 @@ from ckptool.migration.plan.draft import (
     match_keys,
     rename_keys,
 )
+from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.torch_arithmetic import TensorFunction
 from ckptool.model import TensorInfo
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-
-
-class OperationContext(Protocol):
-    """Data that operations may request: the module's tensors, injected values, products."""
-
-    @property
-    def expected(self) -> Mapping[str, TensorInfo] | None:
-        """State_dict tensors of the module by key; None without a module."""
-
-    def locate_value(self, op: "InjectTensor", draft: Draft) -> TensorInfo:
-        """Return the description of the tensor that `op` injects, with the span of its elements.
-
-        Raises:
-            PlanError: the source has no such value, or none that is reproducible.
-        """
-
-    def compute_tensor(
-        self,
-        step: str,
-        key: str,
-        function: TensorFunction,
-        tensors: tuple[TensorInfo, ...],
-        dim: int = 0,
-    ) -> TensorInfo:
-        """Return the description of what `function` makes of the tensors, stored as `key`.
-
-        Args:
-            step: operation and key, for error messages.
-            key: of the result.
-            function: of torch_arithmetic.
-            tensors: of the draft, in the order of the function's arguments.
-            dim: of a norm.
-
-        Raises:
-            PlanError: a tensor cannot be read, or torch cannot compute it.
-        """
-
-
-class IrreversibleError(PlanError):
-    """The operation has no inverse: the result lacks the information."""
-
-
-class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults=True,
-                forbid_unknown_fields=True):  # fmt: skip
-    """One step of a plan. The tag of the subclass is its name in a plan file."""
-
-    why: str = ""
-    """Comment for readers of the plan; has no effect."""
-    assumption: str = ""
-    """What the step assumes without proof; "" if it is proved, or written by hand."""
-    data_loss: ClassVar[str] = ""
-    """Information of the source that the result lacks; "" for none."""
-
-    def apply(self, draft: Draft, context: OperationContext) -> Draft:
-        """Return the draft after this step.
-
-        Raises:
-            PlanError: the step matches no key, or is refused.
-        """
-        raise NotImplementedError
-
-    def build_inverse(self) -> "Operation":
-        """Return the operation that undoes this one.
-
-        Raises:
-            IrreversibleError: the operation has no inverse.
-        """
-        raise NotImplementedError
-
-    @property
-    def before_after_text(self) -> tuple[str, str]:
-        """Text for the source and for the result, as in a table row; "-" for no key."""
-        raise NotImplementedError
 
 
 class InjectTensor(Operation, frozen=True, kw_only=True, tag="inject"):
@@ -166,10 +89,15 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
                 f"matches{key_suggestion(draft, unknown_key)}"
             )
         new_places = {*new_keys.values()}
-        for key, new in new_keys.items():
-            reason = _find_refusal(key, new, new_keys, new_places, draft, context.expected)
-            if reason:
-                raise RenameRefusedError(key, new, reason)
+        reasons = {
+            key: reason
+            for key, new in new_keys.items()
+            if (reason := _find_refusal(key, new, new_keys, new_places, draft, context.expected))
+        }
+        if reasons:
+            key, reason = next(iter(reasons.items()))
+            fitting = {old: new for old, new in new_keys.items() if old not in reasons}
+            raise RenameRefusedError(key, new_keys[key], reason, fitting)
         result = rename_keys(draft, lambda key: new_keys.get(key, key), lambda prefix: prefix)
         return replace(result, versions=self._rename_versions(draft, new_keys))
 

@@ -5,7 +5,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.compare.states import find_part_at, split_part
 from ckptool.migration.plan.draft import Draft

@@ -20,13 +20,11 @@ from ckptool.migration.plan.key_operations import (
     DropKeys,
     ExtractState,
     InjectTensor,
-    IrreversibleError,
-    Operation,
-    OperationContext,
     RenameKeys,
     RenameMode,
     StripPrefix,
 )
+from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.reparametrization_operations import (
     AddWeightNorm,
     RemoveSpectralNorm,
@@ -95,7 +93,7 @@ def apply_plan(
             draft = op.apply(draft, context)
         except RenameRefusedError as error:
             raise RenameRefusedError(
-                error.key, error.to, error.reason, describe_step(number)
+                error.key, error.to, error.reason, error.fitting, describe_step(number)
             ) from error
         except PlanError as error:
             raise PlanError(f"{describe_step(number)}{error}") from error

@@ -18,11 +18,11 @@ from ckptool.migration.plan.key_operations import (
     EMPTY_CONTEXT,
     AddPrefix,
     DropKeys,
-    Operation,
     RenameKeys,
     RenameMode,
     StripPrefix,
 )
+from ckptool.migration.plan.operation import Operation
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.tensor_operations import TransposeTensor
 from ckptool.model import Kind, tied_keys

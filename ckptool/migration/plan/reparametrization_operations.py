@@ -12,7 +12,7 @@ from ckptool.compare.parametrization.norm_dims import (
 )
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import READABLE_LAYOUTS, Draft, PlannedTensor, get_item
-from ckptool.migration.plan.key_operations import IrreversibleError, Operation, OperationContext
+from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.torch_arithmetic import (
     compute_norm,
     compute_spectral_normed,

@@ -8,21 +8,14 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft, key_suggestion, match_keys
 from ckptool.migration.plan.form_steps import iter_form_steps
-from ckptool.migration.plan.key_operations import (
-    DropKeys,
-    InjectTensor,
-    RenameKeys,
-)
-from ckptool.migration.plan.open_decisions import (
-    OpenDecision,
-    UndecidedError,
-    find_open_decisions,
-)
+from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys
+from ckptool.migration.plan.open_decisions import OpenDecision, UndecidedError, find_open_decisions
 from ckptool.migration.plan.part_steps import ask_which_part
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
 from ckptool.migration.plan.rename_steps import (

@@ -8,7 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_comparison import build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.pending_file import PendingFile

@@ -20,7 +20,7 @@ from ckptool.migration.plan.draft import (
     match_keys,
     require_layout,
 )
-from ckptool.migration.plan.key_operations import IrreversibleError, Operation, OperationContext
+from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
 from ckptool.migration.plan.torch_arithmetic import multiply
 from ckptool.model import DTYPE_BITS, StorageInfo, TensorComponent, TensorInfo, contiguous_stride
 from ckptool.values import equality

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import Limits
-from ckptool.formats.torch.zip_reader import ArchiveRecords
+from ckptool.formats.torch.archive_records import ArchiveRecords
 from ckptool.formats.zip.archive import read_archive, read_member
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import Checkpoint, Container, StateDict, StorageInfo, TensorInfo

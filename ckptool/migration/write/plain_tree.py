@@ -23,6 +23,7 @@ from ckptool.formats.pickle.plain_values import (
     is_torch_constant,
 )
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_global
+from ckptool.formats.pickle.tensor_rebuild import TENSOR_CLASSES
 from ckptool.migration.plan.conversion import TreeChange
 from ckptool.model import Safety, TensorInfo, join_key
 
@@ -211,10 +212,26 @@ class _PlainTreeBuilder:
         """Return the tensor of a subclass without its class, or a new node; None for no tensor."""
         plain_tensor = _unwrap_subclass(node)
         if plain_tensor is not None and self._is_safe_tensor(plain_tensor):
-            self.changes.append(TreeChange(place or ".", _describe_class(node.args[1]), "tensor"))
+            self._note_attributes(node, place)
             return plain_tensor
-        description = self._tensors.get(place) or _read_array(node)
-        return None if description is None else self._build_tensor(description)
+        array = _read_array(node)
+        description = self._tensors.get(place) or array
+        tensor = None if description is None else self._build_tensor(description)
+        if tensor is not None:
+            if array is not None:
+                self.changes.append(TreeChange(place or ".", "a NumPy array", "tensor"))
+            self._note_attributes(node, place)
+        return tensor
+
+    def _note_attributes(self, node: UnresolvedObject, place: str) -> None:
+        """Note what a tensor has besides its elements: the class of a subclass, and attributes."""
+        if _get_callee(node) not in _ATTRIBUTE_CALLS or len(node.args) != 4:
+            return
+        cls, attributes = node.args[1], node.args[3]
+        if type(cls) is GlobalName and _resolve_name(cls) not in TENSOR_CLASSES:
+            self.changes.append(TreeChange(place or ".", cls.qualified_name, "tensor"))
+        if attributes:
+            self.changes.append(TreeChange(f"{place} (attributes)", describe_node(attributes)))
 
     def _convert_plain_call(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
@@ -299,6 +316,8 @@ _SUBCLASS_CALLS: Final = frozenset(
     {("torch._tensor", "_rebuild_from_type_v2"), ("torch._tensor", "_rebuild_from_type")}
 )
 """Calls whose arguments are the function that makes a tensor, its class, arguments and state."""
+_ATTRIBUTE_CALLS: Final = _SUBCLASS_CALLS | {("torch._utils", "_rebuild_parameter_with_state")}
+"""Calls whose last argument is the attributes of the tensor."""
 
 
 def _find_safe_storages(

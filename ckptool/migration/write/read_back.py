@@ -134,17 +134,26 @@ def check_entries(
 ) -> None:
     """Compare the plain values of the file at `path` with the source's.
 
-    Not compared: values of which a part was left out or has another form (`changed_places`).
+    Not compared: values of which a part was left out or has another form (`changed_places`). Values
+    next to an array, which is written as a tensor, are compared by their descriptions.
 
     Raises:
         WriteError: one is missing, or differs.
     """
-    values = dict(_iter_leaves(open_checkpoint(path, limits).entries))
+    result = open_checkpoint(path, limits)
+    values = dict(_iter_leaves(result.entries))
+    expected_texts = {entry.at: entry.text for entry in source.entries}
+    described = {
+        place
+        for state in result.states
+        for key, text in state.non_tensors.items()
+        if expected_texts.get(place := join_key(state.at, key)) == text
+    }
     changed = frozenset(changed_places)
     around_changed = {outer for place in changed for outer in iter_outer_places(place)}
     for place, value in _iter_leaves(source.entries):
         is_changed = place in around_changed or any(
-            outer in changed for outer in (place, *iter_outer_places(place))
+            outer in changed or outer in described for outer in (place, *iter_outer_places(place))
         )
         if not is_changed and not _is_same(values.get(place, _MISSING), value):
             raise WriteError(f"{target}: not written: read back, `{place}` differs")

@@ -12,9 +12,9 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.graph import SetMembers, read_graph
 from ckptool.formats.pickle.nodes import PersistentReference, PickleError, UnresolvedObject
 from ckptool.formats.torch import tar
+from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.legacy import LegacyReader, read_embedded_storage
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
-from ckptool.formats.torch.zip_reader import ArchiveRecords, read_metadata
 from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
 from ckptool.locations import Location
 from ckptool.migration.plan.draft import PlannedTensor

@@ -321,11 +321,21 @@ def _is_state_node(node: Any, draft: Draft) -> bool:
 
 
 def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
-    """Return the node of the result's state_dict; unchanged tensors keep their source nodes."""
+    """Return the node of the result's state_dict; unchanged tensors keep their source nodes.
+
+    Raises:
+        PlanError: a sparse, quantized or other tensor has no node in the source to be kept.
+    """
     old_pairs = _read_pairs(old_node) if draft.state.role != "module" else {}
     pairs: dict[Any, Any] = {}
     for key, item in draft.items.items():
         old_pair = old_pairs.get(item.source_key) if item.source_key else None
+        if old_pair is None and not is_describable(item.tensor):
+            kind = item.tensor.wrapper or item.tensor.layout
+            raise PlanError(
+                f"{draft.checkpoint.path}: `{key}` is {kind}: only plain tensors are written to a "
+                "file of another format"
+            )
         pairs[key if old_pair is None or key != item.source_key else old_pair[0]] = (
             builder.build_tensor(item) if old_pair is None else old_pair[1]
         )

@@ -5,7 +5,7 @@ import inspect
 import linecache
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import FunctionType
@@ -13,86 +13,20 @@ from typing import Final, TypeAlias
 
 from ckptool.formats.python_text import parse_module
 from ckptool.modules.assignment_locations import format_location, is_user_file
-from ckptool.modules.device_moves import find_safe_reads
 from ckptool.modules.source.argument_dependence import is_computed_from_arguments
 from ckptool.modules.source.attribute_writes import (
     AttributeWrite,
     InPlaceFunction,
-    find_attribute_writes,
-    find_deferred_functions,
     find_in_place_functions,
-    get_called_name,
 )
+from ckptool.modules.source.class_source import ClassSource, classify_methods
 from ckptool.modules.source.local_aliases import ANY_NAME, match_path
+from ckptool.modules.source.method_source import MethodSource, analyze_method
 from ckptool.modules.walk import list_classes_below_module
-
-_FORWARD_METHODS: Final = ("forward", "__call__")
-_CONSTRUCTOR_METHODS: Final = ("__init__", "__new__", "__post_init__")
-_STATE_TRANSFER_METHODS: Final = frozenset(
-    {
-        *("_apply", "to", "to_empty", "type", "cpu", "cuda", "half", "float", "double", "bfloat16"),
-        *("load_state_dict", "_load_from_state_dict", "set_extra_state"),
-        *("__setstate__", "__deepcopy__", "__setattr__", "__delattr__"),
-    }
-)
-"""Methods that move, load or copy state: writes in them do not count as changes."""
-_REGISTRATION_FUNCTIONS: Final = frozenset(
-    {"register_buffer", "register_parameter", "__setattr__", "setattr"}
-)
 
 _FunctionIndex: TypeAlias = dict[tuple[int, str], ast.FunctionDef]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _MethodSource:
-    """Reads, writes and calls on `self` in one function."""
-
-    cls: type
-    name: str
-    file: str
-    node: ast.FunctionDef
-    first_reads: dict[str, int]
-    """Attribute -> line of the first read."""
-    unmoved_reads: dict[str, int]
-    """Attribute -> line of the first read without a move that needs more than metadata."""
-    uncast_reads: dict[str, int]
-    """The same for reads that no cast follows."""
-    moved_reads: dict[str, int]
-    """Attribute -> line of the first read that a move follows."""
-    reassigned_attributes: frozenset[str]
-    """Attributes that are assigned their own moved value."""
-    first_writes: dict[str, int]
-    """Attribute, or pattern of a computed name -> line of the first write."""
-    writes: tuple[AttributeWrite, ...]
-    """Writes of attributes of other objects and of sub-modules, by line."""
-    deferred_writes: tuple[AttributeWrite, ...]
-    """Writes in functions that it defines and does not call, such as hooks, by line."""
-    super_calls: frozenset[str]
-    """Names of methods called through super()."""
-    name_patterns: dict[str, int]
-    """Regular expression of a computed name -> line that assigns it."""
-
-    @property
-    def self_name(self) -> str:
-        """Name of the first parameter; "" without one."""
-        return _get_self_name(self.node)
-
-    def format_line(self, line: int) -> str:
-        return format_location(self.file, line)
-
-
-@dataclass(frozen=True, slots=True)
-class _ClassSource:
-    """Methods of a class and of its bases below nn.Module."""
-
-    forward_methods: list[_MethodSource]
-    """Methods reachable from forward, in call order."""
-    mutating_methods: list[_MethodSource]
-    """Methods that may run after construction, those reachable from forward first."""
-    constructor_methods: list[_MethodSource]
-
-
-_TORCH_CLASSES: Final[dict[type, _ClassSource]] = {}
+_TORCH_CLASSES: Final[dict[type, ClassSource]] = {}
 """Torch's own classes, whose source does not change while the process runs."""
 
 
@@ -100,7 +34,7 @@ _TORCH_CLASSES: Final[dict[type, _ClassSource]] = {}
 class SourceAnalysis:
     """Source locations of attributes; each file and each class is parsed once."""
 
-    _classes: dict[type, _ClassSource] = field(default_factory=dict)
+    _classes: dict[type, ClassSource] = field(default_factory=dict)
     _trees: dict[str, ast.Module | None] = field(default_factory=dict)
     _functions: dict[str, _FunctionIndex] = field(default_factory=dict)
     _dependences: dict[tuple[type, str], bool] = field(default_factory=dict)
@@ -210,16 +144,16 @@ class SourceAnalysis:
             self._in_place_functions[file] = find_in_place_functions(tree) if tree else {}
         return self._in_place_functions[file]
 
-    def _analyze_class(self, cls: type) -> _ClassSource:
+    def _analyze_class(self, cls: type) -> ClassSource:
         classes = _TORCH_CLASSES if cls.__module__.startswith("torch.") else self._classes
         if cls not in classes:
-            classes[cls] = _classify_methods(
+            classes[cls] = classify_methods(
                 list_classes_below_module(cls), self._analyze_methods(cls)
             )
         return classes[cls]
 
-    def _analyze_methods(self, cls: type) -> dict[str, list[_MethodSource]]:
-        methods: dict[str, list[_MethodSource]] = {}
+    def _analyze_methods(self, cls: type) -> dict[str, list[MethodSource]]:
+        methods: dict[str, list[MethodSource]] = {}
         for base in list_classes_below_module(cls):
             for name, value in vars(base).items():
                 for function in _iter_functions(value):
@@ -227,7 +161,7 @@ class SourceAnalysis:
                     if node is not None:
                         helpers = self.get_in_place_functions(function.__code__.co_filename)
                         methods.setdefault(name, []).append(
-                            _analyze_method(base, name, function, node, helpers)
+                            analyze_method(base, name, function, node, helpers)
                         )
         return methods
 
@@ -238,7 +172,7 @@ class SourceAnalysis:
             self._functions[file] = _index_functions(self.parse_file(file))
         return self._functions[file].get((code.co_firstlineno, code.co_name))
 
-    def _find_computed_assignment(self, class_source: _ClassSource, attribute: str) -> str:
+    def _find_computed_assignment(self, class_source: ClassSource, attribute: str) -> str:
         """Return "file:line" where the constructor assigns a computed name matching `attribute`."""
         for method in class_source.constructor_methods:
             for pattern, line in method.name_patterns.items():
@@ -313,195 +247,6 @@ def _parse_text(text: str) -> ast.Module | None:
     except (SyntaxError, ValueError, RecursionError):
         # Not Python (a compiled cell, a template), or changed since it was imported.
         return None
-
-
-def _classify_methods(
-    order: tuple[type, ...], methods: dict[str, list[_MethodSource]]
-) -> _ClassSource:
-    forward = _find_reachable(order, methods, _select_methods(methods, _FORWARD_METHODS))
-    constructor_methods = _find_reachable(
-        order, methods, _select_methods(methods, _CONSTRUCTOR_METHODS)
-    )
-    candidates = [
-        m
-        for overloads in methods.values()
-        for m in overloads
-        if m.name not in _STATE_TRANSFER_METHODS and not _is_replaced(m, methods)
-    ]
-    # A helper of the constructor counts as constructor only if no other method calls it.
-    later_methods = _find_reachable(
-        order, methods, [m for m in candidates if m not in constructor_methods]
-    )
-    mutating_methods = [*forward, *(m for m in later_methods if m not in forward)]
-    return _ClassSource(
-        forward_methods=forward,
-        mutating_methods=[
-            m
-            for m in mutating_methods
-            if m.name not in {*_STATE_TRANSFER_METHODS, *_CONSTRUCTOR_METHODS}
-        ],
-        constructor_methods=constructor_methods,
-    )
-
-
-def _is_replaced(method: _MethodSource, methods: dict[str, list[_MethodSource]]) -> bool:
-    """Whether a class below overrides a method, and no code names it as `Base.method`.
-
-    `super().method()` runs it as well; that is followed where it is reached.
-    """
-    if method.cls is methods[method.name][0].cls:
-        return False
-    return not any(
-        isinstance(node, ast.Attribute)
-        and node.attr == method.name
-        and isinstance(node.value, ast.Name)
-        and node.value.id == method.cls.__name__
-        for overloads in methods.values()
-        for other in overloads
-        for node in ast.walk(other.node)
-    )
-
-
-def _select_methods(
-    methods: dict[str, list[_MethodSource]], names: Iterable[str]
-) -> list[_MethodSource]:
-    """Return the methods with these names: two for a property with a setter."""
-    groups = [methods[name] for name in names if name in methods]
-    return [method for group in groups for method in group if method.cls is group[0].cls]
-
-
-def _find_reachable(
-    order: tuple[type, ...], methods: dict[str, list[_MethodSource]], start: list[_MethodSource]
-) -> list[_MethodSource]:
-    """Return `start` and the methods reachable from it by calls on self, nearest first."""
-    reachable_methods = list(start)
-    for method in reachable_methods:
-        called_methods = _select_methods(
-            methods, sorted(method.first_reads, key=lambda name: method.first_reads[name])
-        )
-        bases = order[order.index(method.cls) + 1 :]
-        for name in sorted(method.super_calls):
-            called_methods += [m for m in methods.get(name, ()) if m.cls in bases][:1]
-        reachable_methods += [m for m in called_methods if m not in reachable_methods]
-    return reachable_methods
-
-
-def _get_self_name(function: ast.FunctionDef) -> str:
-    arguments = [*function.args.posonlyargs, *function.args.args]
-    return arguments[0].arg if arguments else ""
-
-
-def _analyze_method(
-    cls: type,
-    name: str,
-    function: FunctionType,
-    node: ast.FunctionDef,
-    in_place_functions: dict[str, InPlaceFunction],
-) -> _MethodSource:
-    self_name = _get_self_name(node)
-    first_reads: dict[str, int] = {}
-    first_writes: dict[str, int] = {}
-    super_calls: set[str] = set()
-    moves, casts = find_safe_reads(node, self_name)
-    unmoved_reads: dict[str, int] = {}
-    uncast_reads: dict[str, int] = {}
-    moved_reads: dict[str, int] = {}
-    name_patterns: dict[str, int] = {}
-    for inner in ast.walk(node):
-        for attribute in _iter_reads(inner, self_name):
-            first_reads[attribute] = min(first_reads.get(attribute, sys.maxsize), _get_line(inner))
-            if id(inner) in moves.converted_ids:
-                moved_reads[attribute] = min(
-                    moved_reads.get(attribute, sys.maxsize), _get_line(inner)
-                )
-            for reads, safe_reads in ((unmoved_reads, moves), (uncast_reads, casts)):
-                if (
-                    id(inner) not in safe_reads.node_ids
-                    and attribute not in safe_reads.reassigned_attributes
-                ):
-                    reads[attribute] = min(reads.get(attribute, sys.maxsize), _get_line(inner))
-        super_calls |= _find_super_calls(inner)
-        for pattern in _iter_name_patterns(inner, self_name) if isinstance(inner, ast.Call) else ():
-            name_patterns.setdefault(pattern, _get_line(inner))
-    writes = _sort_writes(find_attribute_writes(node, in_place_functions))
-    for write in writes:
-        if write.root == self_name and write.path:
-            first_writes.setdefault(write.path[0], write.line)
-    deferred_writes = [
-        write
-        for nested in find_deferred_functions(node)
-        for write in find_attribute_writes(nested, in_place_functions)
-    ]
-    return _MethodSource(
-        cls,
-        name,
-        function.__code__.co_filename,
-        node,
-        first_reads=first_reads,
-        unmoved_reads=unmoved_reads,
-        uncast_reads=uncast_reads,
-        moved_reads=moved_reads,
-        reassigned_attributes=frozenset(moves.reassigned_attributes),
-        first_writes=first_writes,
-        writes=writes,
-        deferred_writes=_sort_writes(deferred_writes),
-        super_calls=frozenset(super_calls),
-        name_patterns=name_patterns,
-    )
-
-
-def _sort_writes(writes: Iterable[AttributeWrite]) -> tuple[AttributeWrite, ...]:
-    return tuple(sorted(writes, key=lambda write: write.line))
-
-
-def _get_line(node: ast.AST) -> int:
-    return int(getattr(node, "lineno", 0))
-
-
-def _iter_reads(node: ast.AST, self_name: str) -> Iterator[str]:
-    match node:
-        case ast.Attribute(value=ast.Name(id=name), attr=attribute, ctx=ast.Load()) if (
-            name == self_name
-        ):
-            yield attribute
-        case ast.AugAssign(target=target):
-            yield from (
-                inner.attr
-                for inner in ast.walk(target)
-                if isinstance(inner, ast.Attribute)
-                and isinstance(inner.value, ast.Name)
-                and inner.value.id == self_name
-            )
-        case ast.Call(
-            func=ast.Name(id="getattr"), args=[ast.Name(id=name), ast.Constant(value=str(attr)), *_]
-        ) if name == self_name:
-            yield attr
-        case _:
-            pass
-
-
-def _iter_name_patterns(call: ast.Call, self_name: str) -> Iterator[str]:
-    """Yield a regular expression for an f-string passed to setattr() or self.register_buffer()."""
-    if get_called_name(call) not in _REGISTRATION_FUNCTIONS:
-        return
-    match call.func, call.args:
-        case ast.Attribute(value=ast.Name(id=name)), [ast.JoinedStr(values=parts), *_]:
-            is_self = name == self_name
-        case _, [ast.Name(id=name), ast.JoinedStr(values=parts), *_]:
-            is_self = name == self_name
-        case _:
-            return
-    texts = [part.value if isinstance(part, ast.Constant) else "" for part in parts]
-    if is_self and any(texts):
-        yield "".join(re.escape(str(text)) if text else ".+" for text in texts)
-
-
-def _find_super_calls(node: ast.AST) -> set[str]:
-    match node:
-        case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
-            return {name}
-        case _:
-            return set()
 
 
 def _list_assigned_names(statement: ast.stmt) -> set[str]:

@@ -26,13 +26,13 @@ from ckptool.render.blocks import (
 from ckptool.render.views.audit import build_unsaved_table, iter_fix_hint
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport, LoadStepReport
-from ckptool.rules.load_keys import PROBABLE_RENAME
+from ckptool.rules.load.renames import PROBABLE_RENAME
 from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 _PROBLEM: Final = Column("problem", ColumnKind.WORDS)
-_MATTERS: Final = Column("matters", ColumnKind.WORDS)
+_LEVEL: Final = Column("level", ColumnKind.WORDS)
 _EFFECT: Final = Column("the code", ColumnKind.WORDS)
 
 
@@ -135,7 +135,7 @@ def _build_verdict_table(
             "key",
             COUNT,
             _PROBLEM,
-            _MATTERS,
+            _LEVEL,
             _RULE,
         ),
         rows,

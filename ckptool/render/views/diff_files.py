@@ -274,12 +274,16 @@ def _iter_change_texts(change: ChangeReport) -> Iterator[str]:
             yield f"rounding to {coarser_dtype}"
         else:
             yield f"{change.new_dtype} and other values"
+    yield from _iter_nonfinite_texts(change)
+
+
+def _iter_nonfinite_texts(change: ChangeReport) -> Iterator[str]:
+    """Yield how many elements are NaN or infinite, and that max abs leaves them out."""
     old_count, new_count = change.old_nonfinite, change.new_nonfinite
     if old_count != new_count:
-        yield (
-            f"{new_count:,} not finite (was {old_count:,})"
-            if old_count
-            else f"{new_count:,} not finite"
-        )
+        before = f" (was {old_count:,})" if old_count else ""
+        yield f"{new_count:,} NaN or infinite{before}"
     elif old_count:
-        yield f"{old_count:,} not finite in both"
+        yield f"{old_count:,} NaN or infinite in both"
+    if old_count + new_count and change.max_abs is not None:
+        yield "left out of max abs"

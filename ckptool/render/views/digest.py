@@ -49,8 +49,8 @@ def _build_checkpoint_blocks(
     yield LinesBlock(
         (
             (
-                f"{digest_format}: the content of"
-                f" {pluralize(len(checkpoint.tensors), 'tensor')}{location}"
+                f"digest of the content of {pluralize(len(checkpoint.tensors), 'tensor')}"
+                f"{location}, in the format {digest_format}"
             ),
         )
     )

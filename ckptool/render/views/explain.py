@@ -9,7 +9,7 @@ from ckptool.rules.known_errors.known_error import UNNAMED_CHECKPOINT, UNNAMED_M
 
 _PLACEHOLDERS = {
     UNNAMED_CHECKPOINT: "the path of your checkpoint",
-    UNNAMED_MODULE: "your module's class (package.module:Name or file.py:Name)",
+    UNNAMED_MODULE: "your module's class (package.module:Name or file.py:Name): give it with -m",
     "MODEL_FOLDER": "the folder of your model",
     "ADAPTER_FOLDER": "the folder of the adapter",
     "BASE_FOLDER": "the folder of its base model",

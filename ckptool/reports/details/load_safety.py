@@ -1,5 +1,6 @@
 """Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Final
@@ -73,25 +74,28 @@ def count_parameters(states: Sequence[StateDict]) -> int:
     A pickled module records which of its tensors are parameters. In a state_dict, every floating-
     point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
     """
-    parameters = [
+    tensors = [
         tensor
         for state in states
         if state.role in {"state_dict", "module"}
         for tensor in state.tensors.values()
-        if _is_parameter(tensor)
     ]
-    total = sum(map(prod, [tensor.shape for tensor in parameters]))
+    dtypes = {tensor.dtype for tensor in tensors}
+    number_dtypes = frozenset(dtype for dtype in dtypes if dtype.startswith(_NUMBER_DTYPES))
+    parameters = [tensor for tensor in tensors if _is_parameter(tensor, number_dtypes)]
+    shape_counts = Counter([tensor.shape for tensor in parameters])
+    total = sum(prod(shape) * count for shape, count in shape_counts.items())
     for group in group_by_storage(parameters):
         views = {(tensor.storage_offset, tensor.shape) for tensor in group}
         total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
     return total
 
 
-def _is_parameter(tensor: TensorInfo) -> bool:
+def _is_parameter(tensor: TensorInfo, number_dtypes: frozenset[str]) -> bool:
     kind = tensor.kind
     if kind is Kind.PARAMETER or kind is Kind.BUFFER:
         return kind is Kind.PARAMETER
-    if not tensor.dtype.startswith(_NUMBER_DTYPES):
+    if tensor.dtype not in number_dtypes:
         return False
     key = tensor.key
     return not key.endswith(_BATCH_NORM_BUFFERS) or (

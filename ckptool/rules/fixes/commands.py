@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import Contract, ContractOrigin
+from ckptool.compare.contracts.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.states import is_rank_part, list_placeholders
@@ -225,8 +225,12 @@ def format_plan_command(path: str, module: str) -> tuple[str, str]:
 
 def _format_module_command(words: Sequence[str], module: str, options: Sequence[str] = ()) -> str:
     name = module if ":" in module else UNNAMED_MODULE
-    given_words = (*_iter_given_arguments(), *GIVEN_WORDS.get().shared)
-    return " ".join(map(quote_shell, (*words, "-m", name, *given_words, *options)))
+    return " ".join(map(quote_shell, (*words, "-m", name, *list_given_arguments(), *options)))
+
+
+def list_given_arguments() -> tuple[str, ...]:
+    """Return how the running command line gives the constructor's arguments, and -I; () if not."""
+    return (*_iter_given_arguments(), *GIVEN_WORDS.get().shared)
 
 
 def _iter_given_arguments() -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Keys and places of a checkpoint -> Python code of fixes that changes exactly them."""
 
+import re
 from collections.abc import Collection
 from itertools import islice
 from typing import Final
@@ -41,10 +42,10 @@ def format_attribute(path: str, root: str = "model") -> str:
     return f"{module}.{name}{bracket}{index}"
 
 
-def format_copy_code(keys: Collection[str], source: str, target: str = "state_dict") -> str:
-    """Return the assignments that take `keys` of `target` from the mapping called `source`."""
+def format_copy_code(keys: Collection[str], source: str) -> str:
+    """Return the assignments that take `keys` of state_dict from the mapping called `source`."""
     quoted_keys = map(quote_python, islice(keys, _MAX_STATEMENTS))
-    return "; ".join(f"{target}[{key}] = {source}[{key}]" for key in quoted_keys)
+    return "; ".join(f"state_dict[{key}] = {source}[{key}]" for key in quoted_keys)
 
 
 def split_common_suffix(first_key: str, second_key: str) -> tuple[str, str]:
@@ -76,4 +77,31 @@ def format_update_code(
     return (
         f"{format_place(target)}.update({{{key}: v for k, v in {format_place(source)}.items() if"
         f" {is_named}}})"
+    )
+
+
+_UNEXPECTED_ONLY: Final = re.compile(
+    r'Unexpected key\(s\) in state_dict: ("[^"]+"(?:, "[^"]+")*)\.'
+)
+"""Error of load_state_dict() if there is no other, with all keys."""
+
+
+def advise_own_state(error: str) -> str:
+    """Return how a module loads its own state_dict(); code, if that has keys it does not read.
+
+    Args:
+        error: what loading it raises.
+    """
+    match = _UNEXPECTED_ONLY.fullmatch(error.strip())
+    if match is None:
+        return (
+            "Have load_state_dict() and its hooks read what state_dict() and its hooks write, or "
+            "write only registered state."
+        )
+    keys = re.findall('"([^"]+)"', match[1])
+    pops = ", ".join(f"state_dict.pop(prefix + {quote_python(key)}, None)" for key in keys)
+    return (
+        "Read in _load_from_state_dict() what _save_to_state_dict() writes. If it is not needed, "
+        "ignore it, in the constructor: self.register_load_state_dict_pre_hook(lambda module, "
+        f"state_dict, prefix, *args: ({pops}))"
     )

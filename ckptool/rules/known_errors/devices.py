@@ -6,7 +6,7 @@ from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
 _VERIFY: Final = Advice(
     "to find the tensor, without a GPU",
-    command="ckptool verify {file:sh} -m {module:sh} --device simulated",
+    command="ckptool verify {file:sh} {module_options} --device simulated",
 )
 
 DEVICE_ERRORS: Final = (
@@ -25,7 +25,7 @@ DEVICE_ERRORS: Final = (
         ),
         certainty=Certainty.PROBABLE,
         advice=(
-            Advice("to find such attributes", command="ckptool audit -m {module:sh}"),
+            Advice("to find such attributes", command="ckptool audit {module_options}"),
             _VERIFY,
             Advice(
                 "register it, so that it moves with the module",
@@ -49,7 +49,7 @@ DEVICE_ERRORS: Final = (
                 "move and cast the input to the weights",
                 code="p = next(model.parameters()); x = x.to(p.device, p.dtype)",
             ),
-            Advice("to find tensors that do not follow", command="ckptool audit -m {module:sh}"),
+            Advice("to find tensors that do not follow", command="ckptool audit {module_options}"),
         ),
     ),
     KnownError(
@@ -105,7 +105,7 @@ DEVICE_ERRORS: Final = (
             ),
             Advice(
                 "to see which keys the checkpoint lacks",
-                command="ckptool diff {file:sh} -m {module:sh}",
+                command="ckptool diff {file:sh} {module_options}",
             ),
         ),
     ),

@@ -45,7 +45,8 @@ def explain_log(text: str, facts: ErrorFacts | None = None) -> tuple[ExplainedEr
 
     Args:
         text: a message, a traceback or a log.
-        facts: what is known in addition; None takes the path that a traceback shows.
+        facts: what is known in addition; without a checkpoint, it is the path that a traceback
+            shows.
     """
     return explain_clean_log(clean_log(text), facts)
 
@@ -91,7 +92,9 @@ def _explain_message(
     traceback, *texts = message
     if not _is_in_context(known_error, traceback + texts[0][:_MAX_CONTEXT_CHARS]):
         return ()
-    facts = facts or ErrorFacts(checkpoint=_find_loaded_path(traceback))
+    facts = facts or ErrorFacts()
+    if not facts.checkpoint:
+        facts = replace(facts, checkpoint=_find_loaded_path(traceback))
     pattern = _compile_pattern(known_error)
     for text in texts:
         match = pattern.search(text)

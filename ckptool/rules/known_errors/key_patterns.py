@@ -58,10 +58,10 @@ class KeyPattern(Struct, frozen=True):
 
 MIGRATE: Final = Advice(
     "or write a checkpoint that loads as it is",
-    command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
+    command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
 )
 DIFF: Final = Advice(
-    "to see which keys differ, and why", command="ckptool diff {file:sh} -m {module:sh}"
+    "to see which keys differ, and why", command="ckptool diff {file:sh} {module_options}"
 )
 INSPECT: Final = Advice("to see what the file contains", command="ckptool inspect {file:sh}")
 
@@ -163,7 +163,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the tensors in the form of the module",
-                command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
+                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
             ),
             Advice(
                 "or apply to the module, before loading, what the checkpoint has ({file_form}), "
@@ -321,7 +321,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the new names",
-                command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh} {options}",
+                command="ckptool migrate {file:sh} -o {result:sh} {module_options} {options}",
             ),
             Advice(
                 "or rename them while loading",
@@ -346,7 +346,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "if the constructor's value is right, write a checkpoint with it",
-                command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
+                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
             ),
             Advice("or register it with persistent=False, so that it is not saved"),
         ),

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.phrases import MAX_LINE_CHARS, cut_middle
+from ckptool.phrases import MAX_LINE_CHARS, cut_middle, quote_shell
 from ckptool.rules.registry import fill_template
 
 UNNAMED_CHECKPOINT: Final = "CHECKPOINT"
@@ -44,17 +44,21 @@ class ErrorFacts(Struct, frozen=True):
     """Path of the checkpoint, "" if not known."""
     module: str = ""
     """Import target of the module, "" if not known."""
+    arguments: tuple[str, ...] = ()
+    """Words of the options that its constructor's arguments take: ("-k", "d=3")."""
 
     @property
     def words(self) -> Mapping[str, str]:
-        """The fields `file`, `module` and `result` of templates, with placeholders."""
+        """The fields `file`, `module_options` and `result` of templates, with placeholders."""
         checkpoint = self.checkpoint or UNNAMED_CHECKPOINT
         stem, _, suffix = checkpoint.replace("\\", "/").rpartition("/")[2].rpartition(".")
         result = f"{stem}-migrated.{suffix}" if stem.strip("-") else f"{checkpoint}-migrated.pth"
         result = result.rpartition("/")[2].lstrip("-")
         return {
             "file": checkpoint,
-            "module": self.module or UNNAMED_MODULE,
+            "module_options": " ".join(
+                map(quote_shell, ("-m", self.module or UNNAMED_MODULE, *self.arguments))
+            ),
             "result": result,
             "safetensors": f"{result.rpartition('.')[0]}.safetensors",
         }
@@ -76,7 +80,7 @@ FindFunction = Callable[[re.Match[str], ErrorFacts], Iterator[Explanation]]
 class KnownError(Struct, frozen=True):
     """A message, and what it means. `cause` and `advice` are format strings.
 
-    Their fields are the named groups of `pattern`, and `file`, `module`, `result` and
+    Their fields are the named groups of `pattern`, and `file`, `module_options`, `result` and
     `safetensors` (`ErrorFacts.words`); `{x:sh}` and `{x:py}` quote for a shell and for Python.
     """
 

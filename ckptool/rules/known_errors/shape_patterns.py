@@ -225,7 +225,7 @@ SHAPE_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the transposed tensors",
-                command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
+                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
             ),
             DIFF,
         ),
@@ -241,7 +241,7 @@ SHAPE_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the shapes of the module",
-                command="ckptool migrate {file:sh} -o {result:sh} -m {module:sh}",
+                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
             ),
             DIFF,
         ),

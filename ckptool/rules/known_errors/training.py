@@ -22,7 +22,7 @@ TRAINING_ERRORS: Final = (
         advice=(
             _INSPECT,
             Advice("build the optimizer over the same parameters, in the same order"),
-            Advice("to see what changed", command="ckptool diff {file:sh} -m {module:sh}"),
+            Advice("to see what changed", command="ckptool diff {file:sh} {module_options}"),
         ),
     ),
     KnownError(
@@ -59,7 +59,7 @@ TRAINING_ERRORS: Final = (
             _INSPECT_FOLDER,
             Advice(
                 "to compare it with the module",
-                command="ckptool diff CHECKPOINT_FOLDER -m {module:sh}",
+                command="ckptool diff CHECKPOINT_FOLDER {module_options}",
             ),
         ),
     ),
@@ -78,7 +78,7 @@ TRAINING_ERRORS: Final = (
         advice=(
             Advice(
                 "to compare it with the module",
-                command="ckptool diff CHECKPOINT_FOLDER -m {module:sh}",
+                command="ckptool diff CHECKPOINT_FOLDER {module_options}",
             ),
         ),
     ),
@@ -112,7 +112,7 @@ TRAINING_ERRORS: Final = (
                 ),
             ),
             Advice(
-                "to see attributes that are not sharded", command="ckptool audit -m {module:sh}"
+                "to see attributes that are not sharded", command="ckptool audit {module_options}"
             ),
         ),
     ),

@@ -105,15 +105,21 @@ class ValueDifference(Struct, frozen=True):
 def finalize_difference(
     piece_sums: Iterable[DifferenceSums], *, dtypes_differ: bool
 ) -> ValueDifference:
-    """Return the ValueDifference of a tensor from the sums of its pieces."""
+    """Return the ValueDifference of a tensor from the sums of its pieces.
+
+    If all that changed is NaN or infinite on a side, its statistics are None: those of the other
+    elements are 0, which would read as no change.
+    """
     sums = reduce(add, piece_sums, DifferenceSums())
+    is_measured = bool(sums.finite and (sum(sums.histogram) or not sums.changed))
+    norm = sqrt(sums.old_squared_norm)
     return ValueDifference(
         elements=sums.elements,
         changed=sums.changed,
-        max_abs=_round_or_none(sums.max_abs) if sums.finite else None,
-        mean_abs=_round_or_none(sums.sum_abs / sums.finite) if sums.finite else None,
-        relative_l2=_divide_or_none(sqrt(sums.sum_squared), sqrt(sums.old_squared_norm)),
-        cosine=_cosine_similarity(sums),
+        max_abs=_round_or_none(sums.max_abs) if is_measured else None,
+        mean_abs=_round_or_none(sums.sum_abs / sums.finite) if is_measured else None,
+        relative_l2=_divide_or_none(sqrt(sums.sum_squared), norm) if is_measured else None,
+        cosine=_cosine_similarity(sums) if is_measured else None,
         close=not sums.beyond_tolerance,
         rounding=dtypes_differ and (sums.equals_cast_to_new or sums.equals_cast_to_old),
         old_nonfinite=sums.old_nonfinite,

@@ -17,7 +17,7 @@ from ckptool.modules.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited
-from ckptool.verification.load_tensors import copy_versions, load_tensors
+from ckptool.verification.load_tensors import load_tensors, set_versions
 from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
 
@@ -219,7 +219,7 @@ def _copy_metadata(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapp
     if versions is None:
         return tensors
     copy = type(original)(tensors)  # type: ignore[call-arg]
-    copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    set_versions(copy, versions)
     return copy
 
 

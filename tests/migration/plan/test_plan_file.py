@@ -118,7 +118,7 @@ def test_a_saved_plan_is_run_again_undone_and_refused_twice(tmp_path, samples):
     done = ckptool.migrate(samples / "model.pth", tmp_path / "a.pth", **options)
     assert done.steps == first.steps
     again = ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", **options)
-    assert again.verdict == "nothing to do: the plan was already applied: loads strictly"
+    assert again.verdict == "copied without changes: the plan was already applied: loads strictly"
     assert again.result_digest == done.result_digest
     back = ckptool.migrate(
         tmp_path / "a.pth", tmp_path / "c.pth", plan=tmp_path / "plan.toml", reverse=True
@@ -136,4 +136,4 @@ def test_a_plan_that_is_its_own_reverse_is_undone(tmp_path):
     assert done.verdict == "migrated"
     assert torch.load(tmp_path / "c.pth")["w"].equal(torch.arange(6).reshape(2, 3))
     again = ckptool.migrate(tmp_path / "b.pth", tmp_path / "d.pth", plan=plan)
-    assert again.verdict.startswith("nothing to do")
+    assert again.verdict.startswith("copied without changes")

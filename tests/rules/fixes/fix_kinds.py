@@ -45,6 +45,7 @@ RUN_LINES = ("CK233", "CK234", "CK238", "CK330", "CK331", "CK332", "CK333", "CK3
 """Rules on traced runs and watched objects, whose fix is a line of the script or its module."""
 OWN_TESTS = (
     *(
+        *("CK114", "CK221", "CK226", "CK227"),
         "CK218",
         "CK229",
         "CK228",
@@ -66,26 +67,19 @@ CHAIN = (
     *("CK870", "CK871", "CK872", "CK873", "CK874", "CK875", "CK876", "CK877", "CK878", "CK879"),
 )
 """Rules on a chain of migrations: commands in their fixes are run in test_chain_fixes.py."""
-LOOKS = ("CK113", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
+FOLDER = ("CK236", "CK306", "CK601", "CK602")
+"""Rules on files next to each other: their code and commands are run in test_folder_code.py."""
+LOOKS = ("CK113", "CK210", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
 """Rules whose fix is a command that shows what to decide, or records the decision."""
 PROSE = {
-    "CK114": "which of two methods of the module is right is known to its author",
-    "CK210": "refers to the other findings, which have their own fixes",
     "CK219": "quantises a module, or takes another file",
-    "CK221": "which keys the plan was meant to rename",
     "CK223": "needs the code that wrote the file; layouts are converted by code that is tried",
-    "CK226": "needs a class that is not allowed to be imported here",
-    "CK227": "the value is in the module's own _init_weights()",
-    "CK236": "which of configuration and weights belongs to the release",
     "CK237": "loads with another library",
-    "CK306": "no bytes are left to repair: the file is fetched again",
     "CK315": "only the library of the object can unpack it",
     "CK320": "runs DeepSpeed's script over files that are not here",
     "CK321": "runs the framework's script over files that are not here",
     "CK327": "no file has the values: the training script saves again",
     "CK334": "refers to the other findings, which have their own fixes",
     "CK337": "which of two methods of the object is right is known to its author",
-    "CK601": "fetches a shard from where the release is published",
-    "CK602": "fetches index and shards from where the release is published",
 }
 """Rules whose fix asks a person, or for code or files that are not here: code -> for what."""

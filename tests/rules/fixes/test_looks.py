@@ -99,3 +99,12 @@ def test_a_plan_is_written_as_far_as_it_is_known(tmp_path):
     done = run_in_process(*words, cwd=tmp_path, **IMPORTS)
     assert done.code == 0, done.out + done.err
     WithHead().load_state_dict(torch.load(tmp_path / "new.pth"))
+
+
+@pytest.mark.parametrize("case", list_cases("CK210"), ids=lambda case: case.name)
+def test_a_dry_run_shows_what_a_migration_asks(case, tmp_path):
+    finding = find_own(case, case.make(tmp_path))
+    done = run_in_process(*take_command(finding.fix, "migrate"), cwd=tmp_path, **IMPORTS)
+    assert done.code in {1, 2}
+    assert re.search(r"\d open questions?", done.err)
+    assert not (tmp_path / "model-migrated.pth").exists()

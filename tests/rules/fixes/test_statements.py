@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from command_runs import run_in_process
-from rules import cases_quantization, cases_values
+from rules import cases_loading, cases_quantization, cases_release, cases_values
 from rules.cases import Case
 from rules.fixes.fix_kinds import STATEMENTS
 from rules.fixes.fix_runs import execute, find_command, find_own, list_cases
 from safetensors.torch import load_file
 from torch import nn
+from verification.loading_modules import WritesWhatItDoesNotRead
 
 from ckptool import api
 
@@ -217,3 +218,95 @@ def test_what_is_on_meta_after_loading_is_set(build, tmp_path):
         code = re.search(r"after loading: (.*?) \(cpu_module", finding.fix)[1]
         exec(code, {"module": module, "cpu_module": build()})
     assert not any(get(owner).is_meta for get in tensors)
+
+
+def test_a_module_ignores_what_it_does_not_read(tmp_path):
+    """The line is run at the end of the constructor, and a new instance loads strictly."""
+    (case,) = list_cases("CK114")
+    finding = find_own(case, case.make(tmp_path))
+    code = re.search(r"self\.register_load.*$", finding.fix)[0]
+    trained = WritesWhatItDoesNotRead()
+    module = WritesWhatItDoesNotRead()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        module.load_state_dict(trained.state_dict())
+    exec(code, {"self": module})
+    nested = nn.Sequential(module)
+    nested.load_state_dict(nn.Sequential(trained).state_dict())
+    assert torch.equal(module.weight, trained.weight)
+
+
+def test_a_plan_renames_only_what_fits(tmp_path):
+    """The step of the fix is the plan; gamma of LayerScale keeps its name."""
+    state = Scaled3().state_dict()
+    state["norm.gamma"], state["norm.beta"] = state.pop("norm.weight"), state.pop("norm.bias")
+    plan = '[[ops]]\nop = "rename"\nkey = "gamma$"\nto = "weight"\nhow = "regex"\n'
+    report = cases_release.refused(tmp_path, state, plan, module=Scaled3)
+    (finding,) = report.findings
+    step = re.search(r"ops = \[.*\]$", finding.fix)[0]
+    assert finding.key == "gamma"
+    (tmp_path / "plan.toml").write_text(
+        step.replace("} }]", '} }, { op = "rename", key = "norm.beta", to = "norm.bias" }]')
+    )
+    api.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=Scaled3, plan=tmp_path / "plan.toml")
+    Scaled3().load_state_dict(torch.load(tmp_path / "b.pth"))
+
+
+def test_a_step_that_fits_nothing_is_removed(tmp_path):
+    (case,) = list_cases("CK221")
+    finding = find_own(case, case.make(tmp_path))
+    assert finding.fix == "Remove the step from the plan: none of the keys that it matches fits."
+    (tmp_path / "plan.toml").write_text("ops = []\n")
+    options = {"module": "rules.reparametrized_modules:Scaled", "plan": tmp_path / "plan.toml"}
+    assert api.migrate(tmp_path / "a.pth", tmp_path / "b.pth", **options).exit_code == 0
+
+
+class Scaled3(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.gamma = nn.Parameter(torch.ones(3))
+
+
+def test_a_saved_buffer_is_filled_by_from_pretrained(tmp_path):
+    """Without persistent=False, and saved again, as its fix says."""
+    transformers = pytest.importorskip("transformers")
+    (case,) = list_cases("CK227")
+    finding = find_own(case, case.make(tmp_path))
+    assert 'register_buffer("freq", ...) without persistent=False' in finding.fix
+
+    class Net(transformers.PreTrainedModel):
+        config_class = transformers.PretrainedConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.fc = nn.Linear(2, 2)
+            self.register_buffer("freq", torch.arange(4) / 4)
+            self.post_init()
+
+    Net(transformers.PretrainedConfig()).save_pretrained(tmp_path / "net")
+    assert torch.equal(Net.from_pretrained(tmp_path / "net").freq, torch.arange(4) / 4)
+
+
+def test_a_tensor_subclass_is_loaded_where_its_class_is(tmp_path):
+    (case,) = list_cases("CK226")
+    finding = find_own(case, case.make(tmp_path))
+    module = nn.Linear(4, 4)
+    allowed = torch.serialization.get_safe_globals()
+    try:
+        exec(finding.fix[finding.fix.index("import torch") :], {"module": module})
+        saved = torch.load(tmp_path / "model.pth")
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+    assert all(torch.equal(module.state_dict()[key], saved[key]) for key in saved)
+
+
+def test_no_class_is_allowed_in_a_file_with_a_dangerous_global(tmp_path):
+    state = {
+        key: tensor.as_subclass(cases_loading.Scaled)
+        for key, tensor in nn.Linear(4, 4).state_dict().items()
+    }
+    torch.save({"model": state, "extra": Dangerous()}, tmp_path / "m.pth")
+    report = api.diff(tmp_path / "m.pth", module=nn.Linear(4, 4), at="model")
+    (finding,) = (f for f in report.findings if f.code == "CK226")
+    assert "add_safe_globals" not in finding.fix

@@ -15,12 +15,13 @@ from ckptool.rules.known_errors.known_error import Advice, ErrorFacts, fill_advi
 from ckptool.rules.known_errors.shape_patterns import SHAPE_PATTERNS
 
 WORDS = {
-    **ErrorFacts("runs/my model.ckpt", "pkg.models:Net(depth=3)").words,
+    **ErrorFacts("runs/my model.ckpt", "pkg.models:Net(depth=3)", ("-k", "n=1")).words,
     **dict.fromkeys(("key", "first", "second", "cause", "type", "name", "count", "layers"), "x"),
     **dict.fromkeys(("file_rows", "module_rows", "number", "old", "new", "module_form"), "3"),
     **dict.fromkeys(("path", "folder", "place", "prefix", "attribute"), "a b"),
     **dict.fromkeys(("file_form", "file_shape", "module_shape", "others", "keys", "side"), "y"),
     "attribute": "module",
+    "module": "__main__",
     "target": "model.encoder",
     "code": '("a",)',
     "mapping": '{"a.": "b."}',

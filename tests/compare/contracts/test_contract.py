@@ -12,8 +12,13 @@ from paths import SAMPLES
 from torch import nn
 from verification import models as verify_models
 
-from ckptool.compare import contract, contract_lock
-from ckptool.compare.contract import Compatibility, Contract
+from ckptool.compare.contracts import contract, contract_lock
+from ckptool.compare.contracts.contract import Contract
+from ckptool.compare.contracts.contract_diff import (
+    Compatibility,
+    compare_contracts,
+    iter_entry_differences,
+)
 from ckptool.errors import CkptoolError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.modules import ModuleSpec, examine_module
@@ -46,10 +51,10 @@ def locked(found: Contract) -> Contract:
 
 
 def assert_nothing(old: Contract, new: Contract) -> None:
-    held = contract.compare_contracts(old, new)
+    held = compare_contracts(old, new)
     assert run_rules([held]) == ()
     assert held.compatibility is Compatibility.SAME
-    assert list(contract.iter_entry_differences(old, new)) == []
+    assert list(iter_entry_differences(old, new)) == []
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -68,10 +73,7 @@ def test_a_module_against_itself_gives_nothing(name):
 def test_a_file_against_itself_gives_nothing(path):
     assert_nothing(of_file(path), of_file(path))
     assert_nothing(locked(of_file(path)), of_file(path))
-    assert (
-        list(contract.iter_entry_differences(of_file(path), locked(of_file(path)), exact=True))
-        == []
-    )
+    assert list(iter_entry_differences(of_file(path), locked(of_file(path)), exact=True)) == []
 
 
 def test_what_a_module_saves_keeps_its_promise(tmp_path):
@@ -79,7 +81,7 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
     torch.save(models.First().state_dict(), path)
     module = of_module("compare.models:First")
     for old, new in ((module, of_file(path)), (of_file(path), module), (locked(module), module)):
-        held = contract.compare_contracts(old, new)
+        held = compare_contracts(old, new)
         assert run_rules([held]) == ()
         assert held.compatibility in {Compatibility.SAME, Compatibility.COMPATIBLE}
 
@@ -111,7 +113,7 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
     ],
 )
 def test_releases(name, compatibility, codes):
-    held = contract.compare_contracts(
+    held = compare_contracts(
         locked(of_module("compare.models:First")), of_module(f"compare.models:{name}")
     )
     assert held.compatibility is compatibility
@@ -120,9 +122,7 @@ def test_releases(name, compatibility, codes):
 
 
 def test_a_rename_is_told_with_its_new_name():
-    held = contract.compare_contracts(
-        of_module("compare.models:First"), of_module("compare.models:Renamed")
-    )
+    held = compare_contracts(of_module("compare.models:First"), of_module("compare.models:Renamed"))
     assert dict(held.renames) == {
         "body.weight": "trunk.weight",
         "body.bias": "trunk.bias",
@@ -130,7 +130,7 @@ def test_a_rename_is_told_with_its_new_name():
 
 
 def test_a_flip_of_a_random_value_says_that_it_is_lost():
-    held = contract.compare_contracts(
+    held = compare_contracts(
         of_module("compare.models:First"), of_module("compare.models:RandomUnsaved")
     )
     (finding,) = run_rules([held])
@@ -140,10 +140,10 @@ def test_a_flip_of_a_random_value_says_that_it_is_lost():
 def test_a_file_that_lacks_a_key_says_nothing_of_how_it_was_held(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(models.First().state_dict(), path)
-    held = contract.compare_contracts(of_file(path), of_module("compare.models:Registered"))
+    held = compare_contracts(of_file(path), of_module("compare.models:Registered"))
     assert [f.rule.code for f in run_rules([held])] == ["CK802"]
     torch.save(models.First(), path)
-    held = contract.compare_contracts(of_file(path), of_module("compare.models:Registered"))
+    held = compare_contracts(of_file(path), of_module("compare.models:Registered"))
     assert [f.rule.code for f in run_rules([held])] == ["CK803"]
 
 

@@ -1,5 +1,6 @@
 """ModuleDiff -> hits: problems of the load as a whole (CK21x, CK222, CK223, CK226, CK304)."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -7,9 +8,15 @@ from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
-from ckptool.model import Checkpoint, IssueKind, Kind, natural_sort_key
+from ckptool.model import Checkpoint, IssueKind, Kind, Safety, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
-from ckptool.rules.fixes.commands import DONOR_SOURCE, advise_conversion, format_inject_command
+from ckptool.rules.fixes.commands import (
+    DONOR_SOURCE,
+    advise_conversion,
+    format_inject_command,
+    format_migrate_command,
+)
+from ckptool.rules.fixes.state_code import format_place
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -29,7 +36,11 @@ MIN_COVERAGE: Final = 0.5
             "means that nothing matched: a prefix, the wrong key path in the file, or a "
             "different model."
         ),
-        fix="Fix the other findings; if a partial load is intended, ignore CK210.",
+        fix=(
+            "Fix the other findings. What a migration would change, and ask: {command}. If a "
+            "partial load is intended, --ignore CK210."
+        ),
+        general_command="ckptool migrate FILE -m PACKAGE.MODULE:NAME --dry-run",
         example=(
             'state = {"model." + key: t for key, t in model.state_dict().items()}\n'
             "model.load_state_dict(state, strict=False)  # loads nothing"
@@ -43,6 +54,7 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
             percent=f"{100 * diff.coverage:.0f}",
             loaded=len(diff.matched_keys),
             total=len(diff.module.saved_tensors),
+            command=f"{format_migrate_command(diff)} --dry-run",
         )
 
 
@@ -364,7 +376,10 @@ def _get_load_error(diff: ModuleDiff) -> str:
             "Whether a tensor subclass can be copied into a parameter, and what a module's "
             "loading code does, depends on their own code, which could not be run here."
         ),
-        fix="Load it in the code that uses it; a policy with strict = true fails in the meantime.",
+        fix="{remedy}",
+        general_advice=(
+            "Load it in the code that uses it; a policy with strict = true fails in the meantime."
+        ),
         example=(
             "class Scaled(torch.Tensor): ...  # a subclass that torch.load does not allow\n"
             "\n"
@@ -376,4 +391,26 @@ def _get_load_error(diff: ModuleDiff) -> str:
 def find_unchecked_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     unchecked = diff.unchecked_load
     if unchecked is not None and diff.is_strict:
-        yield hit("", what=unchecked.what, reason=unchecked.reason)
+        remedy = _advise_unchecked_load(diff)
+        yield hit("", what=unchecked.what, reason=unchecked.reason, remedy=remedy)
+
+
+_CLASS_NAME: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+"""Path of a class that code can import."""
+
+
+def _advise_unchecked_load(diff: ModuleDiff) -> str:
+    """Return how to load the file where its tensor subclasses can be imported."""
+    wrappers = {tensor.wrapper for tensor in diff.state.tensors.values() if tensor.wrapper}
+    waits = "a policy with strict = true fails in the meantime"
+    is_dangerous = any(use.safety is Safety.DANGEROUS for use in diff.checkpoint.globals)
+    if is_dangerous or not wrappers or not all(map(_CLASS_NAME.fullmatch, wrappers)):
+        return f"Load it in the code that uses it; {waits}."
+    modules = ", ".join(sorted({wrapper.rpartition(".")[0] for wrapper in wrappers}))
+    code = (
+        f"import torch, {modules}; "
+        f"torch.serialization.add_safe_globals([{', '.join(sorted(wrappers))}]); "
+        f"checkpoint = torch.load({quote_python(str(diff.checkpoint.path))}); "
+        f"module.load_state_dict({format_place(diff.state.at)})"
+    )
+    return f"Load it in the code that uses it ({waits}), if you trust its classes: {code}"

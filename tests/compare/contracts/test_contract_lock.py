@@ -9,8 +9,8 @@ from compare import models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.compare import contract, contract_lock
-from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
+from ckptool.compare.contracts import contract, contract_lock
+from ckptool.compare.contracts.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Constancy, Kind

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
+from ckptool.compare.contracts.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.decode_errors import find_unknown_field, locate_problem, split_decode_error
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.locations import read_small_file

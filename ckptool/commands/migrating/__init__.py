@@ -1,0 +1,1 @@
+"""What `migrate` refuses and runs: the findings of a plan, and forward of its result."""

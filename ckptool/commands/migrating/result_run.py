@@ -1,0 +1,85 @@
+"""Inputs -> the check that runs a migrated file, also against the source in its old module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.sources.option_checks import reject_unused_options
+from ckptool.commands.target import ModuleTarget
+from ckptool.commands.worker.migration_requests import RunMigrated
+from ckptool.commands.worker.worker import ModuleWorker
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.locations import Location
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+    from ckptool.migration.plan.pending_file import PendingFile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OldModuleOptions:
+    """Old module to compare the migrated file's outputs with, and the tolerance."""
+
+    module: "str | nn.Module | Callable[..., nn.Module] | None"
+    donor: PathLike | None
+    """File with its pickled attributes, if the source lacks them."""
+    tolerance: float | None
+
+
+def make_forward_check(
+    source: Location,
+    module_target: ModuleTarget | None,
+    inputs: object,
+    device: str,
+    old_options: OldModuleOptions,
+    limits: Limits,
+    worker: ModuleWorker,
+) -> "ForwardCheck | None":
+    """Return a function that verifies a migrated file, also against the source in its old module.
+
+    None without inputs; those of the configuration are taken if none are given.
+
+    Raises:
+        UsageError: there are inputs and no module, or options that need inputs without any.
+    """
+    is_part = module_target is not None and bool(module_target.into)
+    if inputs is None and module_target is not None and not is_part:
+        inputs = module_target.inputs or None
+    if inputs is None:
+        unused_options = {
+            "--old-module": old_options.module is not None,
+            "--device": device != "auto",
+        }
+        reject_unused_options(unused_options, "applies to running the result: --input is required")
+        return None
+    if module_target is None:
+        raise UsageError("--input: no module was given to run: use -m package.module:Name")
+    from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
+
+    def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
+        donor = old_options.donor
+        request = RunMigrated(
+            replace(module_target, into=""),
+            pending_file,
+            open_checkpoint_or_stdin(source, limits),
+            None if donor is None else open_checkpoint_or_stdin(donor, limits),
+            old_options.module,
+            inputs,
+            device,
+            old_options.tolerance,
+            limits,
+        )
+        run = worker.ask(request)
+        result = judge_verification(pending_file, run.verification)
+        if not pending_file.keys_to_confirm:
+            return (result,)
+        renames = require_confirmed_renames(pending_file, run.verification, run.unconfirmed_keys)
+        return result, renames
+
+    return check_forward

@@ -1,0 +1,1 @@
+"""Contract of a release: its entries, its file, and what a newer one changes."""

@@ -1,0 +1,189 @@
+"""Bytes of two blocks, also of different dtypes -> DifferenceSums, with numpy."""
+
+from math import isfinite
+from operator import sub
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptool.model import DTYPE_BITS
+from ckptool.values.difference.sums import (
+    DECADE_EDGES,
+    DifferenceSums,
+    Tolerances,
+    sum_equal_elements,
+)
+from ckptool.values.number_arrays import (
+    NumberArray,
+    cast_numbers,
+    compute_dot_product,
+    count_true,
+    is_floating_point,
+    view_numbers,
+    widen_numbers,
+)
+
+_Mask = NDArray[np.bool_]
+_Distances = NDArray[np.float64]
+
+
+class BlockMeasurer:
+    """Measures blocks of at most `block_elements` elements, in memory that it uses again."""
+
+    block_elements: Final = 1 << 17
+    """Elements of each side: enough for the arithmetic to outweigh the calls, and few enough for
+    the CPU cache."""
+
+    def __init__(self) -> None:
+        self._buffers = np.empty((3, self.block_elements))
+        self._mask = np.empty(self.block_elements, np.bool_)
+
+    def measure_blocks(
+        self,
+        old: bytearray,
+        new: bytearray,
+        old_dtype: str,
+        new_dtype: str,
+        tolerances: Tolerances,
+    ) -> DifferenceSums:
+        """Measure two blocks with equal numbers of elements, of dtypes in `NUMBER_DTYPES`."""
+        with np.errstate(all="ignore"):
+            return self._measure_blocks(old, new, old_dtype, new_dtype, tolerances)
+
+    def _measure_blocks(
+        self,
+        old: bytearray,
+        new: bytearray,
+        old_dtype: str,
+        new_dtype: str,
+        tolerances: Tolerances,
+    ) -> DifferenceSums:
+        a, b = view_numbers(old, old_dtype), view_numbers(new, new_dtype)
+        old_buffer, new_buffer, distances = self._buffers[:, : a.size]
+        mask = self._mask[: a.size]
+        x = widen_numbers(a, old_buffer)
+        dtypes_differ = old_dtype != new_dtype
+        if not dtypes_differ and old == new:
+            return _measure_equal(x)
+        y = widen_numbers(b, new_buffer)
+        if x.dtype != y.dtype:
+            x, y = x + 0j, y + 0j
+        squared_norms = compute_dot_product(x, x), compute_dot_product(y, y)
+        all_finite = all(map(isfinite, squared_norms))
+        equals_cast_to_new = dtypes_differ and _equals_cast(a, b, new_dtype, y, distances)
+        equals_cast_to_old = dtypes_differ and _equals_cast(b, a, old_dtype, x, distances)
+        if dtypes_differ:
+            changed_mask = _compare_values(x, y, mask, all_finite=all_finite)
+        else:
+            changed_mask = _compare_bits(old, new, old_dtype, mask)
+        changed = changed_finite = count_true(changed_mask)
+        finite_counts = (x.size,) * 3
+        if not all_finite:
+            finite_x, finite_y = np.isfinite(x), np.isfinite(y)
+            both_finite = finite_x & finite_y
+            finite_counts = count_true(finite_x), count_true(finite_y), count_true(both_finite)
+            changed_finite = count_true(changed_mask & both_finite)
+            x, y = np.where(both_finite, x, 0), np.where(both_finite, y, 0)
+            squared_norms = compute_dot_product(x, x), compute_dot_product(y, y)
+        # From here on, what did not change and what is not finite has a distance of 0: elements
+        # at a distance above 0 are counted without asking which of them changed.
+        _compute_distances(x, y, distances)
+        max_abs = float(distances.max())
+        nonzero_count = count_true(np.greater(distances, 0, out=mask))
+        beyond_tolerance = (
+            _count_beyond(distances, x, tolerances, mask)
+            if tolerances.rtol or tolerances.atol
+            else nonzero_count
+        )
+        return DifferenceSums(
+            elements=x.size,
+            changed=changed,
+            beyond_tolerance=changed - changed_finite + beyond_tolerance,
+            finite=finite_counts[2],
+            max_abs=max_abs,
+            sum_abs=float(distances.sum()),
+            sum_squared=compute_dot_product(distances, distances),
+            old_squared_norm=squared_norms[0],
+            new_squared_norm=squared_norms[1],
+            dot_product=compute_dot_product(x, y),
+            old_nonfinite=x.size - finite_counts[0],
+            new_nonfinite=x.size - finite_counts[1],
+            equals_cast_to_new=equals_cast_to_new,
+            equals_cast_to_old=equals_cast_to_old,
+            histogram=_count_decades(distances, max_abs, nonzero_count, changed_finite, mask),
+        )
+
+
+def _measure_equal(x: NumberArray) -> DifferenceSums:
+    squared_norm = compute_dot_product(x, x)
+    if isfinite(squared_norm):
+        return sum_equal_elements(x.size, x.size, squared_norm)
+    finite = x[np.isfinite(x)]
+    return sum_equal_elements(x.size, finite.size, compute_dot_product(finite, finite))
+
+
+def _compare_bits(old: bytearray, new: bytearray, dtype: str, mask: _Mask) -> _Mask:
+    """Return in `mask` which elements of one dtype have different bits."""
+    word_nbytes = min(8, DTYPE_BITS[dtype] // 8)
+    first, second = (np.frombuffer(data, f"u{word_nbytes}") for data in (old, new))
+    if first.size == mask.size:
+        np.not_equal(first, second, out=mask)
+    else:  # complex128: two words for each element
+        np.not_equal(first, second).reshape(mask.size, -1).any(axis=1, out=mask)
+    return mask
+
+
+def _compare_values(x: NumberArray, y: NumberArray, mask: _Mask, *, all_finite: bool) -> _Mask:
+    """Return in `mask` which values differ; NaN equals NaN, as its bits depend on the dtype."""
+    np.not_equal(x, y, out=mask)
+    if not all_finite:
+        mask &= ~(np.isnan(x) & np.isnan(y))
+    return mask
+
+
+def _equals_cast(
+    a: NumberArray, b: NumberArray, dtype: str, y: NumberArray, buffer: _Distances
+) -> bool:
+    """Whether `a`, cast to the dtype of `b`, equals `b`, whose widened elements are `y`.
+
+    False unless both are floating point, or both complex.
+    """
+    are_complex = a.dtype.kind == b.dtype.kind == "c"
+    if not are_complex and not (is_floating_point(a) and is_floating_point(b)):
+        return False
+    return np.array_equal(widen_numbers(cast_numbers(a, dtype), buffer), y, equal_nan=True)
+
+
+def _compute_distances(x: NumberArray, y: NumberArray, distances: _Distances) -> None:
+    difference: NDArray[Any] = x - y if x.dtype.kind == "c" else np.subtract(x, y, out=distances)
+    np.absolute(difference, out=distances)
+
+
+def _count_beyond(
+    distances: _Distances, old: NumberArray, tolerances: Tolerances, mask: _Mask
+) -> int:
+    """Return the number of elements that are not close."""
+    limits = tolerances.atol + tolerances.rtol * np.absolute(old)
+    return distances.size - count_true(np.less_equal(distances, limits, out=mask))
+
+
+def _count_decades(
+    distances: _Distances,
+    max_distance: float,
+    nonzero_count: int,
+    changed_count: int,
+    mask: _Mask,
+) -> tuple[int, ...]:
+    """Return the number of changed elements by decade of their distance.
+
+    Edges are compared from the largest distance down until every distance above 0 is counted.
+    """
+    counts_from_edge = [0]
+    for edge in reversed(DECADE_EDGES):
+        count = counts_from_edge[-1]
+        if edge <= max_distance and count < nonzero_count:
+            count = count_true(np.greater_equal(distances, edge, out=mask))
+        counts_from_edge.append(count)
+    counts_from_edge.append(changed_count)
+    return tuple(map(sub, counts_from_edge[:0:-1], counts_from_edge[-2::-1]))
