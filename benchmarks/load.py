@@ -1,11 +1,13 @@
 """`ckptool.load` against each container's own way: time and peak memory, as ratios.
 
-    python benchmarks/load.py [MIB] [ROUNDS]
+    python benchmarks/load.py [MIB] [ROUNDS] [--json]
 
 Each row is one container of a state_dict of MIB mebibytes (default 1024), which is loaded into a
-live module whose parameters are already in memory, from the page cache. Time is the median of
-ROUNDS (default 7) loads, in which the two ways take turns in one process. Memory is the highest
-resident set of one load above that before it, in a process for each. Imports are done before.
+live module whose parameters are already in memory, from the page cache; the last rows are 2,000
+tensors of 4 or 16 elements. Time is the median of ROUNDS (default 7) loads, in which the two ways
+take turns in one process. Memory is the highest resident set of one load above that before it, in a
+process for each. Imports are done before. With `--json`, the output is container -> [what it is
+compared with, seconds by the clock (its, ckptool's), seconds of the processor (its, ckptool's)].
 """
 
 import json
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +40,16 @@ class Stack(nn.Module):
         )
 
 
+class Small(nn.Module):
+    """1,000 tiny layers in blocks, as many small tensors as a large network has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(nn.Linear(4, 4) for _ in range(10))) for _ in range(100)
+        )
+
+
 def load_pth(module: nn.Module, path: Path) -> None:
     module.load_state_dict(torch.load(path, mmap=True, weights_only=True))
 
@@ -46,6 +58,12 @@ def load_safetensors(module: nn.Module, path: Path) -> None:
     from safetensors.torch import load_model
 
     load_model(module, path)
+
+
+def load_safetensors_file(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    module.load_state_dict(load_file(path))
 
 
 def load_torch_shards(module: nn.Module, path: Path) -> None:
@@ -116,20 +134,43 @@ CONTAINERS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
         "safetensors load_file of each",
     ),
     "dcp": (write_dcp, load_dcp, "dcp.load"),
+    "small.pth": (torch.save, load_pth, "torch.load(mmap=True)"),
+    "small.safetensors": (write_safetensors, load_safetensors_file, "safetensors load_file"),
 }
 
 
+def build_module(name: str, mebibytes: int) -> nn.Module:
+    return Small() if name.startswith("small") else Stack(mebibytes)
+
+
+def write_containers(folder: Path, mebibytes: int) -> Iterator[tuple[Path, str]]:
+    """Yield (path, what it is compared with) of each container, after it was written."""
+    for name, (write, _, against) in CONTAINERS.items():
+        write(build_module(name, mebibytes).state_dict(), folder / name)
+        yield folder / name, against
+
+
+def print_json(mebibytes: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(
+            json.dumps(
+                {
+                    path.name: [against, *run("time", path, mebibytes, rounds)]
+                    for path, against in write_containers(Path(folder), mebibytes)
+                }
+            )
+        )
+
+
 def main(mebibytes: int, rounds: int) -> None:
-    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         state = Stack(mebibytes).state_dict()
         nbytes = sum(tensor.nbytes for tensor in state.values())
         print(f"{len(state)} tensors, {nbytes / 2**20:.0f} MiB, {rounds} rounds")
         print(f"{'container':20} {'against':30} {'time':>18} {'peak memory':>22}")
-        for name, (write, _, against) in CONTAINERS.items():
-            path = Path(folder) / name
-            write(state, path)
-            own, ours = run("time", path, mebibytes, rounds)
+        for path, against in write_containers(Path(folder), mebibytes):
+            name = path.name
+            own, ours, *_ = run("time", path, mebibytes, rounds)
             (own_peak,), (our_peak,) = (run(w, path, mebibytes, 1) for w in ("own", "ckptool"))
             time_text = f"{ours / own:.2f} ({ours:.3f} s)"
             memory_text = f"{our_peak / own_peak:.2f} ({our_peak / 2**20:.0f} MiB)"
@@ -137,7 +178,7 @@ def main(mebibytes: int, rounds: int) -> None:
 
 
 def run(what: str, path: Path, mebibytes: int, rounds: int) -> list[float]:
-    """Measure in a process of its own: [seconds, seconds], or [bytes]."""
+    """Measure in a process of its own: four numbers of seconds, as in JSON, or [bytes]."""
     command = [sys.executable, __file__, "--measure", what, path, str(mebibytes), str(rounds)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [float(number) for number in output.split()]
@@ -147,7 +188,7 @@ def measure(what: str, path: Path, mebibytes: int, rounds: int) -> None:
     import ckptool
 
     warnings.simplefilter("ignore")
-    module, small = Stack(mebibytes), Stack(4)
+    module, small = build_module(path.name, mebibytes), build_module(path.name, 4)
     ways = {"own": CONTAINERS[path.name][1], "ckptool": ckptool.load}
     asked = list(ways) if what == "time" else [what]
     with tempfile.TemporaryDirectory() as folder:  # everything is imported before
@@ -156,13 +197,17 @@ def measure(what: str, path: Path, mebibytes: int, rounds: int) -> None:
             ways[way](small, Path(folder) / path.name)
     before = read_resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set begins anew
-    seconds: dict[str, list[float]] = {way: [] for way in asked}
+    clock, processor = ({way: [] for way in asked} for _ in range(2))
     for _ in range(rounds):
         for way in asked:
-            start = time.perf_counter()
+            start, processor_start = time.perf_counter(), time.process_time()
             ways[way](module, path)
-            seconds[way].append(time.perf_counter() - start)
-    print(*map(median, seconds.values())) if what == "time" else print(read_peak_bytes() - before)
+            clock[way].append(time.perf_counter() - start)
+            processor[way].append(time.process_time() - processor_start)
+    if what == "time":
+        print(*map(median, (*clock.values(), *processor.values())))
+    else:
+        print(read_peak_bytes() - before)
 
 
 def read_resident_bytes() -> int:
@@ -179,5 +224,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
     else:
-        numbers = [int(argument) for argument in sys.argv[1:]]
-        main(*(*numbers, *(1024, 7)[len(numbers) :]))
+        warnings.simplefilter("ignore")
+        numbers = [int(argument) for argument in sys.argv[1:] if argument != "--json"]
+        show = print_json if "--json" in sys.argv else main
+        show(*(*numbers, *(1024, 7)[len(numbers) :]))

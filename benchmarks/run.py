@@ -5,6 +5,7 @@
 Makes its data in a temporary folder of FOLDER (14 GiB for --gib 2) and removes it. Whole processes,
 one after the other in every round, so that a slow minute of the machine slows them all; the best
 counts, by the clock and by the processor. No further round is begun once the minutes are over.
+Loads into a module are measured within one process each (benchmarks/load.py), without imports.
 Prints the table of docs/benchmarks.md, and writes the ratios to benchmarks/ratios.json, or to
 another file (`--json`), which benchmarks/compare.py holds against those.
 """
@@ -183,6 +184,7 @@ def main() -> None:
             for case in CASES
             if options.only in case.name
         }
+    measured |= measure_loads(options.gib, options.only)
     print("\n".join(iter_table_rows(measured)))
     json_path = options.json or (None if options.only else RATIOS)
     if json_path:
@@ -209,6 +211,34 @@ def measure_case(case: Case, folder: Path, rounds: int, deadline: float) -> tupl
     ]
     ours, theirs = zip(*runs, strict=True)
     return find_best(ours), find_best(theirs)
+
+
+LOADED = {
+    "model.pth": ".pth",
+    "model.safetensors": ".safetensors",
+    "shards": "shards of .bin",
+    "safetensors-shards": "shards of .safetensors",
+    "dcp": "distributed checkpoint",
+    "small.pth": "2,000 small tensors, .pth",
+    "small.safetensors": "2,000 small tensors, .safetensors",
+}
+"""Container of benchmarks/load.py -> its words in the table."""
+
+
+def measure_loads(gib: float, only: str) -> dict[Case, tuple[Seconds, Seconds]]:
+    """Return the median times of `ckptool.load` and of each container's own way."""
+    names = {container: f"`load`, {words}" for container, words in LOADED.items()}
+    if not any(only in name for name in names.values()):
+        return {}
+    script = Path(__file__).with_name("load.py")
+    command = [sys.executable, str(script), str(round(gib * 256)), "11", "--json"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return {
+        Case(names[container], (), against): (Seconds(clock, processor), Seconds(*own))
+        for container, (against, *numbers) in json.loads(output).items()
+        for own, clock, processor in [((numbers[0], numbers[2]), numbers[1], numbers[3])]
+        if only in names[container]
+    }
 
 
 def run_once(command: list[str], folder: Path, case: Case) -> Seconds:

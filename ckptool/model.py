@@ -610,8 +610,10 @@ class ModuleInfo(Struct, frozen=True, dict=True):
 @lru_cache(maxsize=4096)
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return torch's strides of a contiguous (C order) tensor, in elements."""
+    if len(shape) < 2:  # as most tensors of most files
+        return (1,) * len(shape)
     outer_strides = accumulate((max(1, size) for size in reversed(shape[1:])), mul, initial=1)
-    return tuple(outer_strides)[::-1] if shape else ()
+    return tuple(outer_strides)[::-1]
 
 
 def join_key(prefix: str, name: str) -> str:

@@ -13,7 +13,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     is_live,
     name_kind,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
+    require_path,
 )
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import (
@@ -196,9 +196,7 @@ def _parse_only_checkpoint(path: object) -> Location:
             f"diff of {name_kind(path)} needs a second argument: a checkpoint, a module or a "
             "state_dict; diff(path, module=...) says how a module loads a checkpoint"
         )
-    reject_invalid_path(path)
-    assert isinstance(path, PathLike)
-    return parse_location(path)
+    return parse_location(require_path(path))
 
 
 def _name_unchecked_load(

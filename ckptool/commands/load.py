@@ -11,7 +11,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     name_kind,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
+    require_path,
 )
 from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleOptions, find_target
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ckptool.migration.plan.plan_file import Plan
 
 
+@pause_gc()  # until what describes file and module is released: a search would go through it all
 def load(  # noqa: PLR0913
     module: "nn.Module",
     path: PathLike,
@@ -107,7 +108,7 @@ def load(  # noqa: PLR0913
         ModuleError: the module cannot be examined.
         UsageError: an argument is invalid.
     """
-    require_module(module)
+    _require_module(module)
     from ckptool.migration.load.accepted_answers import parse_answers
     from ckptool.migration.load.state_dict import (
         parse_placement,
@@ -116,14 +117,16 @@ def load(  # noqa: PLR0913
     )
     from ckptool.migration.plan.anonymous_file import AnonymousFile
     from ckptool.migration.write.inflate_storages import inflate_storages
+    from ckptool.modules.live.registered import list_registered
 
     answers = parse_answers(accept)
     placement = parse_placement(device, dtype)
-    require_target(module, placement, assign=assign)
-    source_guard = guard_source(path)
+    registered_tensors = list_registered(module)
+    require_target(registered_tensors, placement, assign=assign)
+    source_guard = _guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
-    require_local_tensors(module, checkpoint)
-    with pause_gc(), AnonymousFile() as anonymous_file:
+    require_local_tensors(module, registered_tensors, checkpoint)
+    with AnonymousFile() as anonymous_file:
         job = _LoadJob(
             module=module,
             checkpoint=inflate_storages(checkpoint, anonymous_file, limits),
@@ -144,7 +147,7 @@ def load(  # noqa: PLR0913
             raise _build_error(checkpoint, job.module_name, error) from error
 
 
-def require_module(module: object) -> None:
+def _require_module(module: object) -> None:
     """Reject what is no live module.
 
     Raises:
@@ -273,16 +276,23 @@ class _LoadJob:
         from ckptool.migration.load.planned_load import describe_state_choice
         from ckptool.migration.load.state_dict import build_state_dict, place_tensors
         from ckptool.migration.load.tensor_reader import TensorReader
+        from ckptool.verification.load_probe import loads_by_own_code
 
         start_step(f"loading {self.checkpoint.path.name}")
+        only_copies = not assign and not loads_by_own_code(self.module)
         reader = TensorReader(self.checkpoint, planned.draft.state.at, None)
         try:
-            state_dict = build_state_dict(planned.draft, reader)
+            state_dict = build_state_dict(planned.draft, reader, keeps_chunks=only_copies)
             if assign:
                 place_tensors(state_dict, self.module, placement)
             self._require_unchanged()
             keys = load_into_module(
-                self.module, state_dict, reader.files, strict=self.strict, assign=assign
+                self.module,
+                state_dict,
+                reader.files,
+                reader.chunked,
+                strict=self.strict,
+                assign=assign,
             )
         finally:
             reader.close()
@@ -343,7 +353,7 @@ def tensors(
     """
     from ckptool.migration.load.checkpoint_tensors import CheckpointTensors
 
-    source_guard = guard_source(path)
+    source_guard = _guard_source(path)
     checkpoint = open_checkpoint_or_stdin(path, limits)
     state = _find_only_state(checkpoint) if at is None else require_state_or_part(checkpoint, at)
     if not state.tensors:
@@ -352,16 +362,15 @@ def tensors(
     return CheckpointTensors(checkpoint, state, source_guard, limits)
 
 
-def guard_source(path: PathLike) -> SourceGuard:
+def _guard_source(path: PathLike) -> SourceGuard:
     """Return a guard that knows the files at `path` as they are now; it knows no remote file.
 
     Raises:
         ReadError: a folder cannot be listed.
         UsageError: `path` is not a path.
     """
-    reject_invalid_path(path)
     source_guard = SourceGuard()
-    location = parse_location(path)
+    location = parse_location(require_path(path))
     if isinstance(location, Path):
         is_index = location.name.endswith(".json") or location.name == ".metadata"
         source_guard.add_path(location.parent if is_index else location)

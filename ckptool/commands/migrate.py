@@ -170,7 +170,7 @@ def migrate(  # noqa: PLR0913
         drop_extra=drop_extra,
         force=force,
         dry_run=dry_run,
-        check_trace=check_hook if emit_hook is not None else None,
+        check_trace=_check_hook if emit_hook is not None else None,
         save_plan=None if save_plan is None else require_local_path(save_plan),
         max_shard_size=max_shard_size,
         hard_links=links,
@@ -252,7 +252,7 @@ def _build_report(
     )
 
 
-def check_hook(trace: "HookTrace") -> None:
+def _check_hook(trace: "HookTrace") -> None:
     """Check that a hook can do all steps of a plan.
 
     Raises:

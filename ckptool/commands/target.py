@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
     require_local_path,
+    require_path,
 )
 from ckptool.commands.sources.file_arguments import (
     EVERY_NAME,
@@ -281,7 +281,7 @@ def find_target(
         ModuleError: the folder's framework is not installed.
         UsageError: `path` is not a path, or the folder is none of the framework that is named.
     """
-    reject_invalid_path(path)
+    require_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
     if named_target is not None:
@@ -412,12 +412,12 @@ def need_target(
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
-            f"{suggest_module(checkpoint) or suggest_folder(path)}"
+            f"{_suggest_module(checkpoint) or suggest_folder(path)}"
         )
     return module_target
 
 
-def suggest_module(checkpoint: Checkpoint | None) -> str:
+def _suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
     Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is

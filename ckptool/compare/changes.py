@@ -62,11 +62,11 @@ def iter_changes(
         if actual_tensor is None:
             yield Missing(expected_tensor)
         else:
-            changed_fields = frozenset(
+            changed_fields = [
                 f for f in field_names if getattr(expected_tensor, f) != getattr(actual_tensor, f)
-            )
+            ]
             if changed_fields:
-                yield Changed(expected_tensor, actual_tensor, changed_fields)
+                yield Changed(expected_tensor, actual_tensor, frozenset(changed_fields))
     for key, actual_tensor in actual.items():
         if key not in expected:
             yield Unexpected(actual_tensor)

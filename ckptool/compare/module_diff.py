@@ -174,13 +174,16 @@ class ModuleDiff(Struct, frozen=True):
     @property
     def coverage(self) -> float:
         """Fraction (0.0 to 1.0) of the parameters' elements that load; 1.0 without parameters."""
+        matched_keys = self.matched_keys
+        if len(matched_keys) == len(self.module.saved_tensors):
+            return 1.0
         parameters = [
             module_tensor
             for module_tensor in self.module.saved_tensors.values()
             if module_tensor.kind is Kind.PARAMETER
         ]
         total_numel = sum(module_tensor.tensor.numel for module_tensor in parameters)
-        loadable_keys = {*self.matched_keys, *self.tied_missing_keys}
+        loadable_keys = {*matched_keys, *self.tied_missing_keys}
         loaded_numel = sum(
             module_tensor.tensor.numel
             for module_tensor in parameters

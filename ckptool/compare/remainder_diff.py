@@ -16,8 +16,8 @@ from ckptool.formats.contents.collector import CLASS_SUFFIX
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
 from ckptool.formats.sharded.reader import INDEX_PLACE
-from ckptool.model import Checkpoint, TensorInfo, all_tensors, join_key
-from ckptool.phrases import pluralize
+from ckptool.model import Checkpoint, Kind, TensorInfo, all_tensors, join_key
+from ckptool.phrases import pluralize, quote_code
 from ckptool.values import equality
 
 _INDEX_SIZES: Final = frozenset(
@@ -75,14 +75,21 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     )
     if not relocated:
         changed += chain(*_drop_places_within(unpaired))
-    unsaved_changed, unsaved_unknown = _compare_unsaved(old, new, places)
+    old_unsaved, new_unsaved = _collect_unsaved(old, places[0]), _collect_unsaved(new, places[1])
+    unsaved_changed, unsaved_unknown = _compare_unsaved(old_unsaved, new_unsaved)
     opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
     return RemainderDiff(
         (*changed, *unsaved_changed),
         {**opaque, **unknown, **unsaved_unknown},
         (
-            tuple(_iter_parts_beside(old, places[0], unpaired[0] if relocated else ())),
-            tuple(_iter_parts_beside(new, places[1], unpaired[1] if relocated else ())),
+            (
+                *_iter_parts_beside(old, places[0], unpaired[0] if relocated else ()),
+                *_list_only_here(old_unsaved, new_unsaved),
+            ),
+            (
+                *_iter_parts_beside(new, places[1], unpaired[1] if relocated else ()),
+                *_list_only_here(new_unsaved, old_unsaved),
+            ),
         ),
     )
 
@@ -144,13 +151,9 @@ def _pair_places(
 
 
 def _compare_unsaved(
-    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
+    old_tensors: Mapping[str, TensorInfo], new_tensors: Mapping[str, TensorInfo]
 ) -> tuple[list[str], dict[str, str]]:
-    """Compare the tensors that a state_dict() of the pickled modules does not save."""
-    old_tensors, new_tensors = (
-        _collect_unsaved(checkpoint, place)
-        for checkpoint, place in zip((old, new), places, strict=True)
-    )
+    """Compare the tensors that a state_dict() of the pickled or live modules does not save."""
     if not (old_tensors and new_tensors):
         return [], {}
     shared_keys = [key for key in old_tensors if key in new_tensors]
@@ -165,6 +168,20 @@ def _compare_unsaved(
             if is_equal is None
         },
     )
+
+
+def _list_only_here(
+    tensors: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo]
+) -> list[str]:
+    """Return the unsaved tensors where the other side has none, as text.
+
+    Buffers with persistent=False are what the module says that no file needs.
+    """
+    return [
+        f"{quote_code(key)} (not in the state_dict)"
+        for key, tensor in tensors.items()
+        if not others and tensor.kind is not Kind.NON_PERSISTENT_BUFFER
+    ]
 
 
 def _collect_unsaved(checkpoint: Checkpoint, place: str) -> Mapping[str, TensorInfo]:

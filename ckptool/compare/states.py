@@ -47,7 +47,7 @@ def get_state(checkpoint: Checkpoint, at: str) -> StateDict:
     )
 
 
-def get_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
+def _get_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
     """Return the state at `at`, or the part of a state whose keys begin with the rest of `at`.
 
     A file whose keys are "encoder.weight" and "decoder.weight" has a part at "encoder", with the
@@ -80,7 +80,7 @@ def find_part_at(checkpoint: Checkpoint, submodule: ModuleInfo, path: str) -> st
     A file of the whole module has the sub-module's state below the sub-module's path.
     """
     best_state = find_best_state(checkpoint, submodule)
-    part = get_state_or_part(checkpoint, join_key(best_state.at, path))
+    part = _get_state_or_part(checkpoint, join_key(best_state.at, path))
     is_better = score_match(part, submodule) > score_match(best_state, submodule)
     return part.at if is_better else None
 
@@ -124,7 +124,7 @@ def require_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
     Raises:
         NoStateError: the file has nothing there.
     """
-    state = get_state_or_part(checkpoint, at)
+    state = _get_state_or_part(checkpoint, at)
     is_empty = not (state.tensors or state.non_tensors or state.unsaved_tensors)
     if is_empty and state.at and all(other.at != state.at for other in checkpoint.states):
         raise _explain_missing_state(checkpoint, at)

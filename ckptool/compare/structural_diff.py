@@ -76,7 +76,7 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
         old, new = map(_note_unpaired_states, (old, new))
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
     structure = compare_tensors_structure(old, new, places, old_tensors, new_tensors)
-    restored = restore_renamed_ties(structure)
+    restored = _restore_renamed_ties(structure)
     if restored != (old_tensors, new_tensors):
         structure = compare_tensors_structure(old, new, places, *restored)
     return replace(structure, remainder=compare_remainder(old, new, places))
@@ -111,7 +111,7 @@ def compare_tensors_structure(
     )
 
 
-def restore_renamed_ties(
+def _restore_renamed_ties(
     structure: StructuralDiff,
 ) -> tuple[Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
     """Return the tensors of both files, with tied names that one leaves out and the other renamed.

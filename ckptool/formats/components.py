@@ -25,14 +25,14 @@ def merge_components(folder: Location, components: Mapping[str, Checkpoint]) -> 
         nbytes=sum(part.nbytes for part in components.values()),
         states=(_merge_states(components),),
         globals=tuple(dict.fromkeys(name for _, part in parts for name in part.globals)),
-        damage=_join(components, "damage"),
+        damage=_find_reason(components, "damage"),
         skipped=tuple(dict.fromkeys(_iter_skipped(components, "skipped"))),
         unread=tuple(_iter_skipped(components, "unread")),
         files=tuple(file for _, part in parts for file in (part.files or (part.path,))),
         faults=tuple(_iter_faults(components)),
-        load_refusal=_join(components, "load_refusal"),
+        load_refusal=_find_reason(components, "load_refusal"),
         opaque=tuple(_iter_skipped(components, "opaque")),
-        weights_only_refusal=_join(components, "weights_only_refusal"),
+        weights_only_refusal=_find_reason(components, "weights_only_refusal"),
     )
 
 
@@ -65,7 +65,7 @@ def _iter_faults(components: Mapping[str, Checkpoint]) -> Iterator[ContainerIssu
             yield replace(issue, key=f"{name}.{issue.key}" if issue.key else issue.key)
 
 
-def _join(components: Mapping[str, Checkpoint], field: str) -> str:
+def _find_reason(components: Mapping[str, Checkpoint], field: str) -> str:
     """Return the first reason that a component has, "" if none has one."""
     reasons = ((name, getattr(part, field)) for name, part in components.items())
     return next((f"{name}: {reason}" for name, reason in reasons if reason), "")

@@ -13,7 +13,11 @@ class _NestedDict(dict[Any, Any]):
 
 
 def nest_by_path(leaves: dict[str, object], planner_data: object) -> object:
-    """Rebuild the nested state_dict from planner_data, which maps each key to its path."""
+    """Rebuild the nested state_dict from planner_data, which maps each key to its path.
+
+    Raises:
+        PickleTreeError: a path is invalid, or two paths contradict each other.
+    """
     paths_by_key = planner_data if isinstance(planner_data, dict) else {}
     root = _NestedDict()
     for key, node in leaves.items():

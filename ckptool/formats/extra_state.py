@@ -110,13 +110,13 @@ def _iter_searched(checkpoint: Checkpoint) -> Iterator[_SearchedBytes]:
                 span, view = part.span, None
                 if span is None and part.storage is not None and _is_byte_view(part):
                     span, view = part.storage.span, part
-                place_in_file = _locate(span, view)
+                place_in_file = _identify_place(span, view)
                 if place_in_file is None or place_in_file not in visited_places:
                     visited_places.add(place_in_file)
                     yield _SearchedBytes(place, span, is_extra_state, view)
     for place, storage in checkpoint.byte_storages.items():
         span = storage.span
-        if span is not None and span.nbytes and _locate(span, None) not in visited_places:
+        if span is not None and span.nbytes and _identify_place(span, None) not in visited_places:
             yield _SearchedBytes(place, span)
 
 
@@ -124,7 +124,7 @@ def _is_byte_view(tensor: TensorInfo) -> bool:
     return tensor.layout == "strided" and tensor.dtype in BYTE_DTYPES
 
 
-def _locate(span: Span | None, view: TensorInfo | None) -> Hashable:
+def _identify_place(span: Span | None, view: TensorInfo | None) -> Hashable:
     """Return what is the same for two that begin at one place of a file; None without one."""
     if span is None:
         return None

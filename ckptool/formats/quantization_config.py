@@ -41,8 +41,8 @@ _MAX_NAME_CHARS: Final = 60
 def read_declaration(folder: Path, limits: Limits) -> QuantizationDeclaration | None:
     """Return what the configuration in `folder` declares; None without one, or if it is damaged."""
     config = _read_object(folder / _MODEL_CONFIG, limits)
-    if found := _find_section(config):
-        place, section = found
+    if placed_section := _find_section(config):
+        place, section = placed_section
         return replace(_build_declaration(_MODEL_CONFIG, section, ""), place=place)
     for name, method in _OTHER_FILES.items():
         other = _read_object(folder / name, limits)

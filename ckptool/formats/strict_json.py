@@ -19,6 +19,7 @@ _PIECE_BYTES: Final = 1 << 18
 _MAX_SHOWN_LENGTH: Final = 80
 _BLANKS_PATTERN: Final = re.compile(r"[ \t\r\n]*")
 _PLAIN_KEY_PATTERN: Final = re.compile(r'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:')
+_NEXT_KEY_PATTERN: Final = re.compile(rf"[ \t\r\n]*,{_PLAIN_KEY_PATTERN.pattern}")
 _NUMBER_PATTERN: Final = re.compile(r"[-+.eE0-9]*")
 _BRACE_TO_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
 _NON_STRUCTURAL_BYTES: Final = bytes(set(range(256)) - set(b'"[]{}'))
@@ -52,10 +53,17 @@ class JsonReader:
         """Yield the keys of the next object; the caller reads each value by `read_value`."""
         self._expect_character("{")
         known_keys: set[str] = set()
-        while self.peek_character() != "}":
-            if known_keys:
-                self._expect_character(",")
-            key = self._read_key()
+        while True:
+            match = _NEXT_KEY_PATTERN.match(self._text, self._position) if known_keys else None
+            if match:
+                self._position = match.end()
+                key = match[1]
+            elif self.peek_character() == "}":
+                break
+            else:
+                if known_keys:
+                    self._expect_character(",")
+                key = self._read_key()
             if key in known_keys:
                 self._raise_error(_format_duplicate_key(key))
             known_keys.add(key)
@@ -85,6 +93,17 @@ class JsonReader:
                 self._check_value(value, end)
                 self._position = end
                 return value
+
+    def match_value(self, pattern: re.Pattern[str]) -> "re.Match[str] | None":
+        """Return the match of the next value, which it consumes; None where it has another form.
+
+        The pattern describes a whole object of bounded length, without escapes and with different
+        keys, so that nothing else has to be checked of it.
+        """
+        match = pattern.match(self._text, self._position)
+        if match is not None:
+            self._position = match.end()
+        return match
 
     def peek_character(self) -> str:
         """Return the next character after blanks, without consuming it; "" at the end."""

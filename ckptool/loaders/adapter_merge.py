@@ -94,10 +94,12 @@ def _merge(
     _require_whole(adapter.path, info)
     with run_offline():
         merged: nn.Module = loaded.merge_and_unload()  # type: ignore[operator]
-    return _compare(merged, original, transposed_paths, adapter_state, config_fields, adapter.path)
+    return _compare_with_arithmetic(
+        merged, original, transposed_paths, adapter_state, config_fields, adapter.path
+    )
 
 
-def _compare(
+def _compare_with_arithmetic(
     merged: "nn.Module",
     original: Mapping[str, "Tensor"],
     transposed_paths: set[str],
@@ -105,10 +107,10 @@ def _compare(
     config_fields: Mapping[str, Any],
     path: Location,
 ) -> AdapterMerge:
-    """Hold every tensor of the merged model to the arithmetic, to the adapter's, or to the base's.
+    """Compare each tensor of the merged model with the arithmetic, the adapter's or the base's.
 
     Raises:
-        PlanError: one of them is another.
+        PlanError: one of them differs.
     """
     import torch
 

@@ -81,7 +81,7 @@ def require_usable_fields(folder: str, name: str, fields: Mapping[str, Any]) -> 
     """Raise ModuleError if the fields name code or files, or a number that no model has."""
     refused = find_refused_fields(fields)
     if refused:
-        raise ModuleError(folder, describe_refused_fields(name, refused))
+        raise ModuleError(folder, _describe_refused_fields(name, refused))
     for reason in _iter_odd_values(fields):
         raise ModuleError(folder, f"{name}: {reason}")
 
@@ -115,7 +115,7 @@ def find_refused_fields(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def describe_refused_fields(config_name: str, fields: Sequence[str]) -> str:
+def _describe_refused_fields(config_name: str, fields: Sequence[str]) -> str:
     """Return the sentence that refuses a configuration, and what to do."""
     names = join_limited(fields, 3, quote_code)
     return (

@@ -93,7 +93,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     with run_offline(), TemporaryDirectory(prefix="ckptool-") as folder:
         model.save_config(folder)
         (Path(folder) / _STUB_NAME).write_bytes(_EMPTY_SAFETENSORS)
-        with _reading(state), trace:
+        with _replace_reader(state), trace:
             loaded, info = type(model).from_pretrained(
                 folder,
                 output_loading_info=True,
@@ -152,7 +152,7 @@ def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
 
 
 @contextmanager
-def _reading(state: Mapping[str, Any]) -> Iterator[None]:
+def _replace_reader(state: Mapping[str, Any]) -> Iterator[None]:
     """Have from_pretrained take `state` where it would read a file of weights."""
     from diffusers.models import model_loading_utils, modeling_utils
 

@@ -168,7 +168,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     with run_offline():
         loaded: Any = _copy_on_meta(module) if is_on_meta else copy.deepcopy(module)
         trace = TensorTrace(state, 0)
-        with trace, _reading(state), drop_mismatches(loaded) as mismatched_shapes:
+        with trace, _replace_reader(state), drop_mismatches(loaded) as mismatched_shapes:
             adapter_name = next(iter(loaded.peft_config))
             result = loaded.load_adapter("", adapter_name)
     tensors = loaded.state_dict(keep_vars=True)
@@ -295,7 +295,7 @@ def _format_value(value: object) -> str:
 
 
 @contextmanager
-def _reading(state: Mapping[str, Any]) -> Iterator[None]:
+def _replace_reader(state: Mapping[str, Any]) -> Iterator[None]:
     """Have load_adapter take `state` where it would read the adapter's file."""
     from peft import peft_model
 

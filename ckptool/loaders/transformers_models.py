@@ -72,7 +72,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         loaded, info = _call_loader(module, state, None)
         sources = _find_sources(loaded, state, conversion_errors)
     report = _read_loading_info(info)
-    error = report.error or describe_conversion_errors(conversion_errors, sources)
+    error = report.error or _describe_conversion_errors(conversion_errors, sources)
     return loaded, replace(report, error=error)
 
 
@@ -104,7 +104,7 @@ def _report_load(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Mod
     used_keys |= {key for target in first.conversion_errors for key in sources.get(target, ())}
     return loaded, replace(
         report,
-        error=report.error or describe_conversion_errors(first.conversion_errors, sources),
+        error=report.error or _describe_conversion_errors(first.conversion_errors, sources),
         conversions=tuple(conversion for conversion in conversions if conversion.operation),
         ignored_keys=tuple(
             key for key in state if key not in used_keys and key not in report.mismatched_shapes
@@ -243,7 +243,7 @@ def _collecting_conversion_errors() -> Iterator[dict[str, str]]:
         modeling_utils.log_state_dict_report = log_report
 
 
-def describe_conversion_errors(
+def _describe_conversion_errors(
     conversion_errors: Mapping[str, str], sources: Mapping[str, Sequence[str]]
 ) -> str:
     """Return a sentence with the tensors that could not be converted; "" if there are none.

@@ -192,7 +192,11 @@ def save_plan(request: MigrationRequest, text: str) -> None:
 def select_state(
     checkpoint: Checkpoint, module_info: ModuleInfo | None, request: MigrationRequest, to: str
 ) -> StateDict:
-    """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
+    """Return the state_dict to migrate: at `request.at`, else the best match, else the only one.
+
+    Raises:
+        PlanError: there are several and no module, or the state has no tensors to write.
+    """
     if request.at is not None:
         state = get_state(checkpoint, request.at)
         owner, _ = split_part(checkpoint, request.at)

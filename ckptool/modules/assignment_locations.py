@@ -45,7 +45,7 @@ def read_assignment_target(location: str, path: str) -> str:
         return ""
     # linecache keeps lines by name, and a relative one is another file after a change of folder.
     text = linecache.getline(os.path.abspath(file), int(line)).strip()  # noqa: PTH100
-    match = re.match(rf"((?:\w+\.)+{name})\s*(?::[^=]+)?=(?!=)", text)
+    match = re.match(rf"((?:\w+(?:\[[\w'\"]+\])*\.)+{name})\s*(?::[^=]+)?=(?!=)", text)
     return match[1] if match else ""
 
 

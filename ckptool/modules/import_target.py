@@ -91,7 +91,7 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     if spec.python_object is not None:
         yield
         return
-    source, _ = parse_target(spec)
+    source, _ = _parse_target(spec)
     original_path = list(sys.path)
     search_paths = [str(path.absolute()) for path in (*spec.search_paths, *source.search_paths)]
     shadowed_modules = _find_shadowed_modules(source, search_paths)
@@ -111,7 +111,7 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
             sys.modules.update(shadowed_modules)
 
 
-def parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
+def _parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
     """Return the two parts of the target: the Python module, and the expression in it.
 
     Raises:
@@ -139,7 +139,7 @@ def resolve_target(spec: ModuleSpec) -> Any:
     """
     if spec.python_object is not None:
         return spec.python_object
-    source, expression = parse_target(spec)
+    source, expression = _parse_target(spec)
     try:
         with user_code():
             namespace = import_source(source)

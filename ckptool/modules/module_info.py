@@ -40,6 +40,7 @@ from ckptool.modules.walk import (
     FoundTensor,
     ModuleWalk,
     get_qualified_name,
+    is_set_from_outside,
     is_torch_class,
     list_attributes,
     list_classes_below_module,
@@ -108,6 +109,11 @@ def _find_none_buffer_writes(module_walk: ModuleWalk) -> dict[str, str]:
 
 
 def call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
+    """Return `module.state_dict(keep_vars=True)`, without keep_vars if it does not take it.
+
+    Raises:
+        ModuleError: it raises, or does not return a mapping.
+    """
     state_dict: Callable[..., Any] = module.state_dict
     try:
         with user_code():
@@ -264,9 +270,13 @@ class _ModuleDescriber:
         self, found_tensor: FoundTensor, key: str, value: Any, alias: str, *, is_saved: bool
     ) -> ModuleTensor:
         cls, move_behavior = type(found_tensor.owner), self._get_move_behavior(found_tensor)
-        written_at = self._source_analysis.find_write(
-            cls, found_tensor.attribute
-        ) or self._outside_writes.find_write(found_tensor)
+        is_foreign = not found_tensor.is_registered and is_set_from_outside(
+            found_tensor.owner, found_tensor.attribute
+        )
+        own_write = (
+            "" if is_foreign else self._source_analysis.find_write(cls, found_tensor.attribute)
+        )
+        written_at = own_write or self._outside_writes.find_write(found_tensor)
         assigned_at = self._find_assignment(found_tensor)
         is_statistic = _is_statistic(found_tensor, written_at)
         fingerprint = compute_fingerprint(value)

@@ -23,6 +23,7 @@ from ckptool.modules.tensor_parts import (
     get_wrapper_name,
     has_all_elements,
     is_lazy,
+    is_plain,
     list_components,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
@@ -105,7 +106,12 @@ def _get_storage(tensor: "Tensor") -> Any:
 def _get_device_name(tensor: "Tensor") -> str:
     """Return the device of a tensor; "cuda:0" if its constructor wanted it there."""
     placement = _import_placement()
-    return str(placement.DEVICE if placement.is_placed_on_cuda(tensor) else tensor.device)
+    return _name_device(placement.DEVICE if placement.is_placed_on_cuda(tensor) else tensor.device)
+
+
+@cache
+def _name_device(device: "torch.device") -> str:
+    return str(device)
 
 
 @cache
@@ -118,6 +124,17 @@ def _import_placement() -> Any:
 
 def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) -> TensorInfo:
     """Describe a torch.Tensor or a numpy.ndarray with the key `key`."""
+    if is_plain(value):
+        return TensorInfo(
+            key=key,
+            shape=tuple(value.shape),
+            dtype=_name_dtype(value.dtype),
+            stride=value.stride(),
+            storage_offset=value.storage_offset(),
+            storage=storages.describe_storage(value),
+            kind=kind,
+            requires_grad=value.requires_grad,
+        )
     from torch import Tensor
 
     if isinstance(value, Tensor):
@@ -161,8 +178,17 @@ def has_integer_values(value: Any) -> bool:
         return False
     if not elements.is_floating_point():
         return True
+    if elements.dtype in _list_packed_dtypes():
+        return False
     exact_elements = elements.double()
     return torch.equal(exact_elements, exact_elements.round())
+
+
+def _list_packed_dtypes() -> frozenset[Any]:
+    """Return the floating point dtypes that pack several values, which torch cannot cast."""
+    import torch
+
+    return frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
 
 
 def preview_values(value: Any) -> Preview | None:
@@ -288,7 +314,7 @@ def _describe_torch_tensor(
     return TensorInfo(
         key=key,
         shape=get_shape(tensor),
-        dtype=str(tensor.dtype).removeprefix("torch."),
+        dtype=_name_dtype(tensor.dtype),
         stride=tuple(map(int, tensor.stride())) if is_strided else (),
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
         storage=storages.describe_storage(tensor) if has_storage else None,
@@ -303,6 +329,11 @@ def _describe_torch_tensor(
             for name, component in components
         ),
     )
+
+
+@cache
+def _name_dtype(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _flatten_to_bytes(value: Any) -> "list[Tensor] | None":

@@ -33,6 +33,28 @@ def _get_lazy_type() -> type:
     return lazy_type
 
 
+def is_plain(tensor: "Tensor") -> bool:
+    """Whether it is a dense tensor of no subclass, whose elements are in its storage as they are.
+
+    Not a conjugated view: that has memory in common with another tensor, and other values.
+    """
+    return type(tensor) in _get_plain_types() and not (
+        tensor.layout is not _get_strided()
+        or tensor.is_quantized
+        or tensor.is_nested
+        or tensor.is_conj()
+        or tensor.is_neg()
+    )
+
+
+@cache
+def _get_strided() -> object:
+    """Return the layout of dense tensors, imported once."""
+    from torch import strided
+
+    return strided
+
+
 def get_wrapper_name(tensor: "Tensor") -> str:
     return "" if type(tensor) in _get_plain_types() else get_qualified_name(type(tensor))
 
@@ -74,7 +96,7 @@ def has_all_elements(tensor: "Tensor") -> bool:
 
     if tensor.is_meta or is_lazy(tensor):
         return False
-    if tensor.layout is not torch.strided or tensor.is_nested or list_inner_tensors(tensor):
+    if tensor.layout is not torch.strided or tensor.is_nested or _list_inner_tensors(tensor):
         return True
     if not tensor.numel():
         return True
@@ -97,7 +119,7 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
         return []
     components = list_components(tensor)
     if components:
-        is_wrapper = bool(list_inner_tensors(tensor))
+        is_wrapper = bool(_list_inner_tensors(tensor))
         return [
             part
             for name, component in components
@@ -109,7 +131,7 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
 
 def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the (name, component) pairs of a sparse, nested or wrapped tensor; else []."""
-    inner_tensors = list_inner_tensors(tensor)
+    inner_tensors = _list_inner_tensors(tensor)
     if inner_tensors:
         return inner_tensors
     if tensor.is_nested:
@@ -124,7 +146,7 @@ def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     ]
 
 
-def list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+def _list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the tensors with the data of a wrapper subclass such as DTensor, by attribute.
 
     [] for other tensors, and for a class whose code raises. What it lists and is no tensor, such as

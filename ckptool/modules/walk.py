@@ -1,8 +1,11 @@
 """nn.Module -> ModuleWalk: every tensor and array in it, registered or not."""
 
+import dis
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind, join_key
@@ -124,10 +127,10 @@ def list_classes_below_module(cls: type) -> tuple[type, ...]:
     """
     from torch import nn
 
-    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__ and not is_framework_base(c))
+    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__ and not _is_framework_base(c))
 
 
-def is_framework_base(cls: type) -> bool:
+def _is_framework_base(cls: type) -> bool:
     """Whether `cls` is one of the classes that every model of a framework is derived from."""
     return any(
         cls.__module__ == name or cls.__module__.startswith(f"{name}.") for name in FRAMEWORK_BASES
@@ -137,6 +140,31 @@ def is_framework_base(cls: type) -> bool:
 def is_torch_class(cls: type) -> bool:
     """Whether `cls` is defined in torch."""
     return cls.__module__.partition(".")[0] == "torch"
+
+
+def is_set_from_outside(module: "nn.Module", attribute: str) -> bool:
+    """Whether `module` is of a class of torch.nn whose code never assigns this attribute.
+
+    Then the user's code has set it on the instance. What an object of torch keeps there, such as
+    the views into the flat parameter of FSDP, has a name that the class itself assigns.
+    """
+    cls = next(cls for cls in type(module).__mro__ if not _is_made_by_torch(cls))
+    return cls.__module__.startswith("torch.nn.modules.") and not any(
+        attribute in _list_assigned_names(base) for base in list_classes_below_module(cls)
+    )
+
+
+@cache
+def _list_assigned_names(cls: type) -> frozenset[str]:
+    """Return the attributes that methods of a class assign, of whatever object."""
+    functions = [inspect.unwrap(value) for value in vars(cls).values() if callable(value)]
+    return frozenset(
+        str(instruction.argval)
+        for function in functions
+        if hasattr(function, "__code__")
+        for instruction in dis.get_instructions(function)
+        if instruction.opname == "STORE_ATTR"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from ckptool.config import PathEntry, ProjectConfig, ReleaseRequirements, Waiver
+from ckptool.config import PathEntry, ProjectConfig, ReleaseRequirements, Settings, Waiver
 from ckptool.errors import ConfigError, UsageError
 from ckptool.policy.policy import LEVELS, Policy, resolve_rule_codes
 from ckptool.rules import RULES
@@ -148,7 +148,7 @@ def _collect_defaults() -> dict[str, tuple[str, str]]:
     }
 
 
-def _collect_configured(table: Any, origin: str) -> dict[str, tuple[str, str]]:
+def _collect_configured(table: Settings | PathEntry, origin: str) -> dict[str, tuple[str, str]]:
     """Return what `table`, Settings or a PathEntry, sets: name -> (value, origin)."""
     values: dict[str, tuple[str, str]] = {}
     for name in ("select", "ignore", "fail_on", "baseline"):
@@ -171,11 +171,11 @@ def _collect_options(options: PolicyOptions) -> dict[str, tuple[str, str]]:
     }
 
 
-def _to_kebab_case(struct: Struct) -> Mapping[str, Any]:
+def _to_kebab_case(struct: Struct) -> Mapping[str, object]:
     return {name.replace("_", "-"): value for name, value in asdict(struct).items()}
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)

@@ -54,7 +54,7 @@ class LocatedFinding(Struct, frozen=True):
         return f"{self.finding.code} {self.finding.name}"
 
 
-def iter_located_findings(report: "AnyReport", root: Path | None) -> Iterator[LocatedFinding]:
+def _iter_located_findings(report: "AnyReport", root: Path | None) -> Iterator[LocatedFinding]:
     """Yield the findings that count, then the silenced ones."""
     for finding in report.findings:
         yield _locate_finding(finding, report, root, "", "")
@@ -86,7 +86,7 @@ def list_limited_findings(
     findings, and viewers of CI systems show a few.
     """
     groups: dict[tuple[str, ...], list[LocatedFinding]] = {}
-    for located in iter_located_findings(report, root):
+    for located in _iter_located_findings(report, root):
         finding = located.finding
         key = (finding.path, finding.code, finding.cause or finding.fingerprint, located.silenced)
         groups.setdefault(key, []).append(located)

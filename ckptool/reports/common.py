@@ -307,7 +307,7 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
     if diff.module.loader != "torch" and diff.unchecked_load is not None:
         failure = f"not checked: {diff.unchecked_load.what}; by keys and shapes alone"
     if diff.loading_info is not None and failure == "does not load":
-        failure = format_framework_failure(diff.loading_info)
+        failure = _format_framework_failure(diff.loading_info)
     mismatch_counts = (
         (len(diff.missing_keys), f"{len(diff.missing_keys)} missing"),
         (len(diff.unexpected_keys), f"{len(diff.unexpected_keys)} unexpected"),
@@ -322,7 +322,7 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
     return f"{failure}: " + ", ".join(text for count, text in mismatch_counts if count)
 
 
-def format_framework_failure(loading_info: LoadingInfo) -> str:
+def _format_framework_failure(loading_info: LoadingInfo) -> str:
     """Return what becomes of a load by a framework that is not whole, without its counts."""
     if loading_info.error or loading_info.mismatched_shapes or loading_info.is_strict:
         return f"does not load with {loading_info.loader}"

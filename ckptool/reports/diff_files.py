@@ -11,7 +11,7 @@ from ckptool.compare.changes import Changed, Missing, Unexpected, breaks_loading
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
-from ckptool.model import Skipped, natural_sort_key
+from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
@@ -122,7 +122,7 @@ def build_checkpoint_diff_report(
         findings=build_finding_reports(verdict),
         skipped=build_skipped_reports(_collect_skipped(diff)),
         exit_code=verdict.exit_code,
-        verdict=format_checkpoint_diff_verdict(diff),
+        verdict=_format_checkpoint_diff_verdict(diff),
         old=str(diff.old.path),
         new=str(diff.new.path),
         old_at=diff.places[0],
@@ -186,7 +186,7 @@ def build_diff_shard_report(
     )
 
 
-def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
+def _format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
     """Return the verdict on two files.
 
     "breaking": code that loads the old file strictly does not load the new file strictly.
@@ -230,9 +230,11 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
         skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
     skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
-    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
+    sides = (("the old file", diff.old), ("the new file", diff.new))
+    for (name, checkpoint), parts in zip(sides, diff.remainder.parts, strict=True):
         if parts:
-            what = f"other content of the {name} file"
+            is_live = checkpoint.container is Container.LIVE
+            what = f"other content of {checkpoint.path if is_live else name}"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))
     return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 

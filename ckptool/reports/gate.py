@@ -219,7 +219,7 @@ def _build_gated_checkpoint_report(
         at=diff.state.at if diff else "",
         rules=gate_input.rules,
         levels=tuple(map(build_level_report, verification.levels)) if verification else (),
-        promises=build_promise_reports(gate_input.evidence),
+        promises=_build_promise_reports(gate_input.evidence),
         revision=gate_input.revision,
     )
 
@@ -271,7 +271,7 @@ def _format_gate_verdict(
     return f"gate {outcome}: {', and '.join(reasons)}{silenced_text}"
 
 
-def build_promise_reports(evidence: GateEvidence) -> tuple[PromiseReport, ...]:
+def _build_promise_reports(evidence: GateEvidence) -> tuple[PromiseReport, ...]:
     """Build a report for each compatibility requirement, kept or not."""
     return tuple(_iter_promise_reports(evidence))
 

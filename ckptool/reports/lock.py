@@ -148,7 +148,7 @@ def _format_locks_verdict(
     return f"{total}: " + ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
-def build_difference_reports(
+def _build_difference_reports(
     contract_differences: Iterable[EntryDifference],
 ) -> tuple[DifferenceReport, ...]:
     return tuple(
@@ -170,7 +170,7 @@ def _format_previous_name(outcome: LockOutcome) -> str:
 def _build_lock_differences(outcome: LockOutcome) -> tuple[DifferenceReport, ...]:
     if outcome.contract_diff is None or outcome.is_unchanged:
         return ()
-    return build_difference_reports(
+    return _build_difference_reports(
         iter_entry_differences(outcome.contract_diff.old, outcome.contract_diff.new, exact=True)
     )
 

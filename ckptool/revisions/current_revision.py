@@ -234,7 +234,7 @@ def create_chain_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
     return restore_ties(create_draft(checkpoint, state))
 
 
-def record_state(checkpoint: Checkpoint, state: StateDict) -> RecordedState:
+def _record_state(checkpoint: Checkpoint, state: StateDict) -> RecordedState:
     """Return keys, shapes and dtypes of a state in a file."""
     return record_draft(create_chain_draft(checkpoint, state))
 
@@ -252,7 +252,7 @@ _RecordedStates = Sequence[_RecordedFile]
 
 
 def _record_states(checkpoint: Checkpoint, states: Sequence[StateDict]) -> list[_RecordedFile]:
-    return [_RecordedFile(state, record_state(checkpoint, state)) for state in states]
+    return [_RecordedFile(state, _record_state(checkpoint, state)) for state in states]
 
 
 def _add_unwrapped(recorded: _RecordedStates) -> _RecordedStates:

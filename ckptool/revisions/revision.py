@@ -138,7 +138,7 @@ def _check_revision(path: Path, file: _RevisionFile) -> Revision:
     if file.python and file.ops:
         raise RevisionError("has both steps and a Python file: a revision has one of them")
     if file.python:
-        check_file_name(path.parent, file.python)
+        _check_file_name(path.parent, file.python)
     plan = decode_plan({"ops": list(file.ops)}, str(path))
     steps = tuple(_locate_source(path.parent, op) for op in plan.ops)
     return Revision(
@@ -155,7 +155,7 @@ def _check_revision(path: Path, file: _RevisionFile) -> Revision:
     )
 
 
-def check_file_name(folder: Path, name: str) -> Path:
+def _check_file_name(folder: Path, name: str) -> Path:
     """Return the file `name` in `folder`, which a revision names.
 
     Raises:
@@ -185,7 +185,7 @@ def _locate_source(folder: Path, op: Op) -> Op:
             f"inject {quote_code(op.key)}: a revision takes values from files in "
             f"{VALUES_FOLDER}/ only: file:{VALUES_FOLDER}/NAME#KEY"
         )
-    path = check_file_name(folder / VALUES_FOLDER, name)
+    path = _check_file_name(folder / VALUES_FOLDER, name)
     return replace(op, source=f"file:{path.absolute()}#{key}")
 
 

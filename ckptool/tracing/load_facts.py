@@ -106,7 +106,7 @@ def list_ties(module: "nn.Module") -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in names_by_id.values() if len(names) > 1)
 
 
-def list_devices(module: "nn.Module") -> tuple[str, ...]:
+def _list_devices(module: "nn.Module") -> tuple[str, ...]:
     return tuple(sorted({str(tensor.device) for _, tensor in iter_saved_tensors(module)}))
 
 
@@ -146,7 +146,7 @@ def build_load_record(
         rewritten_count=len(keys.rewrite.key_map) if keys.rewrite else 0,
         arguments=arguments,
         unsaved=unsaved,
-        devices=list_devices(module),
+        devices=_list_devices(module),
         broken_ties=tuple(group for group in old_ties if not {*group} <= {*ties.get(group[0], ())}),
     )
 

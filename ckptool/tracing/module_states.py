@@ -1,6 +1,5 @@
 """Live modules of a process -> what each holds that no state_dict has, and what of it changed."""
 
-import inspect
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -17,25 +16,21 @@ from ckptool.modules.live.snapshot import (
     list_unsaved_tensors,
     take_snapshot,
 )
-from ckptool.modules.tensor_info import content_digest, get_dtype_name
-from ckptool.modules.tensor_parts import get_shape, get_wrapper_name, has_all_elements
-from ckptool.modules.walk import FoundTensor, get_written_name
+from ckptool.modules.tensor_info import content_digest
+from ckptool.modules.walk import FoundTensor
 from ckptool.tracing.quiet import torch_unobserved
 from ckptool.tracing.records import UnsavedValue
+from ckptool.tracing.unsaved_values import (
+    describe_elements,
+    describe_unsaved_tensor,
+    is_of_library,
+    is_of_user,
+    locate_assignment,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_MAX_ELEMENTS: Final = 4096
-"""Maximum elements of a tensor whose distinct values are listed."""
-_MAX_DISTINCT: Final = 3
-_LIBRARIES: Final = frozenset(
-    {
-        *("torch", "torchmetrics", "accelerate", "deepspeed", "peft"),
-        *("lightning", "lightning_fabric", "pytorch_lightning", "transformers", "diffusers"),
-    }
-)
-"""Packages whose modules keep Python values that they set themselves, and no state of a model."""
 _FLAT_SEGMENT: Final = "_fsdp_wrapped_module."
 """What FullyShardedDataParallel puts into the names of what it wraps."""
 _SETTING_NAMES: Final = frozenset({"config", "hparams", "trainer", "generation_config"})
@@ -106,7 +101,7 @@ class ModuleStates:
         """
         with torch_unobserved():
             state = _take_state(module, list_unsaved_tensors(module))
-        if _is_of_library(type(module).__module__):
+        if is_of_library(type(module).__module__):
             parts = self._list_parts(module)
             state = _override_state(state, _join_states(parts)) if parts else state
         from torch import nn
@@ -139,6 +134,26 @@ class ModuleStates:
                 self._entries.pop(key, None)
         return [module for _, module in live if module is not None]
 
+    def note_added(self) -> None:
+        """Record the tensors that a script has set on its modules, before it trains or loads.
+
+        The next run sets them again, by the same line: only what changes later is lost.
+        """
+        for module in self.list_modules():
+            baseline = self._entries[id(module)][1]
+            if baseline is None:
+                continue
+            with torch_unobserved():
+                tensors = [
+                    found_tensor
+                    for found_tensor in list_unsaved_tensors(module)
+                    if found_tensor.path not in baseline.snapshot.digests
+                ]
+                added = _take_state(module, tuple(tensors)) if tensors else None
+            if added is not None:
+                state = _override_digests(baseline, added)
+                self._entries[id(module)] = (weakref.ref(module), state)
+
     def record_load(self, module: "nn.Module", before: ModuleState) -> None:
         """Take over what changed while `module` was loaded: a load restores it."""
         with torch_unobserved():
@@ -169,7 +184,7 @@ class ModuleStates:
 
     def keeps_value(self, path: str, value: PythonValue) -> bool:
         """Whether a plain value is of a user's class, and no setting of a framework."""
-        return not _is_of_library(value.owner) and not _SETTING_NAMES & {*path.split(".")}
+        return not is_of_library(value.owner) and not _SETTING_NAMES & {*path.split(".")}
 
     def take_state(self, module: "nn.Module") -> ModuleState:
         with torch_unobserved():
@@ -181,7 +196,7 @@ class ModuleStates:
             return {
                 found_tensor.path: content_digest(found_tensor.value)
                 for found_tensor in list_unsaved_tensors(module)
-                if not _is_of_library(get_written_name(found_tensor.owner))
+                if is_of_user(found_tensor)
             }
 
     def describe_unsaved(self, module: "nn.Module") -> tuple[UnsavedValue, ...]:
@@ -194,7 +209,7 @@ class ModuleStates:
             {*find_mutated(baseline.snapshot, state.snapshot)} if baseline is not None else set()
         )
         return tuple(
-            _describe_tensor(
+            describe_unsaved_tensor(
                 found_tensor,
                 state.texts[found_tensor.path],
                 baseline.texts.get(found_tensor.path, "") if baseline is not None else "",
@@ -202,7 +217,7 @@ class ModuleStates:
                 is_built_known=baseline is not None,
             )
             for found_tensor in tensors
-            if not _is_of_library(get_written_name(found_tensor.owner))
+            if is_of_user(found_tensor)
         )
 
     def find_changed(self, module: "nn.Module") -> tuple[list[tuple[UnsavedValue, Any]], bool]:
@@ -225,7 +240,7 @@ class ModuleStates:
         }
         changes: list[tuple[UnsavedValue, Any]] = [
             (
-                _describe_tensor(
+                describe_unsaved_tensor(
                     found_tensor,
                     state.texts[found_tensor.path],
                     baseline.texts.get(found_tensor.path, ""),
@@ -236,7 +251,7 @@ class ModuleStates:
             for found_tensor in tensors
             if found_tensor.path in changed_paths
             and found_tensor.path not in state.snapshot.extra_state_paths
-            and not _is_of_library(get_written_name(found_tensor.owner))
+            and is_of_user(found_tensor)
         ]
         changes += [
             (
@@ -323,6 +338,13 @@ def _override_state(state: ModuleState, parts: ModuleState) -> ModuleState:
     return ModuleState(ModuleSnapshot(values, digests, snapshot.extra_state_paths), texts)
 
 
+def _override_digests(state: ModuleState, other: ModuleState) -> ModuleState:
+    """Return a state with the tensors of another one, and its own plain values."""
+    digests = {**state.snapshot.digests, **other.snapshot.digests}
+    snapshot = replace(state.snapshot, digests=digests)
+    return ModuleState(snapshot, {**state.texts, **other.texts})
+
+
 def _join_states(parts: list[tuple[str, ModuleState]]) -> ModuleState:
     """Return the state of a module that was put together of parts, each with its prefix."""
     values: dict[str, PythonValue] = {}
@@ -338,69 +360,12 @@ def _join_states(parts: list[tuple[str, ModuleState]]) -> ModuleState:
     return ModuleState(ModuleSnapshot(values, digests, frozenset(extra_state_paths)), texts)
 
 
-def describe_elements(value: Any) -> str:
-    """Return dtype and shape of a tensor or array, and its distinct values if they are few."""
-    text = f"{get_dtype_name(value)} {list(get_shape(value))}"
-    distinct = _list_distinct(value)
-    if not distinct:
-        return text
-    if len(distinct) == 1:
-        return f"{text}, all {distinct[0]}"
-    return f"{text} of {', '.join(distinct[:-1])} and {distinct[-1]}"
-
-
-def _list_distinct(value: Any) -> list[str]:
-    """Return the distinct elements as text, [] if they are many, unavailable or very many."""
-    count = 1
-    for size in get_shape(value):
-        count *= size
-    if not 0 < count <= _MAX_ELEMENTS:
-        return []
-    if hasattr(value, "detach") and (get_wrapper_name(value) or not has_all_elements(value)):
-        return []  # of a DTensor, the elements may take communication
-    try:
-        flat = value.detach() if hasattr(value, "detach") else value
-        elements = set(flat.reshape(-1).tolist())
-    except (RuntimeError, TypeError, NotImplementedError):
-        return []
-    if len(elements) > _MAX_DISTINCT:
-        return []
-    return [
-        repr(int(item) if isinstance(item, float) and item.is_integer() else item)
-        for item in sorted(elements)
-    ]
-
-
-def _describe_tensor(
-    found_tensor: FoundTensor,
-    text: str,
-    old_text: str,
-    *,
-    is_changed: bool,
-    is_built_known: bool = True,
-) -> UnsavedValue:
-    value = found_tensor.value
-    location, target = locate_assignment(type(found_tensor.owner), found_tensor.attribute)
-    return UnsavedValue(
-        path=found_tensor.path,
-        kind=str(found_tensor.kind),
-        owner=get_written_name(found_tensor.owner),
-        text=text,
-        old_text=old_text if old_text != text else "",
-        assigned_at=location,
-        assigned_to=target,
-        device=str(getattr(value, "device", "cpu")),
-        is_changed=is_changed,
-        is_built_known=is_built_known,
-    )
-
-
 def _describe_python_value(
     module: "nn.Module", path: str, old_value: PythonValue, new_value: PythonValue
 ) -> UnsavedValue:
-    owner = _find_owner(module, path)
-    attribute = path.rpartition(".")[2]
-    location, target = locate_assignment(type(owner), attribute)
+    owner, steps = _find_owner(module, path)
+    is_in_object = len(steps) > 1
+    location, target = ("", "") if is_in_object else locate_assignment(type(owner), steps[-1])
     return UnsavedValue(
         path=path,
         kind="value",
@@ -411,18 +376,16 @@ def _describe_python_value(
         assigned_to=target,
         is_flag=new_value.is_bool,
         is_changed=True,
+        is_in_object=is_in_object,
     )
 
 
-def _find_owner(module: "nn.Module", path: str) -> "nn.Module":
-    """Return the deepest sub-module that `path` leads through."""
-    owner = module
-    for step in path.split("."):
-        child = owner._modules.get(step)  # noqa: SLF001
-        if child is None:
-            break
-        owner = child
-    return owner
+def _find_owner(module: "nn.Module", path: str) -> "tuple[nn.Module, list[str]]":
+    """Return the deepest sub-module that `path` leads through, and the attributes from there on."""
+    owner, steps = module, path.split(".")
+    while len(steps) > 1 and (child := owner._modules.get(steps[0])) is not None:  # noqa: SLF001
+        owner, steps = child, steps[1:]
+    return owner, steps
 
 
 def _is_lost_value(path: str, old_value: PythonValue, new_value: PythonValue) -> bool:
@@ -432,34 +395,7 @@ def _is_lost_value(path: str, old_value: PythonValue, new_value: PythonValue) ->
         not old_value.is_none
         and new_value.text != old_value.text
         and not new_value.has_extra_state
-        and not _is_of_library(new_value.owner)
+        and not is_of_library(new_value.owner)
         and not steps[-1].startswith("_")
         and not _SETTING_NAMES & {*steps}
     )
-
-
-def _is_of_library(owner: str) -> bool:
-    return owner.partition(".")[0] in _LIBRARIES
-
-
-def locate_assignment(cls: type, attribute: str) -> tuple[str, str]:
-    """Return "file:line" and target of the first `self.attribute = ...` in the source of `cls`.
-
-    ("", "") if there is none, or no source.
-    """
-    from ckptool.modules.assignment_locations import format_location
-
-    for base in cls.__mro__:
-        if _is_of_library(base.__module__) or base.__module__ == "builtins":
-            continue
-        try:
-            lines, first = inspect.getsourcelines(base)
-            file = inspect.getsourcefile(base) or ""
-        except (OSError, TypeError):
-            continue
-        for offset, line in enumerate(lines):
-            target, _, assigned_text = line.strip().partition("=")
-            name = target.partition(":")[0].strip()
-            if name == f"self.{attribute}" and assigned_text[:1] != "=":
-                return format_location(file, first + offset), name
-    return "", ""

@@ -114,10 +114,10 @@ def wrap_module(name: str) -> None:
         _ACTIVE.trace = ProcessTrace(RecordWriter(os.environ["CKPTOOL_TRACE"]))
         _record_process(_ACTIVE.trace)
         _ACTIVE.trace.observe("the states of --resume-check", _begin_resume_states, _ACTIVE.trace)
-    wrap_functions(name)
+    _wrap_functions(name)
 
 
-def wrap_functions(name: str) -> None:
+def _wrap_functions(name: str) -> None:
     if name in _WRAPPED:
         return
     from ckptool.tracing.wrapped_functions import list_wrappers
@@ -150,7 +150,7 @@ def trace_process(sink: RecordSink) -> Iterator[None]:
     wrapped_before = {*_WRAPPED}
     for name in HOOKED_MODULES:
         if name in sys.modules:
-            wrap_functions(name)
+            _wrap_functions(name)
     try:
         yield
     finally:

@@ -49,6 +49,8 @@ class UnsavedValue(Struct, frozen=True):
     """Whether it changed since the module was built, other than by a load."""
     is_built_known: bool = True
     """Whether the value at the construction is known; not of a copied or unpickled module."""
+    is_in_object: bool = False
+    """Whether a plain value is an attribute of an object that is no module, and has no buffers."""
 
 
 class LoadRecord(TraceRecord, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ class StateOwner(Struct, frozen=True):
     mapping: Mapping[Any, Any]
 
 
-def find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]:
+def _find_owners(content: SavedContent, states: ModuleStates) -> list[StateOwner]:
     """Return the live module of each mapping of tensors: by identity, else by names and values."""
     from torch import Tensor
 
@@ -93,7 +93,7 @@ def _rank_owner(
 
 def describe_saved_modules(content: SavedContent, states: ModuleStates) -> tuple[SavedModule, ...]:
     """Describe each live module in a saved object, with what changed and is not in the object."""
-    owners = find_owners(content, states)
+    owners = _find_owners(content, states)
     return tuple(_describe_saved_module(owner, content, states) for owner in owners)
 
 

@@ -58,7 +58,7 @@ def run_traced(
         tempfile.TemporaryDirectory(prefix="ckptool-run-") as trace_folder,
         tempfile.TemporaryFile() as error_file,
     ):
-        environment = {**build_environment(trace_folder), **settings}
+        environment = {**_build_environment(trace_folder), **settings}
         sys.stdout.flush()
         streams = (None, None, None) if is_shown else (_NOTHING, _NOTHING, error_file)
         try:
@@ -80,7 +80,7 @@ def run_traced(
     return TracedRun(exit_code, records, error_text)
 
 
-def build_environment(trace_folder: str) -> dict[str, str]:
+def _build_environment(trace_folder: str) -> dict[str, str]:
     """Return the environment in which Python processes record to `trace_folder`."""
     python_path = os.environ.get("PYTHONPATH")
     return {

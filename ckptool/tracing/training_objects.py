@@ -125,10 +125,17 @@ class TrainingObjects:
             if value is None:
                 del self._entries[key]
             elif _has_state(value, entry.description.kind):
-                modules = [*self.list_objects("module"), *self.list_objects("module copy")]
-                is_saved = _is_saved(value, entry.description.kind, content, modules)
+                is_saved = _is_saved(
+                    value, entry.description.kind, content, self._list_alike(entry.description.kind)
+                )
                 (saved if is_saved else unsaved).append(entry.description)
         return tuple(saved), tuple(unsaved)
+
+    def _list_alike(self, kind: str) -> list[Any]:
+        """Return the live objects whose state may look like that of one of this kind."""
+        if kind in {"module", "module copy"}:
+            return [*self.list_objects("module"), *self.list_objects("module copy")]
+        return self.list_objects(kind)
 
     def _find_own_objects(self) -> None:
         """Find objects of the user's own classes that have state_dict and load_state_dict."""
@@ -200,17 +207,17 @@ def _has_state(value: Any, kind: str) -> bool:
     return True
 
 
-def _is_saved(value: Any, kind: str, content: SavedContent, modules: Iterable[Any]) -> bool:
+def _is_saved(value: Any, kind: str, content: SavedContent, alike: Iterable[Any]) -> bool:
     if id(value) in content.objects:
         return True
     if kind == "optimizer":
-        return any(_is_optimizer_state(value, mapping) for _, mapping in content.mappings)
+        return _is_optimizer_saved(value, content, alike)
     if kind == "gradient scaler":
         return any(mapping.keys() >= _SCALER_KEYS for _, mapping in content.mappings)
     if kind == "LR scheduler":
         return any(_is_scheduler_state(value, mapping) for _, mapping in content.mappings)
     if kind in {"module", "module copy"}:
-        return _is_module_saved(value, content, modules)
+        return _is_module_saved(value, content, alike)
     return _is_object_saved(value, content)
 
 
@@ -247,6 +254,37 @@ def has_equal_tensor(mapping: Mapping[Any, Any], tensors: Mapping[str, Any]) -> 
             continue
         return value.shape == tensor.shape and have_equal_elements(value, tensor)
     return False
+
+
+def _is_optimizer_saved(optimizer: Any, content: SavedContent, others: Iterable[Any]) -> bool:
+    """Whether `content` has the settings of the optimizer, and its state if others have the same.
+
+    Both optimizers of a GAN often have the same settings.
+    """
+    mappings = [m for _, m in content.mappings if _is_optimizer_state(optimizer, m)]
+    has_twin = any(
+        other is not optimizer and _is_optimizer_state(other, mapping)
+        for other in others
+        for mapping in mappings
+    )
+    return any(not has_twin or _may_be_own_state(optimizer, mapping) for mapping in mappings)
+
+
+def _may_be_own_state(optimizer: Any, mapping: Mapping[Any, Any]) -> bool:
+    """Whether the first state tensor of more than one element is equal in `mapping`.
+
+    True where there is none to compare, or the states have names in place of numbers.
+    """
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    states = mapping["state"]
+    for index, parameter in enumerate(parameters):
+        state, saved_state = optimizer.state.get(parameter) or {}, states.get(index)
+        if saved_state is None:
+            continue
+        tensors = {k: v for k, v in state.items() if hasattr(v, "numel") and v.numel() > 1}
+        if tensors:
+            return has_equal_tensor(saved_state, tensors)
+    return True
 
 
 def _is_optimizer_state(optimizer: Any, mapping: Mapping[Any, Any]) -> bool:

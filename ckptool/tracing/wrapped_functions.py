@@ -137,6 +137,7 @@ def _make_object_init(kind: str) -> Callable[[Function], Function]:
 
 def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
     trace.objects.record_object(value, kind, locate_caller())
+    trace.states.note_added()
     trace.generators.note_states(trace.states.list_modules())
 
 
@@ -174,6 +175,7 @@ def _describe_error(error: Exception) -> str:
 
 def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
     trace.generators.note_states(trace.states.list_modules())
+    trace.states.note_added()
     return _LoadStart(
         locate_caller(),
         find_mapping_origin(mapping, trace.origins),
@@ -231,12 +233,12 @@ def _run_load(trace: ProcessTrace, original: Function, args: Arguments, kwargs: 
 
 
 def _record_read(trace: ProcessTrace, source: Any, content: Any) -> None:
-    file = name_file(source)
+    file = _name_file(source)
     if file:
         trace.origins.record_file(file, content)
 
 
-def name_file(source: Any) -> str:
+def _name_file(source: Any) -> str:
     """Return the absolute path of a path or an open file, "" of a buffer in memory."""
     if not isinstance(source, str | bytes | os.PathLike):
         source = getattr(source, "name", None) or getattr(source, "path", None)
@@ -250,7 +252,7 @@ def _run_load_model(
     trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords
 ) -> Any:
     model = _find_argument(0, ("model",), args, kwargs)
-    file = name_file(_find_argument(1, ("filename",), args, kwargs))
+    file = _name_file(_find_argument(1, ("filename",), args, kwargs))
     start = trace.observe("a load", _begin_load, trace, model, {})
     is_strict = bool(_find_argument(2, ("strict",), args, {"strict": True, **kwargs}))
     error = ""
@@ -311,7 +313,7 @@ def _record_pretrained(trace: ProcessTrace, model: Any, load_config: Any, info: 
         for key, shape, module_shape in sorted(info.mismatched_keys, key=str)
     )
     keys = tuple(sorted(info.missing_keys)), tuple(sorted(info.unexpected_keys)), mismatches
-    file = name_file(load_config.pretrained_model_name_or_path)
+    file = _name_file(load_config.pretrained_model_name_or_path)
     _end_file_load(trace, model, start, file, keys, False, "", "from_pretrained()")  # noqa: FBT003
 
 
@@ -379,7 +381,7 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
     modules = trace.states.list_modules()
     saved_generators, unsaved_generators = trace.generators.split_by_content(content, modules)
     return SaveRecord(
-        file=name_file(target),
+        file=_name_file(target),
         saver=saver,
         where=locate_caller(),
         modules=describe_saved_modules(content, trace.states),

@@ -7,7 +7,7 @@ one element, or, for kinds that only their own code can make, with a tensor of t
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +83,14 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
 
 def _get_kind(tensor: TensorInfo) -> _TensorKind:
     values_shape = _get_values_shape(tensor)
-    return _TensorKind(tensor.layout, tensor.dtype, tensor.wrapper, tensor.is_on_meta, values_shape)
+    return _make_kind(
+        tensor.layout,
+        tensor.dtype,
+        tensor.wrapper,
+        tensor.is_on_meta,
+        values_shape,
+        is_expanded=False,
+    )
 
 
 def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
@@ -91,7 +98,7 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         size > 1 and not step for size, step in zip(tensor.shape, tensor.stride, strict=False)
     )
     values_shape = _get_values_shape(tensor)
-    return _TensorKind(
+    return _make_kind(
         tensor.layout,
         tensor.dtype,
         tensor.wrapper,
@@ -99,6 +106,12 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         values_shape=values_shape,
         is_expanded=is_expanded,
     )
+
+
+@lru_cache(maxsize=1024)
+def _make_kind(*fields: Any, **named_fields: Any) -> _TensorKind:
+    """Return the kind with these fields, the same object for the same fields."""
+    return _TensorKind(*fields, **named_fields)
 
 
 def _get_values_shape(tensor: TensorInfo) -> tuple[int, ...]:
@@ -129,7 +142,9 @@ class _CopyProbe:
         try:
             with warnings.catch_warnings(), user_code(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                _ = source.shape, target.shape  # torch compares them first; nested ones have none
+                shapes = source.shape, target.shape  # torch compares them first
+                if source.layout is torch.jagged and shapes[0] != shapes[1]:
+                    return "each jagged tensor has a ragged size of its own: pass assign=True"
                 target.copy_(source)
         except UserCodeError as error:
             return summarize_message(error.text)
@@ -142,15 +157,18 @@ class _CopyProbe:
             ReadError: torch cannot load the file, or too much would have to be read.
         """
         info = self._diff.state.tensors[key]
-        if kind.is_on_meta or not _is_dense(kind):
+        zeros = None
+        if not kind.is_on_meta and _is_dense(kind):
+            if info.nbytes > _MAX_READ_NBYTES:
+                raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
+            zeros = _make_zeros(info.shape, kind.dtype)
+        if zeros is None:
             if not isinstance(tensor := self._torch_state.get(key), Tensor):
                 raise ReadError(
                     self._diff.checkpoint.path, f"has no tensor {quote_code(key)} for torch"
                 )
             return tensor
-        if info.nbytes > _MAX_READ_NBYTES:
-            raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
-        return torch.zeros(info.shape, dtype=getattr(torch, kind.dtype))
+        return zeros
 
     def _copy_target(self, key: str) -> Tensor:
         """Return a copy of the module's own tensor, on the CPU.
@@ -193,8 +211,19 @@ def _make_sample(kind: _TensorKind) -> Tensor | None:
     set_layout = _LAYOUTS.get(kind.layout)
     if set_layout is None:
         return None
-    sample = set_layout(torch.zeros(1, 1, dtype=dtype))
+    zeros = _make_zeros((1, 1), kind.dtype)
+    if zeros is None:
+        return None
+    sample = set_layout(zeros)
     return sample.expand(2, 1) if kind.is_expanded else sample
+
+
+def _make_zeros(shape: tuple[int, ...], dtype: str) -> Tensor | None:
+    """Return zeros; None for a quantized dtype, which torch does not fill without a scale."""
+    try:
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _is_dense(kind: _TensorKind) -> bool:

@@ -36,7 +36,7 @@ def parse_inputs(value: object) -> Inputs | None:
     if not (isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs)):
         return value if isinstance(value, Inputs) else _split_args_kwargs(value, "the given values")
     if len(specs) == 1 and _FUNCTION.fullmatch(specs[0]):
-        return call_input_function(specs[0])
+        return _call_input_function(specs[0])
     return random_inputs(specs)
 
 
@@ -61,7 +61,7 @@ def random_inputs(specs: Sequence[str]) -> Inputs:
     return Inputs(tuple(args), kwargs, "--input")
 
 
-def call_input_function(target: str) -> Inputs:
+def _call_input_function(target: str) -> Inputs:
     """Call a function, "package.module:function" or "file.py:function"; return its result.
 
     A tuple has the positional arguments, a dict the keyword arguments, a pair (args, kwargs) both.

@@ -93,7 +93,9 @@ def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
     missing, unexpected = diff.missing_keys, diff.unexpected_keys
     if find_loading_code(module):
         # What the loader is given: the names of the file alone.
-        outcome = probe_load(module, replace(diff, retie_refusal="asked", state=_unversion(diff)))
+        outcome = _probe_load(
+            module, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
+        )
         if isinstance(outcome, Skipped):
             return f"{outcome.what} was not asked: {outcome.reason}"
         if outcome.missing_keys is None or outcome.unexpected_keys is None:
@@ -103,7 +105,7 @@ def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
     return find_load_model_refusal(tensors, diff.state.tensors, missing, unexpected)
 
 
-def _unversion(diff: ModuleDiff) -> StateDict:
+def _drop_versions(diff: ModuleDiff) -> StateDict:
     """Return the state as `load_file` gives it: without the versions of the modules."""
     return replace(diff.state, versions=None)
 
@@ -114,7 +116,7 @@ def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped
     is_asked = prefixes and not (
         diff.is_strict and all(_only_fills_keys(module.get_submodule(p)) for p in prefixes)
     )
-    outcome = probe_load(module, diff) if is_asked else None
+    outcome = _probe_load(module, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
@@ -196,18 +198,20 @@ def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     Without any, a state_dict is what is registered, and torch's comparison of keys and shapes is
     all that a load is.
     """
-    return tuple(prefix for prefix, part in module.named_modules() if _has_loading_code(part))
+    members = list(module.named_modules())
+    own_classes = {cls for cls in {type(part) for _, part in members} if _overrides_loading(cls)}
+    return tuple(
+        prefix for prefix, part in members if type(part) in own_classes or _has_hooks(part)
+    )
 
 
-def _has_loading_code(module: nn.Module) -> bool:
-    cls = type(module)
+def _overrides_loading(cls: type[nn.Module]) -> bool:
     return bool(
         cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
         or cls.load_state_dict is not nn.Module.load_state_dict
         or cls.set_extra_state is not nn.Module.set_extra_state
         or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
         or cls.state_dict is not nn.Module.state_dict
-        or _has_hooks(module)
     )
 
 
@@ -219,7 +223,7 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
+def _probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
     """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
 
     Values are read only where the loading code needs them, first of what is no parameter, and of at

@@ -207,10 +207,13 @@ class TestRecord:
         assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 2
 
     def test_an_old_record_is_replaced(self, run_command, tmp_path) -> None:
-        path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
-        assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 0
-        (tmp_path / "new.pth").unlink()
-        assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 0
+        records = []
+        for value in (torch.ones(2), torch.zeros(2)):
+            path = save(tmp_path / "a.pth", {"w": value})
+            assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 0
+            records.append(json.loads((tmp_path / "new.pth.ckptool.json").read_text()))
+            (tmp_path / "new.pth").unlink()
+        assert records[0] != records[1]
 
     @pytest.mark.parametrize("force", [(), ("--force",)])
     def test_a_folder_is_kept(self, force, run_command, tmp_path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from files import save
+from torch.nested._internal import nested_tensor
 
 import ckptool
 
@@ -180,3 +181,28 @@ def test_a_tensor_that_is_an_attribute_of_another_is_not_called_identical(
     report = ckptool.diff(old, new)
     assert report.verdict == "compatible"
     assert any("attribute" in skipped.what for skipped in report.skipped)
+
+
+def test_an_argument_of_a_jagged_tensor_that_is_no_attribute_is_compared(tmp_path: Path) -> None:
+    """Its constructor gets the values; a crafted file may leave the attributes out."""
+
+    def save_with(name: str, ragged_index: int) -> Path:
+        fields = {"values": torch.ones(3, 3), "offsets": torch.tensor([0, 3])}
+        return save(tmp_path / name, {"x": Jagged({**fields, "_ragged_idx": ragged_index})})
+
+    old, new = save_with("old.pt", 1), save_with("new.pt", 2)
+    loaded = [torch.load(path, weights_only=False)["x"]._ragged_idx for path in (old, new)]
+    assert loaded == [1, 2]
+    assert _compare(old, new) == "plain data differs"
+    assert _compare(old, old) == "identical"
+
+
+class Jagged:
+    """Pickled as a jagged tensor without attributes."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+
+    def __reduce__(self):
+        arguments = (nested_tensor._rebuild_njt, nested_tensor.NestedTensor, (self.fields,), {})
+        return torch._tensor._rebuild_from_type_v2, arguments

@@ -1,6 +1,7 @@
 """Dtypes that came after the typed storages: only a zip archive can be loaded with them."""
 
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -72,3 +73,23 @@ def test_a_storage_without_a_dtype_is_refused_too(tmp_path):
     )
     assert isinstance(read_again(path), AttributeError)
     assert "CK313" in {f.code for f in ckptool.inspect(path).findings}
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("name", LATE + EARLY)
+def test_a_big_endian_archive_has_the_values_that_torch_loads(name, tmp_path):
+    """Torch swaps the bytes of typed storages, and leaves those of the late dtypes as they are."""
+    dtype = getattr(torch, name)
+    values = torch.arange(1, 5).to(torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
+    little, big = tmp_path / "little.pt", tmp_path / "big.pt"
+    torch.save({"x": values}, little)
+    with zipfile.ZipFile(little) as source, zipfile.ZipFile(big, "w") as target:
+        for record in source.namelist():
+            is_order = record.endswith("/byteorder")
+            target.writestr(record, b"big" if is_order else source.read(record))
+    loaded = [torch.load(path, weights_only=True)["x"] for path in (little, big)]
+    same = bytes(loaded[0].untyped_storage()) == bytes(loaded[1].untyped_storage())
+    digests = [ckptool.digest(path).checkpoints[0].digest for path in (little, big)]
+    assert (digests[0] == digests[1]) == same
+    torch.save({"x": loaded[1]}, tmp_path / "loaded.pt")
+    assert ckptool.digest(tmp_path / "loaded.pt").checkpoints[0].digest == digests[1]

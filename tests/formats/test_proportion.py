@@ -55,6 +55,29 @@ def make_optimizer(n: int) -> object:
     return {"state": state, "param_groups": [{"lr": 0.1, "params": list(range(n))}]}
 
 
+def make_groups_of_one_list_of_parameters(n: int) -> object:
+    parameters = [nn.Parameter(ONE) for _ in range(n)]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.param_groups = [{"params": parameters} for _ in range(n)]
+    return {"w": ONE, "optimizer": optimizer}
+
+
+def make_modules_of_one_dict_of_hooks(n: int) -> object:
+    hooks = dict.fromkeys(range(n))
+    children = [nn.Module() for _ in range(n)]
+    for child in children:
+        child.__dict__["_forward_hooks"] = hooks
+    return nn.ModuleList([nn.Linear(1, 1), *children])
+
+
+def make_names_that_several_states_make(n: int) -> object:
+    keys = [".".join(["a"] * (i + 1)) for i in range(20)]
+    return {
+        key: {f"{'.'.join(['a'] * (20 - i))}{m}": ONE for m in range(n)}
+        for i, key in enumerate(keys)
+    }
+
+
 def make_nested_optimizer(n: int) -> object:
     node: Any = ONE
     for i in range(n):
@@ -94,6 +117,20 @@ def test_work_grows_with_the_file(make: Callable[[int], object], tmp_path: Path)
             render(form, report, RenderOptions(verbosity=1))
 
     assert_in_proportion(inspect_and_show, 100)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_groups_of_one_list_of_parameters,
+        make_modules_of_one_dict_of_hooks,
+        make_names_that_several_states_make,
+    ],
+)
+def test_a_comparison_grows_with_the_files(make: Callable[[int], object], tmp_path: Path) -> None:
+    for n in (100, 200):
+        save(tmp_path / f"{n}.pth", make(n))
+    assert_in_proportion(lambda n: ckptool.diff(*[tmp_path / f"{n}.pth"] * 2), 100)
 
 
 @pytest.mark.parametrize("form", FORMATS)

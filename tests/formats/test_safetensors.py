@@ -1,6 +1,7 @@
 """The safetensors reader against its rules one by one, and against the safetensors library."""
 
 import json
+import re
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.formats.safetensors import reader
 from ckptool.formats.safetensors.reader import TORCH_DTYPES
 from ckptool.model import (
     DTYPE_BITS,
@@ -206,6 +208,23 @@ def test_accepted(tmp_path, content, keys):
     checkpoint = open_checkpoint(path)
     assert checkpoint.container is Container.SAFETENSORS
     assert [list(state.tensors) for state in checkpoint.states] == [keys]
+
+
+@pytest.mark.parametrize("content", [*REFUSED.values(), *ACCEPTED.values()])
+def test_usual_entries_are_read_as_any_others(tmp_path, content, monkeypatch):
+    """The pattern of the entries that safetensors writes only saves time."""
+    path = tmp_path / "named.pt"
+    path.write_bytes(content[0] if isinstance(content, tuple) else content)
+
+    def describe() -> object:
+        try:
+            return open_checkpoint(path)
+        except CorruptCheckpointError as error:
+            return str(error)
+
+    described = describe()
+    monkeypatch.setattr(reader, "_PLAIN_ENTRY_PATTERN", re.compile("(?!)"))
+    assert describe() == described
 
 
 def test_whole_description(tmp_path):

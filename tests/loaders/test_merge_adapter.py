@@ -99,6 +99,8 @@ def test_the_merged_model_is_pefts(name, folders, tmp_path, run_command):
 def test_half_precision_is_within_its_own_tolerance(dtype, folders, tmp_path, run_command):
     base, adapter = folders(*CASES["lora"], dtype=dtype)
     assert merge(run_command, adapter, base, tmp_path / "merged").code == 0
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {dtype}  # noqa: SIM118
 
 
 def test_a_merge_is_recorded_and_replaced_only_by_force(folders, tmp_path, run_command):

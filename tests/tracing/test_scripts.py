@@ -3,7 +3,8 @@
 import sys
 
 import pytest
-from tracing.conftest import SCRIPTS
+import torch
+from tracing.conftest import SCRIPTS, run_words
 
 pytestmark = pytest.mark.process
 
@@ -30,6 +31,17 @@ EXPECTED = {
         *("CK230 body.weight", "CK233 scale", "CK233 scale"),
         *("CK330 _orig_mod.scale", "CK331 _orig_mod.steps"),
     ],
+    "accumulate": [],
+    "swa": ["CK332 AveragedModel"],
+    "gan": ["CK332 Adam"],
+    "dqn": [
+        *("CK330 replay.rewards", "CK330 replay.states"),
+        *("CK331 epsilon", "CK331 replay.full", "CK331 replay.position"),
+    ],
+    "stateful": [],
+    "lr_finder": [],
+    "moco": ["CK233 queue", "CK330 queue"],
+    "distill": ["CK230 0.base.weight"] * 3 + ["CK332 Adam", "CK333 0.base.weight"],
 }
 PACKAGES = {"lit": "pytorch_lightning", "hf": "transformers", "accel": "accelerate"}
 
@@ -49,6 +61,30 @@ def test_a_script_runs_the_same_and_its_losses_are_reported(name, project):
     assert traced.codes == EXPECTED[name]
     assert traced.report["skipped"] == []
     assert traced.report["command_exit_code"] == plain.code
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "file"),
+    [("accumulate", ("--resume", "ckpt.pt"), "final.pt"), ("stateful", ("--resume",), "end.pt")],
+)
+def test_a_script_of_which_nothing_is_said_resumes_exactly(name, options, file, tmp_path):
+    """The finding that is not there: a second process goes on to the same weights, bit for bit."""
+    first = run_words(words_for(name), tmp_path)
+    resumed = run_words((*words_for(name), *options), tmp_path)
+    assert (first.code, resumed.code) == (0, 0), resumed.err
+    assert resumed.files[file] == first.files[file]
+    assert resumed.out.splitlines()[-1] == first.out.splitlines()[-1]
+
+
+def test_the_files_lack_what_is_named(tmp_path):
+    """What torch has of the states that the findings of these scripts name."""
+    for name in ("gan", "dqn", "moco", "swa"):
+        assert run_words(words_for(name), tmp_path).code == 0
+    gan, agent = torch.load(tmp_path / "gan.pt"), torch.load(tmp_path / "agent.pt")["agent"]
+    assert "opt_d" not in gan
+    assert not [key for key in agent if "replay" in key or "epsilon" in key]
+    assert "queue" not in torch.load(tmp_path / "moco.pt")["model"]
+    assert torch.load(tmp_path / "last.pt").keys() & {"ema", "swa"} == {"swa"}
 
 
 def test_a_caught_error_is_told_from_one_that_ends_the_run(project, tmp_path):

@@ -80,3 +80,36 @@ def test_the_saved_tensors_are_selected_once():
     assert info.saved_tensors is info.saved_tensors
     assert info.saved_tensors.keys() == nn.Linear(2, 2).state_dict().keys()
     assert replace(info, tensors={}).saved_tensors == {}
+
+
+PACKED = {
+    "conjugate": lambda tensor: tensor.to(torch.complex64).conj(),
+    "4 bits": lambda tensor: torch.quantize_per_channel(
+        tensor, torch.ones(4), torch.zeros(4), 0, torch.quint4x2
+    ),
+    "2 bits": lambda tensor: torch.quantize_per_channel(
+        tensor, torch.ones(4), torch.zeros(4), 0, torch.quint2x4
+    ),
+    "4 bits without a scale": lambda tensor: tensor.to(torch.uint8).view(torch.quint4x2),
+    "float4": lambda tensor: tensor.to(torch.uint8).view(torch.float4_e2m1fn_x2),
+    "jagged": lambda tensor: torch.nested.nested_tensor(
+        [tensor[:1], tensor[:2]], layout=torch.jagged
+    ),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor[:1], tensor[:2]]),
+}
+PAIRS = [(a, b) for a in PACKED for b in (a, "dense")] + [("dense", kind) for kind in PACKED]
+
+
+@pytest.mark.parametrize(("file_kind", "module_kind"), PAIRS)
+def test_a_pair_with_a_packed_kind_is_judged_as_torch_copies_it(file_kind, module_kind, tmp_path):
+    kinds = LAYOUTS | PACKED
+    path, values = tmp_path / "model.pth", VALUES["one element"]
+    torch.save(Holder(kinds[file_kind](values)).state_dict(), path)
+    held = kinds[module_kind](values)
+    expected = copy_with_torch(path, held)
+    verdict = ckptool.diff(path, module=Holder(held)).verdict
+    if module_kind.endswith("bits") or "without" in module_kind:  # torch cannot copy the module's
+        assert verdict.startswith(("does not load", "keys and shapes match; not checked: copying"))
+        assert not expected
+    else:
+        assert verdict.startswith("does not load") == (not expected), verdict

@@ -74,7 +74,7 @@ def check_outputs(
                 f"{output.option} {output.path}: is Python source and would be overwritten: choose "
                 "another file"
             )
-        if file_id in input_ids and (file_id in named_ids or not is_own_report(output.path)):
+        if file_id in input_ids and (file_id in named_ids or not _is_own_report(output.path)):
             raise UsageError(
                 f"{output.option} {output.path}: is an input of this command and would be "
                 f"overwritten ({input_ids[file_id]})"
@@ -94,14 +94,14 @@ def check_outputs(
 
 def check_replaced_report(path: Path) -> None:
     """Raise UsageError if `path` is a file that is no report of ckptool, and not empty."""
-    if not is_own_report(path):
+    if not _is_own_report(path):
         raise UsageError(
             f"-o {path}: already exists and is not a ckptool report: choose another file, or "
             "replace it with --force"
         )
 
 
-def is_own_report(path: Path) -> bool:
+def _is_own_report(path: Path) -> bool:
     """Whether `path` is no regular file, is empty, or is a report of ckptool by its content."""
     try:
         status = path.stat()

@@ -83,18 +83,18 @@ class EditSelection(Struct, frozen=True):
     def _try_group(self, kept: Sequence[AttributeFault], group: Sequence[AttributeFault]) -> str:
         """Return the first failure in modules that a group of edits is about, "" for none."""
         plan = self.plan([*kept, *group])
-        names = {*map(_identify, group)}
+        names = {*map(_get_identity, group)}
         concerned = [
             target
             for target in self._select_faults(plan)
-            if names & {*map(_identify, target.faults)}
+            if names & {*map(_get_identity, target.faults)}
         ]
         return next((p.failure for p in self.prove(concerned, plan) if p.failure), "")
 
     def _select_faults(self, plan: EditPlan) -> tuple[FixTarget, ...]:
-        edited = {_identify(fault) for edit in plan.edits for fault in edit.faults}
+        edited = {_get_identity(fault) for edit in plan.edits for fault in edit.faults}
         return tuple(
-            replace(target, faults=tuple(f for f in target.faults if _identify(f) in edited))
+            replace(target, faults=tuple(f for f in target.faults if _get_identity(f) in edited))
             for target in self.targets
         )
 
@@ -102,15 +102,15 @@ class EditSelection(Struct, frozen=True):
 def _find_suspects(proved: ProvedEdits) -> list[AttributeFault]:
     """Return the repaired faults of modules with a failed proof; [] if nothing failed."""
     names = {
-        _identify(fault)
+        _get_identity(fault)
         for target, proofs in zip(proved.targets, proved.proofs, strict=True)
         if proofs.failure
         for fault in target.faults
     }
-    return [fault for fault in proved.faults if _identify(fault) in names]
+    return [fault for fault in proved.faults if _get_identity(fault) in names]
 
 
-def _identify(fault: AttributeFault) -> tuple[str, str]:
+def _get_identity(fault: AttributeFault) -> tuple[str, str]:
     """Return what a fault of several modules is recognised by."""
     return fault.location, fault.attribute
 

@@ -37,7 +37,7 @@ class HookRequest(Struct, frozen=True):
     """Returns the module that loads the upgraded state."""
 
 
-def choose_version(old_state: StateDict, module_info: ModuleInfo | None) -> int:
+def _choose_version(old_state: StateDict, module_info: ModuleInfo | None) -> int:
     """Return the `_version` of the class from the hook on: the next one, if it has the old one."""
     old_version = (old_state.versions or {}).get("")
     module_class = module_info.modules.get("") if module_info else None
@@ -53,7 +53,7 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
     """
     module_class = request.module_info.modules.get("") if request.module_info else None
     class_name = module_class.name.rpartition(".")[2] if module_class else "the module"
-    version = choose_version(request.old_state, request.module_info)
+    version = _choose_version(request.old_state, request.module_info)
     subject = HookSubject(class_name, version, _list_assumptions(request.plan))
     files = {request.path: format_hook(request.trace, subject).encode()}
     lines_note = (

@@ -84,7 +84,7 @@ class TargetProofs(Struct, frozen=True):
 
 
 @contextmanager
-def open_edited_project(
+def _open_edited_project(
     scope: ProjectScope, contents: Mapping[Path, bytes]
 ) -> Iterator[tuple[ModuleWorker, Path]]:
     """Context manager with a worker in a copy of the project, and the copy's folder."""
@@ -109,7 +109,7 @@ def prove_edits(
 ) -> list[TargetProofs]:
     """Return the proofs for each module, asked of a copy of the project with the edits."""
     contents = {path: change.new_content for path, change in plan.changes.items()} | {**new_files}
-    with open_edited_project(scope, contents) as (worker, overlay):
+    with _open_edited_project(scope, contents) as (worker, overlay):
         return [_prove_target(target, worker, overlay, scope, policy) for target in targets]
 
 

@@ -148,7 +148,7 @@ def check_expectations(
         except UsageError as error:
             unchecked = (*unchecked, Skipped(f"against {expectations.against}", str(error)))
         else:
-            contract_diff = apply_fixture_results(fixtures, compare_contracts(*contracts))
+            contract_diff = _apply_fixture_results(fixtures, compare_contracts(*contracts))
             if isinstance(old, Checkpoint) and checkpoint is not None:
                 remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
                 contract_diff = replace(contract_diff, remainder=remainder)
@@ -199,7 +199,7 @@ def _expand_and_check_fixtures(
     limits: Limits,
     worker: ModuleWorker,
 ) -> tuple[tuple[FixtureResult, ...], tuple[Skipped, ...]]:
-    paths = expand_globs(expectations.fixtures)
+    paths = _expand_globs(expectations.fixtures)
     if module_target is None:
         return (), tuple(Skipped(str(path), _NO_MODULE) for path in paths)
     return check_fixtures(paths, module_target, expectations.plans, limits, worker), ()
@@ -261,7 +261,7 @@ def _build_module_contract(
     return contract.build_module_contract(worker.ask(request).module_info)
 
 
-def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
+def _expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
     """Return the files that paths and globs match, without duplicates, in order.
 
     Raises:
@@ -300,7 +300,7 @@ def check_fixtures(
     )
 
 
-def apply_fixture_results(
+def _apply_fixture_results(
     fixtures: Sequence[FixtureResult], contract_diff: ContractDiff
 ) -> ContractDiff:
     """Return the ContractDiff with new keys marked as migratable where the fixtures prove it.

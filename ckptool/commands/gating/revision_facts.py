@@ -56,7 +56,7 @@ def find_chain_evidence(
         RevisionError: the chain is inconsistent, or has several heads.
         NoStateError: the file has no state at the configured place.
     """
-    folder = find_gated_folder(config, module_target, location)
+    folder = _find_gated_folder(config, module_target, location)
     if folder is None:
         return None
     chain = read_chain(folder)
@@ -77,7 +77,7 @@ def find_chain_evidence(
     return ChainEvidence(folder, revision, change)
 
 
-def find_gated_folder(
+def _find_gated_folder(
     config: ProjectConfig, module_target: ModuleTarget | None, location: Location | None
 ) -> Path | None:
     """Return the folder of the chain of a checkpoint or a module; None without one.

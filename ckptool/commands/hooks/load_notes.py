@@ -63,10 +63,10 @@ def format_load_note(
     if all(explanation.certainty is Certainty.CERTAIN for explanation in explanations):
         return _format_note(explanations)
     findings = _find_causes(module, state_dict, origin)
-    return _format_note([_sharpen(e, findings) for e in explanations])
+    return _format_note([_add_comparison(e, findings) for e in explanations])
 
 
-def _sharpen(explanation: Explanation, findings: list[Finding]) -> Explanation:
+def _add_comparison(explanation: Explanation, findings: list[Finding]) -> Explanation:
     """Return the explanation with what the comparison of names, shapes and values says of it."""
     if explanation.name == "wrapped-file" and WRAPPER_PREFIX in {f.rule.code for f in findings}:
         return replace(explanation, certainty=Certainty.CERTAIN)
@@ -83,7 +83,7 @@ def _find_causes(
 ) -> list[Finding]:
     """Return the findings that say what is wrong with the load, the gravest first."""
     name = type(module).__qualname__
-    checkpoint = describe_state_dict(state_dict, origin)
+    checkpoint = _describe_state_dict(state_dict, origin)
     findings = run_rules([build_module_diff(checkpoint, describe_module(module, name), "")])
     attributions = attribute_findings(findings)
     return [
@@ -93,7 +93,7 @@ def _find_causes(
     ]
 
 
-def describe_state_dict(state_dict: Mapping[str, Any], origin: StateOrigin | None) -> Checkpoint:
+def _describe_state_dict(state_dict: Mapping[str, Any], origin: StateOrigin | None) -> Checkpoint:
     """Describe a state_dict in memory, without its values, as a file with it is described."""
     storages = ModuleStorages()
     path = Path(origin.path if origin is not None else UNNAMED_CHECKPOINT)

@@ -163,7 +163,7 @@ def move_checkpoint(
     start_early(worker, project_chain.module_target, source)
     checkpoint = open_checkpoint_or_stdin(source, options.limits)
     current_revision = find_current_revision(checkpoint, chain, options.at, options.from_)
-    start = require_revision(checkpoint, current_revision)
+    start = _require_revision(checkpoint, current_revision)
     steps = _find_steps(direction, source, chain, start, end)
     load_module = _find_module_loader(project_chain, chain, end, worker)
     assert current_revision.difference is not None
@@ -217,7 +217,7 @@ def _choose_container(checkpoint: Checkpoint) -> str:
     return SAFETENSORS if is_safetensors else TORCH
 
 
-def require_revision(checkpoint: Checkpoint, current_revision: CurrentRevision) -> Revision:
+def _require_revision(checkpoint: Checkpoint, current_revision: CurrentRevision) -> Revision:
     """Return the revision that a file is at.
 
     Raises:

@@ -46,7 +46,9 @@ def merge_heads(chain: Chain, *, run_python: bool, dry_run: bool) -> RevisionRep
     state, parent = first.state, first
     moved: list[Revision] = []
     for revision in branch:
-        state = _apply_revision(revision, state, run_python=run_python)
+        if revision.python:
+            require_python(revision, Direction.UPGRADE, run_python=run_python)
+        state = _apply_revision(revision, state)
         new = replace(revision, parent=parent.revision, state=state)
         moved.append(replace(new, revision=name_revision(new)))
         parent = moved[-1]
@@ -81,9 +83,9 @@ def _list_ancestors(chain: Chain, revision: Revision | None) -> list[Revision]:
     return ancestors
 
 
-def _apply_revision(revision: Revision, state: RecordedState, *, run_python: bool) -> RecordedState:
+def _apply_revision(revision: Revision, state: RecordedState) -> RecordedState:
     if revision.python:
-        result = _trace_function(revision, state, run_python=run_python)
+        result = _trace_function(revision, state)
     else:
         result = apply_to_skeleton(revision.path, state, revision.plan.ops)
     kept_ties = {k: to for k, to in {**state.ties, **revision.state.ties}.items()
@@ -91,14 +93,12 @@ def _apply_revision(revision: Revision, state: RecordedState, *, run_python: boo
     return RecordedState(result.forms, kept_ties)
 
 
-def _trace_function(revision: Revision, state: RecordedState, *, run_python: bool) -> RecordedState:
+def _trace_function(revision: Revision, state: RecordedState) -> RecordedState:
     """Return the state that the function of a Python revision makes of another one.
 
     Raises:
         RevisionError: it cannot be run over zeros; the message says what to do instead.
-        UsageError: it is not to be run.
     """
-    require_python(revision, Direction.UPGRADE, run_python=run_python)
     path = revision.python_path
     request = TracePythonStep(ModuleTarget(str(path)), path, state, _MAX_TRACED_NBYTES)
     try:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import cast
 
 from ckptool.errors import UsageError
 from ckptool.formats import open_stream
@@ -28,16 +27,16 @@ def open_checkpoint_or_stdin(
         ReadError: it cannot be read.
         UsageError: `path` is not a path, or empty.
     """
-    reject_invalid_path(path)
-    if str(path) == "-":
+    if str(require_path(path)) == "-":
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
-    start_step(f"reading {parse_location(path).name}")
-    return open_weights(parse_location(path), limits, loader)
+    location = parse_location(path)
+    start_step(f"reading {location.name}")
+    return open_weights(location, limits, loader)
 
 
-def reject_invalid_path(path: object) -> None:
-    """Reject values that callers pass by mistake.
+def require_path(path: object) -> PathLike:
+    """Return a path; reject values that callers pass by mistake.
 
     Raises:
         UsageError: it is no path (a module, a state_dict), or "".
@@ -49,6 +48,7 @@ def reject_invalid_path(path: object) -> None:
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
+    return path
 
 
 def is_live(value: object) -> bool:
@@ -66,11 +66,8 @@ def list_paths(paths: object) -> list[PathLike]:
     if isinstance(paths, PathLike):
         return [paths]
     if is_live(paths) or not isinstance(paths, Iterable):
-        reject_invalid_path(paths)
-    path_list = list(cast("Iterable[PathLike]", paths))
-    for path in path_list:
-        reject_invalid_path(path)
-    return path_list
+        return [require_path(paths)]
+    return [require_path(path) for path in paths]
 
 
 def name_kind(value: object) -> str:

@@ -8,7 +8,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     PathLike,
     is_live,
     open_checkpoint_or_stdin,
-    reject_invalid_path,
+    require_path,
 )
 from ckptool.commands.sources.roles import parse_roles, restrict_to_roles
 from ckptool.compare.states import find_distributed_key
@@ -40,11 +40,9 @@ def open_sources(
             unknown, or there is no module.
     """
     kinds = None if roles is None else parse_roles(roles)
-    for source in sources:
-        if not is_live(source):
-            reject_invalid_path(source)
-    if not any(map(is_live, sources)):
-        checkpoints = tuple(open_checkpoint_or_stdin(path, limits) for path in sources)  # type: ignore[arg-type]
+    paths = [require_path(source) for source in sources if not is_live(source)]
+    if len(paths) == len(sources):
+        checkpoints = tuple(open_checkpoint_or_stdin(path, limits) for path in paths)
         yield checkpoints if kinds is None else restrict_to_roles(checkpoints, kinds)
         return
     from ckptool.modules.live.live_checkpoint import LiveObjects
@@ -55,7 +53,7 @@ def open_sources(
         checkpoints = tuple(
             live_objects.describe(source)
             if is_live(source)
-            else open_checkpoint_or_stdin(source, limits)  # type: ignore[arg-type]
+            else open_checkpoint_or_stdin(require_path(source), limits)
             for source in sources
         )
         _reject_rank_parts(checkpoints)

@@ -2,9 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -104,7 +104,9 @@ class RunModule(ModuleRequest[ModuleRun], frozen=True):
         input_sources.require_matching_inputs(module, inputs)
         return inputs
 
-    def _run_modes(self, create_module: Any, inputs: "Inputs", run: ModuleRun) -> ModuleRun:
+    def _run_modes(
+        self, create_module: "Callable[[], nn.Module]", inputs: "Inputs", run: ModuleRun
+    ) -> ModuleRun:
         from ckptool.modules.user_code import UserCodeError
         from ckptool.verification.levels import device_and_forward
 
@@ -162,7 +164,7 @@ def _run_forward(
     return {path: _digest(leaf) for path, leaf in iter_leaves(output)}
 
 
-def _load_into_new(module: "nn.Module", create_module: Any) -> str:
+def _load_into_new(module: "nn.Module", create_module: "Callable[[], nn.Module]") -> str:
     """Load the state of a module into a new instance; return the error, "" if it loads."""
     from ckptool.modules.user_code import UserCodeError, user_code
 
@@ -188,7 +190,7 @@ def _run_after_eval(module: "nn.Module", inputs: "Inputs") -> dict[str, str]:
         return {}
 
 
-def _digest_initial_values(create_module: Any) -> InitialValues:
+def _digest_initial_values(create_module: "Callable[[], nn.Module]") -> InitialValues:
     """Return digests of what a new instance holds, with the memory of torch.empty() marked."""
     import torch
 
@@ -200,7 +202,7 @@ def _digest_initial_values(create_module: Any) -> InitialValues:
     digests: dict[str, str] = {}
     requiring_grad: set[str] = set()
     for location in walk_module(module).tensors:
-        path = format_registered_path(location.path)
+        path = _format_registered_path(location.path)
         try:
             tensor = torch.as_tensor(location.value)  # an array as well
         except (TypeError, ValueError, RuntimeError):
@@ -223,7 +225,7 @@ def _is_uninitialized(tensor: "Tensor") -> bool:
     return is_marked and is_filled(tensor.detach())
 
 
-def format_registered_path(path: str) -> str:
+def _format_registered_path(path: str) -> str:
     """Return the path that a tensor has once its list or dict is registered: `convs.0.weight`."""
     return _ITEM.sub(r".\1\2", path)
 

@@ -14,6 +14,8 @@ from ckptool.phrases import quote_code
 from ckptool.revisions.recorded_state import NO_TENSOR, RecordedState, parse_form, sort_keys
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ckptool.commands.worker.session import ModuleSession
 
 
@@ -128,7 +130,7 @@ def _import_function(path: Path, name: str) -> Callable[[dict[str, Any]], Any]:
     return function
 
 
-def _build_blank(form: str) -> Any:
+def _build_blank(form: str) -> "Tensor | None":
     """Return an empty tensor of a form; None of a value that is not a tensor."""
     import torch
 
@@ -142,7 +144,7 @@ def _build_blank(form: str) -> Any:
     return torch.empty(shape, dtype=dtype)
 
 
-def _describe_form(value: Any) -> str:
+def _describe_form(value: object) -> str:
     import torch
 
     if not isinstance(value, torch.Tensor):

@@ -102,7 +102,7 @@ def parse_lock(text: bytes, path: Path) -> Contract:
         _check_format(data, path)
         lock_file = msgspec.convert(data, _LockFile)
         entries = {
-            key: _to_contract_entry(key, _convert_entry(key, line))
+            key: ContractEntry(key=key, **msgspec.structs.asdict(_convert_entry(key, line)))
             for key, line in lock_file.keys.items()
         }
     except (ValueError, RecursionError) as error:
@@ -164,22 +164,6 @@ def _describe_decode_error(error: Exception) -> str:
     suggestion = f"did you mean `{close[0]}`?" if close else "a newer ckptool may have written it"
     problem = f"unknown field `{unknown_field.name}`"
     return f"{locate_problem(problem, unknown_field.path)}; {suggestion}"
-
-
-def _to_contract_entry(key: str, line: _LockEntry) -> ContractEntry:
-    return ContractEntry(
-        key=key,
-        shape=line.shape,
-        dtype=line.dtype,
-        layout=line.layout,
-        kind=line.kind,
-        saved=line.saved,
-        owner=line.owner,
-        version=line.version,
-        constancy=line.constancy,
-        value=line.value,
-        tied=line.tied,
-    )
 
 
 def _format_entry(entry: ContractEntry) -> str:

@@ -17,7 +17,7 @@ _MAX_READ_NBYTES: Final = 4096
 Shape = tuple[int, ...]
 
 
-def read_settings(tensor: TensorInfo | None) -> bytes:
+def _read_settings(tensor: TensorInfo | None) -> bytes:
     """Return the bytes of a small local tensor of settings; b"" if it cannot be read so."""
     if tensor is None or tensor.nbytes > _MAX_READ_NBYTES or unreadable_reason(tensor):
         return b""
@@ -30,9 +30,9 @@ def read_settings(tensor: TensorInfo | None) -> bytes:
         return b""
 
 
-def read_integers(tensor: TensorInfo | None) -> tuple[int, ...]:
+def _read_integers(tensor: TensorInfo | None) -> tuple[int, ...]:
     """Return the values of a small tensor of integers; () if they cannot be read."""
-    data = read_settings(tensor)
+    data = _read_settings(tensor)
     if tensor is None or not data or not tensor.dtype.startswith(("int", "uint")):
         return ()
     width = DTYPE_BITS[tensor.dtype] // 8
@@ -115,8 +115,8 @@ def describe_bitsandbytes_4(parts: Parts) -> WeightFormat:
     state = next((t for part, t in parts.items() if ".quant_state." in part), None)
     if absmax.dtype == "uint8" and f"{NAME}.nested_absmax" not in parts:
         return WeightFormat(misfit="absmax is quantised, but nested_absmax is missing")
-    settings = _parse_quant_state(read_settings(state))
-    shape, block_size = settings or (None, find_block_size(numel, absmax.numel))
+    settings = _parse_quant_state(_read_settings(state))
+    shape, block_size = settings or (None, _find_block_size(numel, absmax.numel))
     if shape is not None:
         numel = prod(shape)
     if (
@@ -147,10 +147,10 @@ def _parse_quant_state(data: bytes) -> tuple[Shape, int] | None:
 
 def describe_rows(part: str, scale_part: str, parts: Parts) -> WeightFormat:
     """Weight as it is, in `part`, with its scales in `scale_part`."""
-    return describe_scaled(parts[part], parts[scale_part])
+    return _describe_scaled(parts[part], parts[scale_part])
 
 
-def describe_scaled(weight: TensorInfo, scale: TensorInfo) -> WeightFormat:
+def _describe_scaled(weight: TensorInfo, scale: TensorInfo) -> WeightFormat:
     """Weight in its own shape, one element in each; a scale for all, each row, group or block."""
     shape, bits = weight.shape, DTYPE_BITS[weight.dtype]
     scaling, group_size = _describe_scaling(shape, scale.shape)
@@ -175,7 +175,7 @@ def _describe_scaling(shape: Shape, scale_shape: Shape) -> tuple[str, int]:
 
 def _describe_blocks(shape: Shape, scale_shape: Shape) -> tuple[str, int]:
     """Return what shares a scale where the last two dimensions are cut into blocks."""
-    rows, columns = (find_block_size(shape[i], scale_shape[i]) for i in (-2, -1))
+    rows, columns = (_find_block_size(shape[i], scale_shape[i]) for i in (-2, -1))
     if not rows or not columns:
         return "", 0
     if rows == 1:
@@ -185,7 +185,7 @@ def _describe_blocks(shape: Shape, scale_shape: Shape) -> tuple[str, int]:
     return f"blocks of {rows:,} x {columns:,}", 0
 
 
-def find_block_size(size: int, count: int) -> int:
+def _find_block_size(size: int, count: int) -> int:
     """Return the size of blocks of which `count` cover `size`; 0 if none does.
 
     A power of two if one fits, since the last block may be smaller.
@@ -228,7 +228,7 @@ def describe_mxfp4_blocks(parts: Parts) -> WeightFormat:
 def describe_pack_quantized(parts: Parts) -> WeightFormat:
     """weight_packed [out, in * bits / 32] of int32; weight_shape says what `in` is."""
     packed, scale = parts[f"{NAME}_packed"], parts[f"{NAME}_scale"]
-    shape = read_integers(parts.get(f"{NAME}_shape"))
+    shape = _read_integers(parts.get(f"{NAME}_shape"))
     if scale.shape[:1] != packed.shape[:1] or not packed.shape:
         return _build_misfit("weight_packed", packed, "weight_scale", scale)
     if len(shape) != 2 or min(shape) < 1:
@@ -243,7 +243,7 @@ def describe_quanto(parts: Parts) -> WeightFormat:
     """_data in the weight's shape, or packed in rows of one group each, with a _shift beside."""
     scale = parts[f"{NAME}._scale"]
     if weight := parts.get(f"{NAME}._data"):
-        return describe_scaled(weight, scale)
+        return _describe_scaled(weight, scale)
     packed = parts[f"{NAME}._data._data"]
     if len(packed.shape) != 2 or scale.shape[:1] == () or not scale.shape[0]:
         return _build_misfit("_data", packed, "_scale", scale)
@@ -256,8 +256,10 @@ def describe_quanto(parts: Parts) -> WeightFormat:
 
 def describe_hqq(parts: Parts) -> WeightFormat:
     """W_q in groups; the settings beside it say the rest, where they can be read."""
-    bits, group_size = (next(iter(read_integers(parts.get(n))), 0) for n in ("nbits", "group_size"))
-    shape = read_integers(parts.get("shape")) or None
+    bits, group_size = (
+        next(iter(_read_integers(parts.get(n))), 0) for n in ("nbits", "group_size")
+    )
+    shape = _read_integers(parts.get("shape")) or None
     scale = parts.get("scale")
     packed = parts["W_q"]
     is_rows = scale is not None and len(packed.shape) == 2 and scale.shape[1:] == (1,)

@@ -29,7 +29,7 @@ class PatternRename(Struct, frozen=True):
 
 
 @lru_cache(maxsize=256)
-def compile_rename(old: str, new: str) -> PatternRename:
+def _compile_rename(old: str, new: str) -> PatternRename:
     """Compile a rename from one pattern of keys to another.
 
     `*` stands for text without a dot; at the beginning or the end of a pattern for any text.
@@ -66,7 +66,7 @@ def rename_by_pattern(key: str, old: str, new: str) -> str:
     Raises:
         PatternError: a wildcard of one pattern has no counterpart in the other.
     """
-    rename = compile_rename(old, new)
+    rename = _compile_rename(old, new)
     match = rename.regex.fullmatch(key)
     if match is None:
         return ""
@@ -90,7 +90,7 @@ def is_exact_pattern(keys: Iterable[str], old: str, new: str, pairs: Mapping[str
     """Whether renaming `keys` by the patterns gives `pairs` and nothing else, there and back."""
     key_set = {*keys}
     try:
-        compile_rename(old, new)
+        _compile_rename(old, new)
     except PatternError:
         return False
     if _rename_all(key_set, old, new) != pairs:
@@ -123,7 +123,7 @@ def list_numbers(text: str) -> tuple[str, ...]:
     return tuple(_NUMBER.findall(text))
 
 
-def fill_numbers(template: str, numbers: Iterable[str]) -> str:
+def _fill_numbers(template: str, numbers: Iterable[str]) -> str:
     """Replace each `*` of `template` by the next of `numbers`."""
     remaining = iter(numbers)
     return re.sub(r"\*", lambda _: next(remaining, "*"), template)
@@ -152,7 +152,7 @@ def generalize_numbers(texts: Iterable[str]) -> str:
         return "*"
     columns = zip(*(list_numbers(text) for text in distinct_texts), strict=True)
     fixed = [numbers[0] if len({*numbers}) == 1 else "*" for numbers in columns]
-    return fill_numbers(templates.pop(), fixed)
+    return _fill_numbers(templates.pop(), fixed)
 
 
 def _expand_numbers(braces: str) -> tuple[str, ...]:

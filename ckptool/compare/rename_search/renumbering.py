@@ -100,11 +100,13 @@ def _iter_placements(
         pending += [
             (part, layers, module_parts[part])
             for part, layers in file_parts.items()
-            if part in module_parts and part != tail and _differ(layers, module_parts[part])
+            if part in module_parts
+            and part != tail
+            and _have_other_shapes(layers, module_parts[part])
         ]
 
 
-def _differ(file_layers: _Layers, module_layers: _Layers) -> bool:
+def _have_other_shapes(file_layers: _Layers, module_layers: _Layers) -> bool:
     return {n: _describe_layer(layer) for n, layer in file_layers.items()} != {
         n: _describe_layer(layer) for n, layer in module_layers.items()
     }
@@ -135,8 +137,8 @@ def _place_layers(file_layers: _Layers, module_layers: _Layers) -> _Placement | 
     module_units = [_describe_layer(module_layers[n]) for n in module_numbers]
     is_inserted = len(file_units) <= len(module_units)
     short, long = (file_units, module_units) if is_inserted else (module_units, file_units)
-    first = _embed(short, long)
-    last = _embed(short[::-1], long[::-1])
+    first = _find_subsequence(short, long)
+    last = _find_subsequence(short[::-1], long[::-1])
     if first is None or last is None:
         return None
     last = [len(long) - 1 - place for place in reversed(last)]
@@ -164,7 +166,7 @@ def _sort_numbers(layers: _Layers) -> list[str]:
     return sorted(layers, key=lambda number: (int(number), number))
 
 
-def _embed(short: Sequence[_Unit], long: Sequence[_Unit]) -> list[int] | None:
+def _find_subsequence(short: Sequence[_Unit], long: Sequence[_Unit]) -> list[int] | None:
     """Return the leftmost places of `short` as a subsequence of `long`, None if it is none."""
     places: list[int] = []
     place = -1

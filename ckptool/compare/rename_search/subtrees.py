@@ -111,7 +111,7 @@ class _SubtreeSearch:
                 moves = [
                     _trim_move(pattern, other, len(end))
                     for other in ends.get(end, ())
-                    if other != pattern and self._land(pattern, other)
+                    if other != pattern and self._match_keys(pattern, other)
                 ]
                 if moves:
                     votes.update(moves[:MAX_CANDIDATES])
@@ -122,7 +122,7 @@ class _SubtreeSearch:
             if kept[move[0]] <= MAX_CANDIDATES:
                 yield move
 
-    def _land(self, old: Segments, new: Segments) -> dict[str, str]:
+    def _match_keys(self, old: Segments, new: Segments) -> dict[str, str]:
         """Return the unused keys of one pattern that have a counterpart of the other."""
         module_keys = self._module.get(new, {})
         return {
@@ -138,7 +138,7 @@ class _SubtreeSearch:
         old_prefix, new_prefix = move
         pairs: dict[str, str] = {}
         for pattern in self._file_below.get(old_prefix, ()):
-            pairs |= self._land(pattern, (*new_prefix, *pattern[len(old_prefix) :]))
+            pairs |= self._match_keys(pattern, (*new_prefix, *pattern[len(old_prefix) :]))
         return pairs
 
     def _count_keys(

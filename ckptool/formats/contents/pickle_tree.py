@@ -6,7 +6,7 @@ tensor; each has a place and a fingerprint, so that two files can be compared wi
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, product
 from typing import Any, Final
 
 from ckptool.formats.contents.collector import CLASS_SUFFIX, ContentCollector, create_content_hasher
@@ -114,11 +114,27 @@ class _TreeContents:
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
                 if type(node) is dict and node.keys() >= _MODULE_KEYS:
-                    self._hook_positions |= _number_hooks(node)
+                    self._number_hooks(node)
                 todo.append((node, True))
                 todo += [
                     (part, False) for part in _iter_parts(node) if type(part) not in ATOMIC_TYPES
                 ]
+
+    def _number_hooks(self, attributes: dict[Any, Any]) -> None:
+        """Note the positions of the hooks in each dict of hooks of a module."""
+        hooks = {
+            name: value
+            for name, value in attributes.items()
+            if type(name) is str and "_hooks" in name and isinstance(value, dict)
+        }
+        for name, value in hooks.items():
+            called = hooks.get(_HOOK_FLAGS.sub("", name), value)
+            if id(called) not in self._hook_positions:
+                hook_ids = [key for key in called if type(key) is int]
+                self._hook_positions[id(called)] = {
+                    hook_id: position for position, hook_id in enumerate(hook_ids)
+                }
+            self._hook_positions[id(value)] = self._hook_positions[id(called)]
 
     def _digest_node(self, node: Any) -> bytes:
         match node:
@@ -178,21 +194,6 @@ _HOOK_FLAGS: Final = re.compile("_(?:with_kwargs|always_called)$")
 """Ends of dicts that say of hooks in another dict how they are called."""
 
 
-def _number_hooks(attributes: dict[Any, Any]) -> dict[int, dict[Any, int]]:
-    """Return for each dict of hooks of a module: id of a hook -> its position."""
-    hooks = {
-        name: value
-        for name, value in attributes.items()
-        if type(name) is str and "_hooks" in name and isinstance(value, dict)
-    }
-    positions: dict[int, dict[Any, int]] = {}
-    for name, value in hooks.items():
-        called = hooks.get(_HOOK_FLAGS.sub("", name), value)
-        hook_ids = [key for key in called if type(key) is int]
-        positions[id(value)] = {hook_id: position for position, hook_id in enumerate(hook_ids)}
-    return positions
-
-
 def _iter_parts(node: Any) -> Iterator[Any]:
     """Yield the nodes that a node is made of."""
     if isinstance(node, dict):
@@ -227,6 +228,8 @@ def _iter_tensor_attributes(node: Any) -> Iterator[tuple[object, list[object]]]:
         name = node.callee_name[1]
         if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and node.args[3]:
             yield node.args[3], _list_components(node.args[0], node.args[3])
+        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and _is_jagged(node.args[0]):
+            yield node.args[2], _list_jagged_tensors(node.args[2])
         if name not in _PARAMETER_FUNCTIONS:
             return
         node = node.args[0]
@@ -250,16 +253,32 @@ def _find_tensor_class(node: Any) -> GlobalName | None:
 def _list_components(func: Any, attributes: Any) -> list[object]:
     """Return the attributes that hold the elements of a tensor without a storage of its own."""
     mappings = attributes if type(attributes) is tuple else (attributes,)
-    items = [item for m in mappings if isinstance(m, dict) for item in m.items()]
+    fields = [mapping for mapping in mappings if isinstance(mapping, dict)]
     match func:
         case GlobalName(name="_rebuild_wrapper_subclass"):
-            return [value for _, value in items]
-        case GlobalName(name="_rebuild_njt"):
-            caches = [value for name, value in items if name == "_metadata_cache"]
-            cached_sizes = [size for c in caches if isinstance(c, dict) for size in c.values()]
-            return [*(value for _, value in items), *cached_sizes]
+            return [value for mapping in fields for value in mapping.values()]
+        case GlobalName() if _is_jagged(func):
+            return _list_jagged_tensors(fields)
         case _:
             return []
+
+
+def _is_jagged(func: object) -> bool:
+    """Whether a function makes jagged nested tensors."""
+    return type(func) is GlobalName and func.name == "_rebuild_njt"
+
+
+def _list_jagged_tensors(mappings: Iterable[object]) -> list[object]:
+    """Return the tensors of a jagged tensor in its arguments, or its attributes.
+
+    The sizes in its cache follow from the offsets.
+    """
+    fields = [mapping for mapping in mappings if isinstance(mapping, dict)]
+    caches = [mapping.get("_metadata_cache") for mapping in fields]
+    sizes = [cache for cache in caches if isinstance(cache, dict)]
+    names = ("values", "offsets", "lengths", "_values", "_offsets", "_lengths")
+    pairs = [*product(fields, names), *product(sizes, ("min_seqlen", "max_seqlen"))]
+    return [mapping.get(name) for mapping, name in pairs]
 
 
 _MAX_WRAPPERS: Final = 8

@@ -55,7 +55,7 @@ class PendingOutput:
                 self._is_exchanged = True
             else:
                 _move_file(self.path, self.target, force=self._force)
-            sync_folder(self.target.parent)
+            _sync_folder(self.target.parent)
 
     def undo_move(self) -> None:
         """Undo `move_to_target`: restore the previous file, or remove the new one."""
@@ -146,7 +146,7 @@ def write_file(path: Path, content: bytes, *, force: bool) -> None:
         commit_outputs(file)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Flush the directory entries of a folder to disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -34,7 +34,7 @@ def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
     """Return the number of `numpy.core.multiarray.scalar(dtype, bytes)`, None if it is none."""
     if len(args) != 2:
         return None
-    (code, order), data = read_dtype_code(args[0]), args[1]
+    (code, order), data = _read_dtype_code(args[0]), args[1]
     if type(data) is str:  # Python 2 pickles bytes as a string
         data = data.encode("latin-1", "replace")
     letter = STRUCT_CODES.get(NUMPY_DTYPES.get(code, ""), "")
@@ -44,7 +44,7 @@ def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
     return number
 
 
-def read_dtype_code(dtype: object) -> tuple[str, str]:
+def _read_dtype_code(dtype: object) -> tuple[str, str]:
     """Return code and byte order of a pickled numpy.dtype: ("f4", "<"); ("", "<") if not known."""
     if type(dtype) is UnresolvedObject and dtype.callee_name == ("numpy", "dtype") and dtype.args:
         state = dtype.state
@@ -68,7 +68,7 @@ def read_numpy_array(node: object, key: str) -> TensorInfo | None:
     elif node.callee_name[1] == "_frombuffer" and len(node.args) == 4:
         content, dtype, shape, order = node.args
         is_fortran = order == "F"
-    code, order = read_dtype_code(dtype)
+    code, order = _read_dtype_code(dtype)
     name = NUMPY_DTYPES.get(code)
     if name is None or not is_shape(shape):
         return None
@@ -130,7 +130,7 @@ def read_joblib_array(m: "PickleMachine", target: UnresolvedObject, state: Any, 
     """
     fields = state if isinstance(state, dict) else {}
     shape, dtype = fields.get("shape"), fields.get("dtype")
-    name = NUMPY_DTYPES.get(read_dtype_code(dtype)[0])
+    name = NUMPY_DTYPES.get(_read_dtype_code(dtype)[0])
     if name is None or not is_shape(shape):
         raise PickleError("an array of joblib that is not of numbers")
     if type(fields.get("numpy_array_alignment_bytes")) is not int:

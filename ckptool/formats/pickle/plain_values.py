@@ -96,7 +96,7 @@ class PlainValueConverter:
         scalar = convert_simple_object(node)
         if scalar is not NOT_PLAIN:
             return scalar, 1
-        fields = read_config_fields(node)
+        fields = _read_config_fields(node)
         if fields is not NOT_PLAIN:
             return self._convert_counted(fields, depth + 1)
         contents = [content for content in (node.pairs, node.state, node.items) if content]
@@ -108,7 +108,7 @@ class PlainValueConverter:
 _NO_VALUE: Final = (NOT_PLAIN, 0)
 
 
-def read_config_fields(node: UnresolvedObject) -> object:
+def _read_config_fields(node: UnresolvedObject) -> object:
     """Return the node with the fields of a config object, or NOT_PLAIN.
 
     OmegaConf keeps them beside links to the parent, pydantic beside the names that were set, and
@@ -167,8 +167,10 @@ def number_parameters(param_groups: object) -> dict[int, str]:
     A pickled optimizer has the parameters themselves as the keys of its state.
     """
     groups = param_groups if isinstance(param_groups, list) else []
-    members = [group.get("params") for group in groups if isinstance(group, dict)]
-    parameters = [node for nodes in members if isinstance(nodes, list) for node in nodes]
+    members = (group.get("params") for group in groups if isinstance(group, dict))
+    # Each list once: groups of a crafted file share one.
+    lists = {id(nodes): nodes for nodes in members if isinstance(nodes, list)}
+    parameters = [node for nodes in lists.values() for node in nodes]
     return {
         id(node): str(number)
         for number, node in enumerate(parameters)

@@ -145,7 +145,11 @@ class TensorInfoReader:
         return TensorInfo(key, size, dtype, stride, offset, storage.info, requires_grad=grad)
 
     def build_meta_tensor(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
-        """Return a tensor on the meta device: a shape without data."""
+        """Return a tensor on the meta device: a shape without data.
+
+        Raises:
+            PickleTreeError: its size or stride is invalid.
+        """
         self.check_shape(key, size)
         if not is_size_or_stride(stride):
             raise PickleTreeError(f"{quote_name(key)} has the stride {_format_short(stride)}")
@@ -300,7 +304,7 @@ def _rebuild_tensor_v2(
 ) -> TensorInfo:
     args = node.args if len(node.args) == 6 else _check_args(node, key, 6, 7)
     storage = reader.resolve_storage(args[0], key)
-    grad = args[4] is not False and read_requires_grad(args[4], storage.dtype, key)
+    grad = args[4] is not False and _read_requires_grad(args[4], storage.dtype, key)
     tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
     return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
 
@@ -314,7 +318,7 @@ def _rebuild_first_tensor(
     return reader.build_strided_tensor(key, storage, storage.dtype, args[1:4])
 
 
-def read_requires_grad(flag: object, dtype: str, key: str) -> bool:
+def _read_requires_grad(flag: object, dtype: str, key: str) -> bool:
     """Return `requires_grad`.
 
     Raises:
@@ -332,7 +336,7 @@ def _rebuild_tensor_v3(
 ) -> TensorInfo:
     args = _check_args(node, key, 7, 8)
     dtype = read_dtype(args[6])
-    grad = read_requires_grad(args[4], dtype, key)
+    grad = _read_requires_grad(args[4], dtype, key)
     tensor = reader.build_strided_tensor(
         key, reader.resolve_storage(args[0], key), dtype, args[1:4], grad=grad
     )
@@ -357,7 +361,7 @@ def _rebuild_parameter(
     arity = 4 if node.callee_name[1] == "_rebuild_parameter_with_state" else 3
     args = _check_args(node, key, arity, arity)
     tensor = reader.require_tensor(args[0], key, depth)
-    grad = read_requires_grad(args[1], tensor.dtype, key)
+    grad = _read_requires_grad(args[1], tensor.dtype, key)
     _check_attributes(args[3] if arity == 4 else None, key)
     return replace(tensor, requires_grad=grad, kind=Kind.PARAMETER)
 

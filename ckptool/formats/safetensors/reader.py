@@ -1,6 +1,8 @@
 """safetensors file -> Checkpoint: parses and validates the header; reads no tensor data."""
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -75,6 +77,18 @@ _PICKLE_START_BYTES = 1 << 12
 """Bytes that nearly always suffice to see that a header is no pickle."""
 _PICKLE_GROWTH = 16
 _MAX_LISTED = 8
+_MAX_DIGITS: Final = 18
+"""Digits of a number that is surely below `_MAX_NUMBER`."""
+_NUMBER: Final = rf"(?:0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})"
+_MAX_PLAIN_RANK: Final = 16
+_PLAIN_ENTRY_PATTERN: Final = re.compile(
+    rf'\{{"dtype":"({"|".join(TORCH_DTYPES)})",'
+    rf'"shape":\[((?:{_NUMBER}(?:,{_NUMBER}){{0,{_MAX_PLAIN_RANK - 1}}})?)\],'
+    rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}'
+)
+"""A tensor's entry as safetensors writes it."""
+_PLAIN_ENTRY_LENGTH: Final = 512
+"""Characters that such an entry does not exceed."""
 
 
 class _EntryError(Exception):
@@ -142,11 +156,17 @@ def _read_header(
         limits,
         "the header",
     )
+    is_usual = (
+        limits.entry_bytes >= _PLAIN_ENTRY_LENGTH
+        and limits.json_digits >= _MAX_DIGITS
+        and limits.rank >= _MAX_PLAIN_RANK
+    )
     for name in header.iter_keys():
         if name == "__metadata__":
             metadata = _check_metadata(source.path, header.read_value(limits.metadata_bytes))
         else:
-            entry = header.read_value(limits.entry_bytes)
+            match = header.match_value(_PLAIN_ENTRY_PATTERN) if is_usual else None
+            entry = match or header.read_value(limits.entry_bytes)
             tensors[name] = _build_tensor(source.path, name, entry, start, limits)
     if trailing_text := header.read_remaining(" "):
         reason = f"{quote_text(trailing_text)} follows the header's JSON; only spaces are allowed"
@@ -191,6 +211,28 @@ def _build_tensor(
 
 
 def _read_fields(entry: object, limits: Limits) -> tuple[str, tuple[int, ...], int, int]:
+    """Return dtype, shape, begin and end of a value of JSON, or of a `_PLAIN_ENTRY_PATTERN`.
+
+    Raises:
+        _EntryError: it is invalid.
+    """
+    if isinstance(entry, re.Match):
+        code, sizes, *offsets = entry.groups()
+        shape, (begin, end) = _parse_sizes(sizes), map(int, offsets)
+    else:
+        code, shape, begin, end = _validate_fields(entry, limits)
+    if begin > end:
+        offsets_text = _format_numbers([begin, end])
+        raise _EntryError(f"its data_offsets are {offsets_text}, not a begin and an end")
+    return code, shape, begin, end
+
+
+@lru_cache(maxsize=4096)
+def _parse_sizes(sizes: str) -> tuple[int, ...]:
+    return tuple(map(int, sizes.split(","))) if sizes else ()
+
+
+def _validate_fields(entry: object, limits: Limits) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
         raise _EntryError(f"it is {describe_type(entry)} instead of an object")
     try:
@@ -205,7 +247,7 @@ def _read_fields(entry: object, limits: Limits) -> tuple[str, tuple[int, ...], i
         raise _EntryError(f"its shape is {_format_numbers(shape)}, not a list of sizes")
     if len(shape) > limits.rank:
         raise _EntryError(f"it has {len(shape)} dimensions; at most {limits.rank} are supported")
-    if not _is_natural_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _is_natural_list(offsets) or len(offsets) != 2:
         raise _EntryError(
             f"its data_offsets are {_format_numbers(offsets)}, not a begin and an end"
         )

@@ -55,7 +55,7 @@ def find_evaluated_names(path: Location, record: str, data: bytes) -> tuple[Glob
         ) from error
     targets: dict[str, None] = {}
     for key, text in _iter_texts(program):
-        if key in _EXPRESSION_KEYS and not is_arithmetic(text):
+        if key in _EXPRESSION_KEYS and not _is_arithmetic(text):
             reason = f"{quote_name(record)} has an expression that is not arithmetic: "
             raise CorruptCheckpointError(path, reason + quote_name(text))
         if key == "target" and _OPERATOR.fullmatch(text) is None and text.startswith("torch"):
@@ -65,7 +65,7 @@ def find_evaluated_names(path: Location, record: str, data: bytes) -> tuple[Glob
     return tuple(_build_use(text, record) for text in targets)
 
 
-def is_arithmetic(text: str) -> bool:
+def _is_arithmetic(text: str) -> bool:
     """Whether an expression only computes: numbers, symbols, sizes, and torch's own functions."""
     if len(text) > _MAX_EXPRESSION_CHARACTERS:
         return False
@@ -107,7 +107,7 @@ def _iter_texts(program: Any) -> Iterator[tuple[str, str]]:
 
 def _check_symbols(path: Location, record: str, constraints: Any) -> None:
     for name in constraints if isinstance(constraints, dict) else ():
-        if _SYMBOL.fullmatch(name) is None and not is_arithmetic(name):
+        if _SYMBOL.fullmatch(name) is None and not _is_arithmetic(name):
             reason = f"{quote_name(record)} has an invalid symbol: {quote_name(name)}"
             raise CorruptCheckpointError(path, reason)
 

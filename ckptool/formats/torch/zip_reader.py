@@ -39,7 +39,15 @@ from ckptool.formats.zip.archive import (
     read_archive,
     read_member,
 )
-from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Span, StorageInfo
+from ckptool.model import (
+    DTYPE_BITS,
+    Checkpoint,
+    Container,
+    ContainerIssue,
+    IssueKind,
+    Span,
+    StorageInfo,
+)
 
 
 def matches(source: ByteSource) -> bool:
@@ -182,7 +190,9 @@ def resolve_storages(
             if records.base_offset:  # else share the int: for 100,000 storages they take megabytes
                 start += records.base_offset
             span = Span(path, start, member.nbytes)
-        info = StorageInfo(prefix + key, member.nbytes, storage.location, span, byteorder)
+        # torch swaps the bytes of typed storages only: not those of float8, uint16 and complex32.
+        order = byteorder if DTYPE_BITS[storage.dtype] > 8 else "little"
+        info = StorageInfo(prefix + key, member.nbytes, storage.location, span, order)
         node.target = stored_by_key[key] = SavedStorage(info, storage.dtype, storage.numel)
 
 

@@ -28,10 +28,10 @@ __all__ = [
     "STORED",
     "ZipMember",
     "ZipMembers",
+    "_iter_inflated_chunks",
     "find_bad_crc",
     "is_crc_valid",
     "is_zip",
-    "iter_inflated_chunks",
     "iter_member_chunks",
     "read_archive",
     "read_member",
@@ -80,7 +80,7 @@ def read_member(source: ByteSource, member: ZipMember, limits: Limits, max_nbyte
     """
     if member.method == STORED:
         return source.read(member.data_offset, min(member.nbytes, max_nbytes))
-    return b"".join(iter_inflated_chunks(source, member, limits, max_nbytes))
+    return b"".join(_iter_inflated_chunks(source, member, limits, max_nbytes))
 
 
 def find_bad_crc(
@@ -114,13 +114,13 @@ def is_crc_valid(source: ByteSource, member: ZipMember, limits: Limits) -> bool:
 def iter_member_chunks(source: ByteSource, member: ZipMember, limits: Limits) -> Iterator[bytes]:
     """Yield a member's uncompressed bytes in chunks of up to 1 MiB."""
     if member.method == DEFLATED:
-        yield from iter_inflated_chunks(source, member, limits, member.nbytes)
+        yield from _iter_inflated_chunks(source, member, limits, member.nbytes)
         return
     for offset in range(0, member.nbytes, _CHUNK_BYTES):
         yield source.read(member.data_offset + offset, min(_CHUNK_BYTES, member.nbytes - offset))
 
 
-def iter_inflated_chunks(
+def _iter_inflated_chunks(
     source: ByteSource, member: ZipMember, limits: Limits, max_nbytes: int
 ) -> Iterator[bytes]:
     """Yield up to `max_nbytes` inflated bytes of a member, never more than its declared size.

@@ -59,7 +59,7 @@ class LocalModule:
                 f"inject `{key}`: building the module does not give it a value ({source})"
             )
         shape = tuple(map(int, value.shape))
-        return ModuleValue(get_dtype_name(value), shape, to_contiguous_bytes(value))
+        return ModuleValue(get_dtype_name(value), shape, _to_contiguous_bytes(value))
 
     def load_strictly(self, pending_file: PendingFile, submodule: str) -> StrictLoad:
         """Load a file into a copy of the module, or of its sub-module at a path that is not "".
@@ -112,7 +112,7 @@ class LocalModule:
         return StrictLoad() if info.is_whole else StrictLoad(f"{info.loader} fails: {info.error}")
 
 
-def to_contiguous_bytes(tensor: "Tensor") -> bytes:
+def _to_contiguous_bytes(tensor: "Tensor") -> bytes:
     """Return the bytes of a tensor's elements in C order, conj and neg bits resolved."""
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
     return copy_tensor_bytes(flat.view(torch.uint8))

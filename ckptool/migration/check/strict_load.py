@@ -37,12 +37,14 @@ def check_pending_file(
         WriteError: another check failed.
     """
     return (
-        run_strict_load(pending_file, target_module),
-        *run_forward_check(pending_file, forward_check),
+        _run_strict_load(pending_file, target_module),
+        *_run_forward_check(pending_file, forward_check),
     )
 
 
-def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | None") -> CheckResult:
+def _run_strict_load(
+    pending_file: PendingFile, target_module: "TargetModule | None"
+) -> CheckResult:
     """Load the file strictly into a copy of the module, whose parameters need no memory.
 
     Skipped without a module, if that cannot be copied, or if torch.load(weights_only=True) refuses
@@ -64,7 +66,7 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     return CheckResult(name, "passed", f"into {module_info.label}")
 
 
-def run_forward_check(
+def _run_forward_check(
     pending_file: PendingFile, forward_check: "ForwardCheck | None"
 ) -> tuple[CheckResult, ...]:
     """Run the module on the file's tensors; skipped without inputs."""

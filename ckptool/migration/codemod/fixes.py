@@ -33,7 +33,7 @@ class FixedStatement:
     """Whether the expression is the whole statement, and not only its right side."""
 
 
-def register_tensor(request: FixRequest) -> FixedStatement:
+def _register_tensor(request: FixRequest) -> FixedStatement:
     """Return the buffer: `self.register_buffer("mask", ..., persistent=False)`."""
     options = () if request.fault.is_persistent else (_build_false("persistent"),)
     if request.style == "nn.Buffer":
@@ -50,14 +50,14 @@ def register_none(request: FixRequest) -> FixedStatement:
     plain = FixRequest(
         request.fault, request.owner, request.value, "register_buffer", request.names
     )
-    return register_tensor(plain)
+    return _register_tensor(plain)
 
 
-def register_array(request: FixRequest) -> FixedStatement:
+def _register_array(request: FixRequest) -> FixedStatement:
     """Return the buffer of a NumPy array, `torch.as_tensor(...)`."""
     function = _parse(f"{request.names.need('torch')}.as_tensor")
     tensor = _build_call(function, request.value)
-    return register_tensor(
+    return _register_tensor(
         FixRequest(request.fault, request.owner, tensor, request.style, request.names)
     )
 
@@ -68,17 +68,17 @@ def make_parameter(request: FixRequest) -> FixedStatement:
     return FixedStatement(_build_call(function, request.value))
 
 
-def register_modules(request: FixRequest) -> FixedStatement:
+def _register_modules(request: FixRequest) -> FixedStatement:
     """Return `nn.ModuleList(...)` or `nn.ModuleDict(...)`."""
     return _wrap_container(request, "Module")
 
 
-def register_parameters(request: FixRequest) -> FixedStatement:
+def _register_parameters(request: FixRequest) -> FixedStatement:
     """Return `nn.ParameterList(...)` or `nn.ParameterDict(...)`."""
     return _wrap_container(request, "Parameter")
 
 
-def register_tensors(request: FixRequest) -> FixedStatement:
+def _register_tensors(request: FixRequest) -> FixedStatement:
     """Return a list or dict of parameters that are not trained: torch has no list of buffers."""
     parameter = f"{request.names.need('torch.nn')}.Parameter"
     value = _freeze_elements(request.value, _parse(parameter))
@@ -120,12 +120,12 @@ def _freeze_elements(
 
 
 FIXES: Final[Mapping[FaultKind, Callable[[FixRequest], FixedStatement]]] = {
-    FaultKind.TENSOR: register_tensor,
-    FaultKind.ARRAY: register_array,
+    FaultKind.TENSOR: _register_tensor,
+    FaultKind.ARRAY: _register_array,
     FaultKind.PARAMETER: make_parameter,
-    FaultKind.MODULES: register_modules,
-    FaultKind.PARAMETERS: register_parameters,
-    FaultKind.TENSORS: register_tensors,
+    FaultKind.MODULES: _register_modules,
+    FaultKind.PARAMETERS: _register_parameters,
+    FaultKind.TENSORS: _register_tensors,
 }
 """What repairs each kind of assignment; a new kind is an entry here."""
 

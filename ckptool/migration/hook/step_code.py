@@ -197,11 +197,11 @@ def _write_injection(step: TracedStep, op: InjectTensor, trace: HookTrace) -> It
     name = f"inject `{op.key}` from {op.source}"
     if op.source.partition(":")[0] == "attribute":
         reason = "its value is an attribute of a pickled module, which a state_dict does not have"
-        raise _refuse(step, name, reason)
+        raise _build_refusal(step, name, reason)
     value = trace.values.get(op.key)
     if value is None:
         reason = f"the value has more than {MAX_INLINE_NUMEL} elements, too many for code"
-        raise _refuse(step, name, reason)
+        raise _build_refusal(step, name, reason)
     yield from _name_keys(key=op.key)
     yield "if key not in state:"
     head, items, tail = _format_tensor(value)
@@ -274,7 +274,7 @@ def _write_strip(op: StripPrefix) -> Iterator[str]:
 def _write_extraction(step: TracedStep, op: ExtractState) -> Iterator[str]:
     if op.at:
         reason = "load_state_dict() gets what its caller took out of the file"
-        raise _refuse(step, f"extract `{op.at}`", reason)
+        raise _build_refusal(step, f"extract `{op.at}`", reason)
     yield from _name_keys(prefix=op.prefix)
     yield "for key in list(state):"
     yield "    if not key.startswith(prefix):"
@@ -387,5 +387,5 @@ def _format_shape(shape: Sequence[int]) -> str:
     return repr(tuple(shape))
 
 
-def _refuse(step: TracedStep, name: str, reason: str) -> PlanError:
+def _build_refusal(step: TracedStep, name: str, reason: str) -> PlanError:
     return PlanError(f"no hook is written: it cannot do step {step.number}, {name}: {reason}")

@@ -51,19 +51,56 @@ class _BytesCopy(NamedTuple):
     """Address."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A part of a tensor, or all of it, as a file has it."""
+
+    offsets: tuple[int, ...]
+    """Its first index in the tensor, one per dimension."""
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    """Returns its elements."""
+    file: MappedFile | None = None
+    """File that has its elements side by side and in order; None for any other."""
+    start: int = 0
+    """Byte of this file where they begin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkedTensor:
+    """A tensor that no view of a file is: it would have to be put together in memory."""
+
+    stand_in: Tensor
+    """On meta, with its shape and dtype: what `load_state_dict` is given in its place."""
+    chunks: tuple[Chunk, ...]
+    """They cover it, and do not overlap."""
+
+    def list_places(self, target: Tensor) -> list[tuple[Tensor, Chunk]]:
+        """Return (part of `target`, chunk that belongs there)."""
+        places = []
+        for chunk in self.chunks:
+            part = target
+            for dim, (start, size) in enumerate(zip(chunk.offsets, chunk.shape, strict=True)):
+                part = part.narrow(dim, start, size)
+            places.append((part, chunk))
+        return places
+
+
 class FileCopies(DispatchMode):
     """Puts off each `copy_` of bytes from a mapped file, and makes all of them when it is left.
 
     Only where nothing writes into those maps, and nothing but operators reads what was copied.
-    Other copies (casts, other devices, other layouts) are torch's.
+    Other copies (casts, other devices, other layouts) are torch's. A tensor in chunks is copied
+    chunk by chunk, so that it is put together in the module alone.
     """
 
-    def __init__(self, files: Iterable[MappedFile]) -> None:
+    def __init__(self, files: Iterable[MappedFile], chunked: Iterable[ChunkedTensor] = ()) -> None:
         super().__init__()
         self._files = sorted(files, key=lambda file: file.address)
         self._addresses = [file.address for file in self._files]
-        self._copies: dict[int, _BytesCopy] = {}
-        """Address of the storage that is written -> the copy into it."""
+        self._chunked = {id(tensor.stand_in): tensor for tensor in chunked}
+        self._copies: dict[int, tuple[_BytesCopy, ...]] = {}
+        """Address of the storage that is written -> the copies into it, of one tensor."""
 
     def __exit__(self, kind: type[BaseException] | None, *error_info: object) -> None:
         """Make the copies, also where torch has raised meanwhile: it makes them before it does.
@@ -87,16 +124,50 @@ class FileCopies(DispatchMode):
         Raises:
             ReadError: a file cannot be read, or is shorter than it was.
         """
-        file = self._find_file(args[1]) if func is _COPY else None
-        if file is not None and _copies_bytes(args[0], args[1]):
-            self._put_off(file, *args[:2])
-            return args[0]
+        if func is not _COPY:
+            self._finish()
+            return func(*args, **(kwargs or {}))
+        target, source = args[:2]
+        chunked = self._chunked.get(id(source))
+        if chunked is None:
+            self._copy_tensor(target, source)
+        else:
+            with torch.no_grad():
+                self._copy_chunks(chunked, target)
+        return target
+
+    def _copy_tensor(self, target: Tensor, source: Tensor) -> None:
+        file = self._find_file(source)
+        if file is None:
+            self._finish()
+            target.copy_(source)
+            return
+        start = source.data_ptr() - file.address
+        if _is_block(target) and target.dtype is source.dtype and target.shape == source.shape:
+            copy = _BytesCopy(file, start, target.nbytes, target.data_ptr())
+            self._put_off(target, (copy,))
+            return
         self._finish()
-        result = func(*args, **(kwargs or {}))
-        if file is not None:
-            start = args[1].data_ptr() - file.address
-            _drop_pages(file, start, start + args[1].nbytes)
-        return result
+        target.copy_(source)
+        _drop_pages(file, start, start + source.nbytes)
+
+    def _copy_chunks(self, chunked: ChunkedTensor, target: Tensor) -> None:
+        """Copy chunk by chunk: later, if all are bytes of files that arrive side by side."""
+        places = chunked.list_places(target)
+        copies = tuple(
+            _BytesCopy(chunk.file, chunk.start, part.nbytes, part.data_ptr())
+            for part, chunk in places
+            if chunk.file is not None and _is_block(part)
+        )
+        if len(copies) == len(places) and target.dtype is chunked.stand_in.dtype:
+            self._put_off(target, copies)
+            return
+        self._finish()
+        for part, chunk in places:
+            part.copy_(chunk.read())
+            if chunk.file is not None:
+                nbytes = part.numel() * chunked.stand_in.itemsize
+                _drop_pages(chunk.file, chunk.start, chunk.start + nbytes)
 
     def _find_file(self, tensor: Any) -> MappedFile | None:
         """Return the file that a contiguous tensor is a view of; None for another tensor."""
@@ -108,16 +179,16 @@ class FileCopies(DispatchMode):
         is_inside = file and address + tensor.nbytes <= file.address + len(file.pages)
         return file if is_inside else None
 
-    def _put_off(self, file: MappedFile, target: Tensor, source: Tensor) -> None:
-        address, storage = target.data_ptr(), target.untyped_storage().data_ptr()
+    def _put_off(self, target: Tensor, copies: tuple[_BytesCopy, ...]) -> None:
+        storage = target.untyped_storage().data_ptr()
         before = self._copies.get(storage)
-        if before is not None and (before.target, before.nbytes) != (address, target.nbytes):
+        if before is not None and _list_places(before) != _list_places(copies):
             self._finish()  # the two may overlap; of two into one place the second stays
-        offset = source.data_ptr() - file.address
-        self._copies[storage] = _BytesCopy(file, offset, target.nbytes, address)
+        self._copies[storage] = copies
 
     def _finish(self) -> None:
-        jobs = list(_group_copies(chain.from_iterable(map(_cut_copy, self._copies.values()))))
+        copies = chain.from_iterable(self._copies.values())
+        jobs = list(_group_copies(chain.from_iterable(map(_cut_copy, copies))))
         self._copies.clear()
         if len(jobs) <= 1:
             for job in jobs:
@@ -139,8 +210,8 @@ def _is_block(tensor: Any) -> bool:
     )
 
 
-def _copies_bytes(target: Any, source: Tensor) -> bool:
-    return _is_block(target) and target.dtype is source.dtype and target.shape == source.shape
+def _list_places(copies: Iterable[_BytesCopy]) -> list[tuple[int, int]]:
+    return [(copy.target, copy.nbytes) for copy in copies]
 
 
 def _cut_copy(copy: _BytesCopy) -> Iterator[_BytesCopy]:

@@ -2,17 +2,20 @@
 
 import mmap
 import os
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import torch
+from torch import Tensor
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import SourceCache, open_source
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.load.file_copies import MappedFile
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.model import DTYPE_BITS, Span, StorageInfo
+from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo
 
 if TYPE_CHECKING:
     from torch import UntypedStorage
@@ -29,7 +32,7 @@ class MappedFiles:
     def __init__(self, source_guard: SourceGuard | None) -> None:
         """With a guard, a file that was changed is refused at each access; else nobody asks."""
         self._source_guard = source_guard
-        self._maps: dict[Path, tuple[MappedFile, UntypedStorage]] = {}
+        self._maps: dict[Path, _MappedStorages] = {}
         self._storages: dict[tuple[StorageInfo, int], UntypedStorage] = {}
         self._remote_sources = SourceCache(_MAX_OPEN_FILES)
         self.is_closed = False
@@ -44,7 +47,44 @@ class MappedFiles:
     @property
     def mapped(self) -> tuple[MappedFile, ...]:
         """The local files that were mapped so far."""
-        return tuple(mapped_file for mapped_file, _ in self._maps.values())
+        return tuple(storages.file for storages in self._maps.values())
+
+    def view_storage(self, info: TensorInfo, dtype: torch.dtype) -> Tensor | None:
+        """Return a new tensor that is its whole storage in a local file; None for any other.
+
+        Also None where the storage is mapped already: `get_storage` returns that.
+
+        Raises:
+            ReadError: as `get_storage`.
+        """
+        storage = info.storage
+        span = storage.span if storage is not None else None
+        if storage is None or span is None or not span.nbytes or isinstance(span.path, RemotePath):
+            return None
+        itemsize, numel = dtype.itemsize, prod(info.shape)
+        is_native = storage.byteorder == "little" or itemsize == 1
+        is_whole = not info.storage_offset and numel * itemsize == span.nbytes
+        is_aligned = span.offset % itemsize == 0
+        if not (is_native and is_whole and is_aligned and info.is_contiguous):
+            return None
+        self._require_unchanged(span)
+        storages = self._map_storages(span)
+        place = span.offset, span.nbytes
+        if place in storages.views:
+            return None
+        pages = storages.file.pages
+        elements = torch.frombuffer(pages, dtype=dtype, count=numel, offset=span.offset)
+        storages.views[place] = elements
+        return elements.view(info.shape)
+
+    def map_file(self, span: Span) -> MappedFile:
+        """Return the mapped file of a span of a local file.
+
+        Raises:
+            ReadError: as `get_storage`.
+        """
+        self._require_unchanged(span)
+        return self._map_storages(span).file
 
     def get_storage(self, storage: StorageInfo, dtype: str) -> "UntypedStorage":
         """Return the storage of a tensor of `dtype`, the same one for all tensors that share it.
@@ -56,9 +96,8 @@ class MappedFiles:
         Raises:
             ReadError: the file cannot be read, or was changed since the guard saw it.
         """
-        span = storage.span
-        if span is not None and self._source_guard and self._source_guard.has_changed(span.path):
-            raise ReadError(span.path, "was changed after it was opened: open it again")
+        if storage.span is not None:
+            self._require_unchanged(storage.span)
         nbytes = DTYPE_BITS[dtype] // 8
         is_swapped = storage.byteorder != "little" and nbytes > 1
         word_nbytes = (nbytes // 2 if dtype.startswith("complex") else nbytes) if is_swapped else 1
@@ -76,26 +115,65 @@ class MappedFiles:
         if isinstance(span.path, RemotePath):
             source = self._remote_sources.get_source(span.path)
             return _copy_bytes(source.read(span.offset, span.nbytes))
-        mapped: UntypedStorage = self._map_span(span.path, span)
+        mapped = self._map_span(span)
         is_aligned = span.offset % max(alignment, 1) == 0
         return mapped if is_aligned else mapped.clone()  # type: ignore[no-untyped-call]
 
-    def _map_span(self, path: Path, span: Span) -> "UntypedStorage":
+    def _map_span(self, span: Span) -> "UntypedStorage":
         if not span.nbytes:
             return _copy_bytes(b"")
-        if path not in self._maps:
-            pages = _map_file(path)
-            mapped = torch.frombuffer(pages, dtype=torch.uint8)
-            mapped_file = MappedFile(path, mapped.data_ptr(), pages)
-            self._maps[path] = mapped_file, mapped.untyped_storage()
-        _, whole = self._maps[path]
-        if span.offset + span.nbytes > whole.nbytes():
-            raise ReadError(path, f"has only {whole.nbytes()} bytes now: it was changed")
-        part: UntypedStorage = whole[span.offset : span.offset + span.nbytes]
+        storages = self._map_storages(span)
+        viewed = storages.views.get((span.offset, span.nbytes))
+        if viewed is not None:
+            return viewed.untyped_storage()
+        part: UntypedStorage = storages.whole[span.offset : span.offset + span.nbytes]
         return part
 
+    def _map_storages(self, span: Span) -> "_MappedStorages":
+        """Return the map of the file of a span.
 
-def _map_file(path: Location) -> mmap.mmap:
+        Raises:
+            ReadError: it cannot be mapped, or is too short now.
+        """
+        path = span.path
+        assert isinstance(path, Path)
+        storages = self._maps.get(path)
+        if storages is None:
+            storages = self._maps[path] = _MappedStorages.map_file(path)
+        if span.offset + span.nbytes > len(storages.file.pages):
+            nbytes = len(storages.file.pages)
+            raise ReadError(path, f"has only {nbytes} bytes now: it was changed")
+        return storages
+
+    def _require_unchanged(self, span: Span) -> None:
+        if self._source_guard and self._source_guard.has_changed(span.path):
+            raise ReadError(span.path, "was changed after it was opened: open it again")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MappedStorages:
+    """The storages of one mapped file."""
+
+    file: MappedFile
+    whole: "UntypedStorage"
+    """All its bytes."""
+    views: dict[tuple[int, int], Tensor]
+    """(offset, bytes) of a storage of its own -> a tensor over it, made without `whole`."""
+
+    @classmethod
+    def map_file(cls, path: Path) -> Self:
+        """Map a file.
+
+        Raises:
+            ReadError: it cannot be mapped.
+        """
+        pages = _map_pages(path)
+        elements = torch.frombuffer(pages, dtype=torch.uint8)
+        file = MappedFile(path, elements.data_ptr(), pages)
+        return cls(file, elements.untyped_storage(), {})
+
+
+def _map_pages(path: Location) -> mmap.mmap:
     """Return a private map of a file.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from ckptool.errors import PlanError
-from ckptool.migration.load.file_copies import FileCopies, MappedFile
+from ckptool.migration.load.file_copies import ChunkedTensor, FileCopies, MappedFile
 from ckptool.modules.live.registered import list_members, list_registered
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
@@ -29,6 +29,7 @@ def load_into_module(
     module: "nn.Module",
     state_dict: Mapping[str, Any],
     files: Sequence[MappedFile],
+    chunked: Sequence[ChunkedTensor] = (),
     *,
     strict: bool,
     assign: bool,
@@ -44,6 +45,8 @@ def load_into_module(
         module: changed in place.
         state_dict: lazy tensors of mapped files.
         files: these files.
+        chunked: tensors in chunks, of which `state_dict` has the stand-ins; only where nothing but
+            torch's copying takes part.
         strict: as of `load_state_dict`.
         assign: the same.
 
@@ -53,9 +56,9 @@ def load_into_module(
     has_own_code = loads_by_own_code(module)
     before = _ModuleState.record(module, with_values=has_own_code)
     is_small = sum(len(file.pages) for file in files) <= _MAX_SMALL_NBYTES
-    puts_off = not (has_own_code or assign or is_small)
+    puts_off = bool(chunked) or not (has_own_code or assign or is_small)
     try:
-        with FileCopies(files) if puts_off else nullcontext():
+        with FileCopies(files, chunked) if puts_off else nullcontext():
             keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
     except Exception as error:
         remark = before.restore(module)
@@ -137,10 +140,11 @@ def _share_tensor(module: "nn.Module", key: str, first_key: str) -> None:
 
 
 def _copy_attributes(member: "nn.Module") -> dict[str, Any]:
-    registries = {"_parameters", "_buffers", "_modules"}
-    return {
-        name: value.copy() if name in registries else value for name, value in vars(member).items()
-    }
+    attributes = vars(member).copy()
+    for registry in ("_parameters", "_buffers", "_modules"):
+        if registry in attributes:  # not in those of a ScriptModule
+            attributes[registry] = attributes[registry].copy()
+    return attributes
 
 
 def _read_version(tensor: "Tensor") -> int:

@@ -1,6 +1,7 @@
 """Draft -> the argument of load_state_dict: lazy tensors, values that are no tensor, versions."""
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -11,7 +12,7 @@ from ckptool.errors import UsageError
 from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.model import Checkpoint
-from ckptool.modules.live.registered import list_members, list_registered
+from ckptool.modules.live.registered import RegisteredTensor, list_members, list_registered
 from ckptool.modules.tensor_parts import get_wrapper_name
 from ckptool.modules.walk import get_qualified_name
 from ckptool.verification.load_tensors import set_version_numbers
@@ -54,7 +55,9 @@ def parse_placement(
     return Placement(placed, torch_dtype)
 
 
-def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -> None:
+def require_target(
+    registered_tensors: Sequence[RegisteredTensor], placement: Placement, *, assign: bool
+) -> None:
     """Refuse what copying into the module's own tensors cannot do.
 
     Raises:
@@ -63,7 +66,7 @@ def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -
     if assign:
         return
     device, dtype = placement.device, placement.dtype
-    for key, tensor, _, is_saved in list_registered(module):
+    for key, tensor, _, is_saved in registered_tensors:
         wants_device = device is not None and not _is_same_device(device, tensor.device)
         is_cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
         if is_saved and tensor.is_meta:
@@ -77,7 +80,9 @@ def require_target(module: "nn.Module", placement: Placement, *, assign: bool) -
             )
 
 
-def require_local_tensors(module: "nn.Module", checkpoint: Checkpoint) -> None:
+def require_local_tensors(
+    module: "nn.Module", registered_tensors: Sequence[RegisteredTensor], checkpoint: Checkpoint
+) -> None:
     """Refuse a module whose parameters are on several ranks, unless the file is one rank's.
 
     FullyShardedDataParallel frees their memory between two uses; and torch copies no whole tensor
@@ -86,7 +91,7 @@ def require_local_tensors(module: "nn.Module", checkpoint: Checkpoint) -> None:
     Raises:
         UsageError: it, or one of its sub-modules, is such a module.
     """
-    name = _find_flat_module(module) or _find_distributed_tensor(module)
+    name = _find_flat_module(module) or _find_distributed_tensor(registered_tensors)
     if name and not find_distributed_key(checkpoint):
         raise UsageError(
             f"{name}, and this rank has only a part of it: load before the module is wrapped; or, "
@@ -102,21 +107,26 @@ def _find_flat_module(module: "nn.Module") -> str:
     return ""
 
 
-def _find_distributed_tensor(module: "nn.Module") -> str:
-    for key, tensor, *_ in list_registered(module):
+def _find_distributed_tensor(registered_tensors: Iterable[RegisteredTensor]) -> str:
+    for key, tensor, *_ in registered_tensors:
         if get_wrapper_name(tensor).endswith(DISTRIBUTED_CLASSES):
             return f"`{key}` is a {type(tensor).__name__}"
     return ""
 
 
-def build_state_dict(draft: Draft, reader: TensorReader) -> "OrderedDict[str, Any]":
+def build_state_dict(
+    draft: Draft, reader: TensorReader, *, keeps_chunks: bool
+) -> "OrderedDict[str, Any]":
     """Return the state_dict of a draft; no elements are read, except of what is cast.
+
+    With `keeps_chunks`, a large tensor in chunks has a stand-in there; see `reader.chunked`.
 
     Raises:
         ReadError: the file cannot be read.
     """
     state_dict: OrderedDict[str, Any] = OrderedDict(
-        (key, _make_tensor(item, reader)) for key, item in draft.items.items()
+        (key, _make_tensor(item, reader, keeps_chunks=keeps_chunks))
+        for key, item in draft.items.items()
     )
     for key, source_key in draft.non_tensor_keys.items():
         state_dict[key] = reader.read_value(source_key, key)
@@ -144,8 +154,9 @@ def place_tensors(
             state_dict[key] = moved[form]
 
 
-def _make_tensor(item: PlannedTensor, reader: TensorReader) -> "Tensor":
-    tensor = reader.read_tensor(item.tensor, item.source_key)
+def _make_tensor(item: PlannedTensor, reader: TensorReader, *, keeps_chunks: bool) -> "Tensor":
+    keeps_chunks = keeps_chunks and not (item.casts or item.own_storage)
+    tensor = reader.read_tensor(item.tensor, item.source_key, keeps_chunks=keeps_chunks)
     for dtype in item.casts:
         tensor = tensor.to(getattr(torch, dtype))
     return tensor.clone() if item.own_storage and not item.casts else tensor

@@ -17,8 +17,12 @@ from ckptool.migration.plan.draft import (
     match_keys,
     rename_keys,
 )
-from ckptool.migration.plan.operation import IrreversibleError, Operation, OperationContext
-from ckptool.migration.plan.torch_arithmetic import TensorFunction
+from ckptool.migration.plan.operation import (
+    EMPTY_CONTEXT,
+    IrreversibleError,
+    Operation,
+    OperationContext,
+)
 from ckptool.model import TensorInfo
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
@@ -171,7 +175,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
             prefix
             for key in (*draft.items, *draft.non_tensor_keys)
             if key not in new_keys
-            for prefix in iter_prefixes(key)
+            for prefix in _iter_prefixes(key)
             if prefix in new_prefixes
         }
         versions: dict[str, int | None] = {}
@@ -227,13 +231,13 @@ def _rename_prefix(
     """Return the new prefix of a module, also of one without keys below a module that moved."""
     if prefix in new_prefixes:
         return new_prefixes[prefix]
-    for outer in iter_prefixes(prefix):
+    for outer in _iter_prefixes(prefix):
         if outer in new_prefixes and outer not in remaining_prefixes:
             return new_prefixes[outer] + prefix[len(outer) :]
     return prefix
 
 
-def iter_prefixes(key: str) -> Iterator[str]:
+def _iter_prefixes(key: str) -> Iterator[str]:
     """Yield the prefixes of the modules that `key` lies in, innermost first, without the root."""
     end = key.rfind(".")
     while end > 0:
@@ -381,25 +385,3 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
             inner_versions = {p: v for p, v in draft.versions.items() if f"{p}.".startswith(prefix)}
             inner_draft = replace(inner_draft, versions=inner_versions)
         return StripPrefix(prefix=prefix).apply(inner_draft, EMPTY_CONTEXT)
-
-
-class _EmptyContext:
-    """Context without module and sources, for operations that request nothing."""
-
-    expected = None
-
-    def locate_value(self, op: InjectTensor, draft: Draft) -> TensorInfo:
-        raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
-
-    def compute_tensor(
-        self,
-        step: str,
-        key: str,
-        function: TensorFunction,
-        tensors: tuple[TensorInfo, ...],
-        dim: int = 0,
-    ) -> TensorInfo:
-        raise PlanError(f"{step}: {key}: {function.__name__} of {len(tensors)} tensors, dim {dim}")
-
-
-EMPTY_CONTEXT: OperationContext = _EmptyContext()

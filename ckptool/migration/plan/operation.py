@@ -89,3 +89,25 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
     def before_after_text(self) -> tuple[str, str]:
         """Text for the source and for the result, as in a table row; "-" for no key."""
         raise NotImplementedError
+
+
+class _EmptyContext:
+    """Context without module and sources, for operations that request nothing."""
+
+    expected = None
+
+    def locate_value(self, op: "InjectTensor", draft: Draft) -> TensorInfo:
+        raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
+
+    def compute_tensor(
+        self,
+        step: str,
+        key: str,
+        function: TensorFunction,
+        tensors: tuple[TensorInfo, ...],
+        dim: int = 0,
+    ) -> TensorInfo:
+        raise PlanError(f"{step}: {key}: {function.__name__} of {len(tensors)} tensors, dim {dim}")
+
+
+EMPTY_CONTEXT: OperationContext = _EmptyContext()

@@ -10,13 +10,9 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.compare.states import find_part_at, split_part
 from ckptool.migration.plan.draft import Draft
-from ckptool.migration.plan.key_operations import (
-    EMPTY_CONTEXT,
-    AddPrefix,
-    ExtractState,
-    StripPrefix,
-)
+from ckptool.migration.plan.key_operations import AddPrefix, ExtractState, StripPrefix
 from ckptool.migration.plan.open_decisions import OpenDecision, UndecidedError
+from ckptool.migration.plan.operation import EMPTY_CONTEXT
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
 from ckptool.model import ModuleInfo, join_key
 from ckptool.modules.submodule import select_submodule

@@ -15,14 +15,13 @@ from ckptool.compare.renames import WRAPPERS, PrefixRewrite
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import (
-    EMPTY_CONTEXT,
     AddPrefix,
     DropKeys,
     RenameKeys,
     RenameMode,
     StripPrefix,
 )
-from ckptool.migration.plan.operation import Operation
+from ckptool.migration.plan.operation import EMPTY_CONTEXT, Operation
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.tensor_operations import TransposeTensor
 from ckptool.model import Kind, tied_keys

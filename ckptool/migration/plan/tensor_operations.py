@@ -150,7 +150,7 @@ class SplitTensor(Operation, frozen=True, kw_only=True, tag="split"):
         for key, size in zip(self.into, sizes, strict=True):
             if key in items or key in draft.non_tensor_keys:
                 raise PlanError(f"split `{self.key}`: the file already has `{key}`")
-            piece = narrow_tensor(item.tensor, dim, start, size)
+            piece = _narrow_tensor(item.tensor, dim, start, size)
             items[key] = PlannedTensor(piece, item.casts, own_storage=True)
             start += size
         return replace(draft, items=items)
@@ -194,7 +194,7 @@ class ConcatTensors(Operation, frozen=True, kw_only=True, tag="concat"):
         remaining = {key: item for key, item in draft.items.items() if key not in self.keys}
         if self.into in remaining or self.into in draft.non_tensor_keys:
             raise PlanError(f"concat to `{self.into}`: the file already has that key")
-        tensor = concat_tensors(self.into, [item.tensor for item in items], dim)
+        tensor = _concat_tensors(self.into, [item.tensor for item in items], dim)
         return replace(draft, items={**remaining, self.into: PlannedTensor(tensor, first.casts)})
 
     def build_inverse(self) -> Operation:
@@ -334,14 +334,14 @@ class CompactViews(Operation, frozen=True, kw_only=True, tag="compact"):
         return self.keys, "without the unused parts of their storages"
 
 
-def narrow_tensor(tensor: TensorInfo, dim: int, start: int, size: int) -> TensorInfo:
+def _narrow_tensor(tensor: TensorInfo, dim: int, start: int, size: int) -> TensorInfo:
     """Return the view `start` to `start + size` along `dim`, like torch.narrow."""
     shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
     offset = tensor.storage_offset + (start * tensor.stride[dim] if prod(shape) else 0)
     return replace(tensor, shape=shape, storage_offset=offset)
 
 
-def concat_tensors(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
+def _concat_tensors(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
     """Return the chunked tensor that concatenates `tensors` along `dim`, like torch.cat."""
     components, start, rank = [], 0, len(tensors[0].shape)
     for tensor in tensors:

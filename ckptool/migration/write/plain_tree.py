@@ -267,7 +267,7 @@ class _PlainTreeBuilder:
         number = _read_scalar(node)
         value = convert_simple_object(node) if number is None else number
         if value is not NOT_PLAIN:
-            self._note(node, place, type(value).__name__)
+            self._record_change(node, place, type(value).__name__)
             return value
         contents = [c for c in (node.pairs, node.state, node.items) if c]
         is_object = type(node.func) in {GlobalName, NewObjClass} and not node.args
@@ -276,7 +276,7 @@ class _PlainTreeBuilder:
             return self._leave_out(node, place)
         if _classify_class(node) is Safety.DANGEROUS:
             return self._leave_out(node, place)
-        self._note(node, place, type(contents[0]).__name__)
+        self._record_change(node, place, type(contents[0]).__name__)
         return self.convert(contents[0], place, depth + 1)
 
     def _is_safe_tensor(self, node: UnresolvedObject) -> bool:
@@ -294,10 +294,10 @@ class _PlainTreeBuilder:
         return self._keeps_unknown and not names_dangerous(node, self._substitutes)
 
     def _leave_out(self, node: Any, place: str, reason: str = "") -> Any:
-        self._note(node, place, "", reason)
+        self._record_change(node, place, "", reason)
         return _LEFT_OUT
 
-    def _note(self, node: Any, place: str, after: str, reason: str = "") -> None:
+    def _record_change(self, node: Any, place: str, after: str, reason: str = "") -> None:
         before = reason or _describe_class(node)
         self.changes.append(TreeChange(place or ".", before, after))
 

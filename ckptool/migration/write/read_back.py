@@ -7,7 +7,7 @@ from typing import Final
 
 from ckptool.compare.digest import compute_state_digest
 from ckptool.compare.states import get_state
-from ckptool.errors import WriteError
+from ckptool.errors import CorruptCheckpointError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
 from ckptool.migration.plan.conversion import iter_outer_places
@@ -49,9 +49,12 @@ def read_back_file(
     span) has the tensors that were read back when they were written; they are not read again.
 
     Raises:
-        WriteError: keys or elements differ from the draft.
+        WriteError: keys or elements differ from the draft, or there is nothing to read.
     """
-    checkpoint = open_checkpoint(path, limits)
+    try:
+        checkpoint = open_checkpoint(path, limits)
+    except CorruptCheckpointError as error:
+        raise WriteError(f"{target}: not written: read back, it {error.reason}") from error
     tensors = _get_state_tensors(checkpoint, place, target)
     if tensors.keys() != draft.items.keys():
         differing_keys = join_limited(

@@ -114,7 +114,7 @@ def build_shard_file(draft: Draft) -> TorchFile:
         PlanError: a tensor can be written with the pickle of its source only.
     """
     for key, item in draft.items.items():
-        if not is_describable(item.tensor):
+        if not _is_describable(item.tensor):
             kind = item.tensor.wrapper or item.tensor.layout
             raise PlanError(
                 f"{draft.checkpoint.path}: `{key}` is {kind}: only plain tensors are sharded"
@@ -148,7 +148,7 @@ def _read_source(
     try:
         source = read_source_pickle(draft.checkpoint, limits, builder.build_tensor)
     except PlanError:
-        can_describe = all(is_describable(item.tensor) for item in draft.items.values())
+        can_describe = all(_is_describable(item.tensor) for item in draft.items.values())
         if draft.is_extracted and can_describe and not draft.non_tensor_keys:
             return SourcePickle()
         raise
@@ -182,6 +182,12 @@ def _clean_tree(
         keeps_unknown=conversion is None,
         place=place,
     )
+    left_out = next((c.before for c in tree.changes if c.place == "." and not c.after), "")
+    if left_out:
+        raise PlanError(
+            f"{checkpoint.path}: torch.load(weights_only=True) would refuse a part of {left_out}, "
+            "which cannot be left out alone: --at KEY writes one state_dict"
+        )
     missing_places = [
         change.place
         for change in tree.changes
@@ -232,7 +238,7 @@ def _map_tensors(checkpoint: Checkpoint, draft: Draft) -> dict[str, TensorInfo]:
     return tensors
 
 
-def is_describable(tensor: TensorInfo) -> bool:
+def _is_describable(tensor: TensorInfo) -> bool:
     """Return whether a tensor can be written from its description alone."""
     is_plain = tensor.layout in READABLE_LAYOUTS and not tensor.wrapper
     return is_plain and not tensor.is_on_meta and not unreadable_reason(tensor)
@@ -270,7 +276,7 @@ class _TensorNodeBuilder:
 
     def build_described_tensor(self, tensor: TensorInfo) -> UnresolvedObject | None:
         """Return the node of a tensor or an array; None if its description does not say it."""
-        if not is_describable(tensor):
+        if not _is_describable(tensor):
             return None
         return self.build_tensor(PlannedTensor(replace(tensor, kind=None)))
 
@@ -306,7 +312,7 @@ def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) ->
             builder.replaced_nodes[id(node)] = (node, new_node)
             set_node(new_node)
             return new_node if draft.is_extracted else holder[0]
-    if draft.is_extracted and all(is_describable(item.tensor) for item in draft.items.values()):
+    if draft.is_extracted and all(_is_describable(item.tensor) for item in draft.items.values()):
         return _build_state_dict(None, draft, builder)
     raise PlanError(
         f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in place: "
@@ -330,7 +336,7 @@ def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) 
     pairs: dict[Any, Any] = {}
     for key, item in draft.items.items():
         old_pair = old_pairs.get(item.source_key) if item.source_key else None
-        if old_pair is None and not is_describable(item.tensor):
+        if old_pair is None and not _is_describable(item.tensor):
             kind = item.tensor.wrapper or item.tensor.layout
             raise PlanError(
                 f"{draft.checkpoint.path}: `{key}` is {kind}: only plain tensors are written to a "

@@ -39,21 +39,17 @@ def list_registered(module: "nn.Module") -> list[RegisteredTensor]:
     Raises:
         RecursionError: as `list_members`.
     """
-    registered_tensors: list[RegisteredTensor] = []
+    fields: list[tuple[str, Tensor, Kind, bool]] = []
     for prefix, member in list_members(module):
         start = f"{prefix}." if prefix else ""
         for name, parameter in member._parameters.items():  # noqa: SLF001
             if parameter is not None:
-                registered_tensors.append(
-                    RegisteredTensor(start + name, parameter, Kind.PARAMETER, is_saved=True)
-                )
+                fields.append((start + name, parameter, Kind.PARAMETER, True))
         for name, buffer in member._buffers.items():  # noqa: SLF001
             if buffer is not None:
                 is_saved = name not in member._non_persistent_buffers_set  # noqa: SLF001
-                registered_tensors.append(
-                    RegisteredTensor(start + name, buffer, Kind.BUFFER, is_saved)
-                )
-    return registered_tensors
+                fields.append((start + name, buffer, Kind.BUFFER, is_saved))
+    return list(map(RegisteredTensor._make, fields))
 
 
 def _add_members(module: "nn.Module", prefix: str, members: "list[tuple[str, nn.Module]]") -> None:

@@ -17,7 +17,7 @@ from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
 from ckptool.modules.walk import get_qualified_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
@@ -35,20 +35,22 @@ def describe_saved_state(module: "nn.Module", target: str) -> ModuleInfo:
     owners = {prefix: get_qualified_name(type(member)) for prefix, member in members.items()}
     classes = {cls: describe_class(member) for cls, member in examples.items()}
     storages = ModuleStorages()
+
+    def describe(key: str, tensor: "Tensor") -> ModuleTensor:
+        kind = kinds.get(key, Kind.ATTRIBUTE)
+        return ModuleTensor(
+            tensor=describe_tensor(key, tensor, kind, storages),
+            kind=kind,
+            owner=owners.get(key.rpartition(".")[0], owners[""]),
+            is_saved=True,
+            constancy=Constancy.UNKNOWN,
+            follows_to=True,
+            follows_dtype=True,
+        )
+
     return ModuleInfo(
         target=target,
-        tensors={
-            key: ModuleTensor(
-                tensor=describe_tensor(key, tensor, kinds.get(key, Kind.ATTRIBUTE), storages),
-                kind=kinds.get(key, Kind.ATTRIBUTE),
-                owner=owners.get(key.rpartition(".")[0], owners[""]),
-                is_saved=True,
-                constancy=Constancy.UNKNOWN,
-                follows_to=True,
-                follows_dtype=True,
-            )
-            for key, tensor in tensors.items()
-        },
+        tensors={key: describe(key, tensor) for key, tensor in tensors.items()},
         non_tensors={key: describe_non_tensor(value) for key, value in non_tensors.items()},
         modules={prefix: classes[type(member)] for prefix, member in members.items()},
     )

@@ -94,7 +94,7 @@ class LocalAliases:
                     return None
             case _:
                 return None
-        return self._extend(inner, segments)
+        return self._append_segments(inner, segments)
 
     def resolve_items(
         self, iterable: ast.expr, target: ast.expr
@@ -124,20 +124,22 @@ class LocalAliases:
         match iterable:
             case ast.Call(func=ast.Attribute(value=inner, attr=attr)) if attr in _MEMBER_METHODS:
                 is_buffers = attr.endswith("buffers")
-                return self._extend(inner, (ANY_DEPTH, ANY_NAME) if is_buffers else (ANY_DEPTH,))
+                return self._append_segments(
+                    inner, (ANY_DEPTH, ANY_NAME) if is_buffers else (ANY_DEPTH,)
+                )
             case ast.Call(func=ast.Attribute(value=inner, attr=attr)) if attr in _ITEM_METHODS:
                 if isinstance(inner, ast.Attribute) and inner.attr in _REGISTRIES:
-                    return self._extend(inner.value, (ANY_NAME,))
-                return self._extend(inner, (ANY_NAME,))
+                    return self._append_segments(inner.value, (ANY_NAME,))
+                return self._append_segments(inner, (ANY_NAME,))
             case _:
-                return self._extend(iterable, (ANY_NAME,))
+                return self._append_segments(iterable, (ANY_NAME,))
 
     def _has_path(self, expression: ast.expr) -> bool:
         """Whether it is more than a variable: `.data` of `self` is an attribute, not a view."""
         reference = self.resolve_expression(expression)
         return reference is not None and bool(reference[1])
 
-    def _extend(self, inner: ast.expr, segments: Path) -> _Reference | None:
+    def _append_segments(self, inner: ast.expr, segments: Path) -> _Reference | None:
         base = self.resolve_expression(inner)
         return None if base is None else (base[0], (*base[1], *segments))
 

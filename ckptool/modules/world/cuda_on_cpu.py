@@ -24,14 +24,14 @@ _PLACED: Final = WeakIdKeyDictionary()
 _MISSING_CUDA: Final = re.compile(r"cuda|nvidia|accelerator device", re.IGNORECASE)
 
 
-def is_missing_cuda(error: BaseException) -> bool:
+def _is_missing_cuda(error: BaseException) -> bool:
     """Whether an exception may be due to a CUDA device that is not there."""
     return bool(_MISSING_CUDA.search(read_message(error))) and not torch.cuda.is_available()
 
 
 def is_placed_on_cuda(value: object) -> bool:
     """Whether `cuda_on_cpu` kept a tensor on the CPU that was put on a CUDA device."""
-    return bool(_PLACED) and isinstance(value, Tensor) and value in _PLACED
+    return bool(_PLACED.data) and isinstance(value, Tensor) and value in _PLACED
 
 
 def call_constructor(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -48,7 +48,7 @@ def call_constructor(function: Callable[..., Any], kwargs: Mapping[str, Any]) ->
     try:
         return configure_module(function(**kwargs)), False
     except Exception as error:
-        if not is_missing_cuda(error):
+        if not _is_missing_cuda(error):
             raise
     with cuda_on_cpu():
         return configure_module(function(**kwargs)), True

@@ -20,6 +20,9 @@ def name_command_file(file: str) -> str:
 def format_attribute_fix(unsaved: UnsavedValue) -> str:
     """Return what to write where unsaved state of a module is assigned."""
     name = unsaved.path.rpartition(".")[2]
+    if unsaved.is_in_object:
+        code = f"module.{unsaved.path} = ..."
+        return f"save it next to the state_dict, and set it after the load: {code}"
     if unsaved.kind == "value":
         registration = format_value_registration(name, unsaved.old_text, unsaved.assigned_at)
         return f"{registration}; or save it next to the state_dict and set it after the load"

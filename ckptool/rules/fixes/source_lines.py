@@ -22,15 +22,24 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     name, location = get_attribute_name(module_tensor.key), module_tensor.assigned_at
     if is_in_package(location):
         return _format_package_fix(module_tensor, name)
-    target = module_tensor.assigned_to or f"self.{name}"
+    target = module_tensor.assigned_to or _guess_target(module_tensor, name)
     new_line = _format_line(module_tensor, name, target)
     effect = _describe_effect(module_tensor)
     if not new_line:
         advice = "keep it in a submodule, or register each tensor as a buffer"
-        return f"{_locate(location)}{advice}{effect}"
+        return f"{_format_place(location)}{advice}{effect}"
     if not module_tensor.assigned_to:
-        return f"{_locate(location, 'where it is assigned: ')}{new_line}{effect}"
-    return f"{_locate(location)}{new_line} instead of {target} = ...{effect}"
+        return f"{_format_place(location, 'where it is assigned: ')}{new_line}{effect}"
+    return f"{_format_place(location)}{new_line} instead of {target} = ...{effect}"
+
+
+def _guess_target(module_tensor: ModuleTensor, name: str) -> str:
+    """Return what the assignment is to: in a class of the user to `self`, else from outside."""
+    if not module_tensor.owner.startswith("torch."):
+        return f"self.{name}"
+    steps = module_tensor.key.partition("[")[0].split(".")[:-1]
+    path = "".join(f"[{step}]" if step.isdecimal() else f".{step}" for step in steps)
+    return f"module{path}.{name}"
 
 
 def format_saved_buffer(module_tensor: ModuleTensor) -> str:
@@ -59,8 +68,8 @@ def format_value_registration(name: str, value_text: str, location: str = "") ->
     if _NUMBER.fullmatch(value_text):
         new_line = f"self.register_buffer({quoted_name}, torch.tensor({value_text}))"
         return (
-            f"{_locate(location)}{new_line} instead of self.{name} = ...; a later assignment is"
-            f" self.{name}.fill_(...)"
+            f"{_format_place(location)}{new_line} instead of self.{name} = ...; a later assignment"
+            f" is self.{name}.fill_(...)"
         )
     return (
         f"def get_extra_state(self): return {{{quoted_name}: self.{name}}}; and"
@@ -98,7 +107,7 @@ def format_module_registration(path: str, assigned_to: str, location: str) -> st
     )
     if not container or is_in_package(location):
         return "keep it in an attribute of the module, in nn.ModuleList or in nn.ModuleDict"
-    return f"{_locate(location)}{target} = nn.{container}(...) instead of {target} = ..."
+    return f"{_format_place(location)}{target} = nn.{container}(...) instead of {target} = ..."
 
 
 def is_in_package(location: str) -> bool:
@@ -117,7 +126,7 @@ def _get_remainder(key: str) -> str:
     return key[bracket:] if bracket >= 0 else ""
 
 
-def _locate(location: str, otherwise: str = "") -> str:
+def _format_place(location: str, otherwise: str = "") -> str:
     return f"In {location}: " if location else otherwise
 
 

@@ -387,6 +387,8 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         if module_tensor.kind is Kind.BUFFER
     ]
     learnt_keys = [module_tensor.key for module_tensor in buffers if module_tensor.waits_for_data]
+    if len(learnt_keys) < _MIN_DROPPED_BUFFERS:
+        return
     missing = {key for key in diff.missing_keys if key in saved_tensors}
     is_complete = diff.coverage == 1.0 and not diff.shape_mismatches
     has_parameters = any(
@@ -399,7 +401,6 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         is_complete
         and has_parameters
         and only_buffers_missing
-        and len(learnt_keys) >= _MIN_DROPPED_BUFFERS
         and not diff.explained_keys & missing
     ):
         missing_keys = [key for key in learnt_keys if key in missing]

@@ -118,7 +118,7 @@ def _count_integer_bits(dtype: str) -> int | None:
     return None
 
 
-def classify_cast_loss(actual: str, expected: str) -> Level | None:
+def _classify_cast_loss(actual: str, expected: str) -> Level | None:
     """Return the worst level of a cast from dtype `actual` to `expected`; None if it is exact."""
     actual_bits, expected_bits = _count_integer_bits(actual), _count_integer_bits(expected)
     if actual in {expected, "bool"}:
@@ -172,7 +172,7 @@ def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
             continue
         if "dtype" in change.fields:
             actual, expected = change.actual.dtype, change.expected.dtype
-            level, effect = classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
+            level, effect = _classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
             if effect is not None and level is not None:
                 level = _classify_measured_loss(effect, expected)
             if level is not None:

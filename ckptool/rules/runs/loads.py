@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.model import Checkpoint, Container, Kind
-from ckptool.phrases import join_limited, pluralize, quote_code, quote_shell, summarize_message
+from ckptool.phrases import (
+    join_limited,
+    pluralize,
+    quote_code,
+    quote_python,
+    quote_shell,
+    summarize_message,
+)
 from ckptool.rules.fixes.commands import name_result
 from ckptool.rules.fixes.rewrite_code import format_rewrite_code, list_rewrite_steps
 from ckptool.rules.fixes.run_fixes import format_attribute_fix, name_command_file
@@ -300,13 +307,21 @@ def _format_key_fix(record: LoadRecord) -> str:
     """
     if record.rewrite is not None:
         code = f"state_dict = {format_rewrite_code(record.rewrite, {}, ())}"
-        if not record.file:
+        if not record.file or _is_container(record):
             return code
         command = _format_command(record, "migrate", "-o", _name_result(record.file))
         return f"{code}; or write a file that loads: {command}"
     if not record.file:
         return "Load with strict=True and read the error: the mapping was made by the script."
+    if _is_container(record):
+        file = quote_python(name_command_file(record.file))
+        return f"To see why, in the script: print(ckptool.diff({file}, module=model))"
     return f"To see why: {_format_command(record, 'diff')}"
+
+
+def _is_container(record: LoadRecord) -> bool:
+    """Whether it is a Sequential or the like, which the script fills: no command builds it."""
+    return record.module.startswith("torch.nn.modules.container.")
 
 
 def _name_result(file: str) -> str:

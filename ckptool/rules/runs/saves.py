@@ -164,7 +164,7 @@ def _find_state_reader(owner: str) -> str:
         code="CK333",
         name="part-of-module-saved",
         level=Level.NOTE,
-        summary="{target} lacks {count} of {module}: {keys}",
+        summary="{count} of {module} left out of {target}: {keys}",
         detail="{saver} wrote a mapping without them{at}",
         why="A file with a part of a state_dict loads with strict=False only, and what is missing "
         "keeps its initial value.",

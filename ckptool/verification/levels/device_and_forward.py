@@ -117,7 +117,7 @@ def skip_device_levels(
     )
 
 
-def format_mismatch(mismatch: DeviceMismatch) -> str:
+def _format_mismatch(mismatch: DeviceMismatch) -> str:
     """Return "`attribute` is on DEVICE where OP at LINE needs DEVICE"."""
     name = f"`{mismatch.attribute}`" if mismatch.attribute else f"a tensor {mismatch.description}"
     location_text = f" at {mismatch.where}" if mismatch.where else ""
@@ -138,7 +138,7 @@ def _judge_device(
 
     error = device_pass.error
     if mismatches:
-        reason = join_limited(mismatches, 1, format_mismatch, more=", and {} more")
+        reason = join_limited(mismatches, 1, _format_mismatch, more=", and {} more")
         error_details = (str(error),) if error and device.kind == "cuda" else ()
         return make_result(LevelStatus.FAILED, reason, *error_details)
     if error is None:

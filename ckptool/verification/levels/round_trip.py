@@ -52,17 +52,19 @@ def check_round_trip(
     try:
         reloaded_module = _save_and_reload(instance_factory, module)
     except (ModuleError, UserCodeError) as error:
-        return _judge(LevelStatus.FAILED, f"saving and loading raised {error}"), ""
+        return _build_result(LevelStatus.FAILED, f"saving and loading raised {error}"), ""
     first_pass, second_pass = (
         cpu.run_on_cpu(module, inputs),
         cpu.run_on_cpu(reloaded_module, inputs),
     )
     pass_error = first_pass.error or second_pass.error
     if pass_error is not None:
-        return _judge(LevelStatus.INCONCLUSIVE, f"the pass on the CPU raised {pass_error}"), ""
+        return _build_result(
+            LevelStatus.INCONCLUSIVE, f"the pass on the CPU raised {pass_error}"
+        ), ""
     output_difference = compare_outputs(second_pass.output, first_pass.output)
     if output_difference.is_exact:
-        return _judge(LevelStatus.PASSED, "", (output_difference.summary,)), ""
+        return _build_result(LevelStatus.PASSED, "", (output_difference.summary,)), ""
     repeat_difference = compare_outputs(
         cpu.run_on_cpu(instance_factory.create_module(), inputs).output, first_pass.output
     )
@@ -71,11 +73,11 @@ def check_round_trip(
     if not repeat_difference.is_exact:
         doubt = "two passes of the same module with the same seed differ"
     if doubt:
-        return _judge(LevelStatus.INCONCLUSIVE, doubt), ""
-    return _judge(LevelStatus.FAILED, text), text
+        return _build_result(LevelStatus.INCONCLUSIVE, doubt), ""
+    return _build_result(LevelStatus.FAILED, text), text
 
 
-def _judge(status: LevelStatus, reason: str, details: tuple[str, ...] = ()) -> LevelResult:
+def _build_result(status: LevelStatus, reason: str, details: tuple[str, ...] = ()) -> LevelResult:
     return LevelResult(VerificationLevel.ROUND_TRIP, status, reason, "cpu", details)
 
 

@@ -3,12 +3,15 @@
 import copy
 import mmap
 import os
+import pickle
 
 import pytest
 import torch
 from files import same_bits, save
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import ckptool
 from ckptool.errors import ReadError
@@ -148,3 +151,110 @@ def test_the_error_of_torch_comes_after_its_copies(tmp_path):
     with pytest.raises(ckptool.LoadError, match="afterwards"):
         ckptool.load(module, path)
     assert all(same_bits(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+def write_in_chunks(path, state, blocks):
+    """Write a distributed checkpoint as several ranks would: `blocks` of each tensor by itself.
+
+    `blocks` is key -> slices of the chunks.
+    """
+    pieces = {
+        f"{key} {number}": state[key][block].clone()
+        for key in state
+        for number, block in enumerate(blocks[key])
+    }
+    dcp.save(pieces, checkpoint_id=path, no_dist=True)
+    reader = dcp.FileSystemReader(path)
+    metadata = reader.read_metadata()
+    places = {(index.fqn): info for index, info in metadata.storage_data.items()}
+    kinds, metadata.storage_data = metadata.state_dict_metadata, {}
+    metadata.state_dict_metadata = {}
+    for key, tensor in state.items():
+        kind = kinds[f"{key} 0"]
+        kind.size, kind.chunks = tensor.shape, []
+        for number, block in enumerate(blocks[key]):
+            starts = torch.Size(part.start or 0 for part in block)
+            sizes = tensor[block].shape
+            kind.chunks.append(ChunkStorageMetadata(starts, sizes))
+            metadata.storage_data[MetadataIndex(key, starts)] = places[f"{key} {number}"]
+        metadata.state_dict_metadata[key] = kind
+    metadata.planner_data = {key: (key,) for key in state}
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def have_same_bits(one, other):
+    return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
+
+
+class Chunked(nn.Module):
+    """Parameters as a distributed checkpoint has them: in rows, in columns, in tiles, whole."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(512, 128, dtype=dtype))
+        self.columns = nn.Parameter(torch.randn(128, 512, dtype=dtype))
+        self.tiles = nn.Parameter(torch.randn(256, 256, dtype=dtype))
+        self.whole = nn.Parameter(torch.randn(256, 256, dtype=dtype))
+        self.turned = nn.Parameter(torch.randn(256, 256, dtype=dtype).t())
+        self.small = nn.Parameter(torch.randn(4, dtype=dtype))
+
+
+ALL = slice(None)
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+BLOCKS = {
+    "rows": [(slice(0, 200), ALL), (slice(200, 512), ALL)],
+    "columns": [(ALL, slice(0, 300)), (ALL, slice(300, 512))],
+    "tiles": [(slice(r, r + 128), slice(c, c + 128)) for r in (0, 128) for c in (128, 0)],
+    "whole": [(ALL, ALL)],
+    "turned": [(slice(0, 100), ALL), (slice(100, 256), ALL)],
+    "small": [(slice(0, 1),), (slice(1, 4),)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_arrive_as_torch_puts_them(tmp_path, dtype):
+    saved, expected, loaded = Chunked(), Chunked(dtype), Chunked(dtype)
+    write_in_chunks(tmp_path / "dcp", saved.state_dict(), BLOCKS)
+    wanted = {key: torch.empty_like(value) for key, value in saved.state_dict().items()}
+    dcp.load(wanted, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    expected.load_state_dict(wanted)
+
+    ckptool.load(loaded, tmp_path / "dcp")
+    assert have_same_bits(loaded.state_dict(), expected.state_dict())
+    assert have_same_bits(dict(ckptool.tensors(tmp_path / "dcp")), saved.state_dict())
+    on_meta = Chunked().to("meta")
+    ckptool.load(on_meta, tmp_path / "dcp", assign=True)
+    assert have_same_bits(on_meta.state_dict(), saved.state_dict())
+
+
+def test_chunks_are_not_put_together(tmp_path, monkeypatch):
+    """Nothing of the size of a whole tensor is made besides the module's."""
+    saved, loaded = Chunked(), Chunked()
+    write_in_chunks(tmp_path / "dcp", saved.state_dict(), BLOCKS)
+    sizes = []
+    real_empty = torch.empty
+
+    def empty(*args, **kwargs):
+        tensor = real_empty(*args, **kwargs)
+        sizes.append(0 if tensor.is_meta else tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
+    ckptool.load(loaded, tmp_path / "dcp")
+    assert have_same_bits(loaded.state_dict(), saved.state_dict())
+    assert max(sizes) < 1 << 16
+
+
+class Doubling(Chunked):
+    """Loading code of its own, which gets the whole tensor."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[f"{prefix}rows"] = state_dict[f"{prefix}rows"] * 2
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_own_code_gets_whole_tensors(tmp_path):
+    saved, loaded = Doubling(), Doubling()
+    write_in_chunks(tmp_path / "dcp", saved.state_dict(), BLOCKS)
+    ckptool.load(loaded, tmp_path / "dcp")
+    assert torch.equal(loaded.rows, saved.rows * 2)
