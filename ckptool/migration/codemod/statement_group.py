@@ -287,10 +287,10 @@ def _judge_later(
     if _moves_itself(fault, other.binding):
         return _Treatment.KEPT
     value, own_value = get_value(other.binding), get_value(main.binding)
-    seen = _see(fault, other)
+    kind = _see(fault, other)
     if fault.kind is not FaultKind.TENSOR or value is None or own_value is None:
         return _Treatment.OTHER
-    if seen is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
+    if kind is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
         return _Treatment.KEPT
     names = {node.attr for node in ast.walk(value) if isinstance(node, ast.Attribute)}
     is_change = derives_from_itself(fault, other.binding) and not names & _RESHAPES
@@ -344,12 +344,12 @@ def _is_called_by_constructor(binding: AttributeBinding, project: ProjectFiles) 
     return not {*CONSTRUCTORS}.isdisjoint(callers | outer)
 
 
-def _exclude(one: PlacedStatement, other: PlacedStatement) -> bool:
+def _exclude(statement: PlacedStatement, other: PlacedStatement) -> bool:
     """Whether no call of the constructor runs both statements."""
-    function = one.binding.function
+    function = statement.binding.function
     if function is None or function is not other.binding.function:
         return False
-    return exclude_each_other(function, one.binding.node, other.binding.node)
+    return exclude_each_other(function, statement.binding.node, other.binding.node)
 
 
 def _describe_conflict(fault: AttributeFault, other: PlacedStatement) -> str:
