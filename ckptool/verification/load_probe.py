@@ -188,6 +188,11 @@ def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
         raise UserCodeError(error) from error
 
 
+def needs_values(error: str) -> bool:
+    """Whether a load raised because the module's own code used a tensor without memory."""
+    return any(part in error for part in _NEEDS_VALUES)
+
+
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of sub-modules that load or save by more than nn.Module's own code.
 

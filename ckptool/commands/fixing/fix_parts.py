@@ -156,8 +156,8 @@ def describe_branches(edits: ProvedEdits) -> list[str]:
         )
     if unseen:
         notes.append(
-            f"not checked, because another branch was built: {join_limited(unseen, 5)}; an entry "
-            "of the configuration with other kwargs builds it"
+            f"not seen to run, and not checked then: {join_limited(unseen, 5)}; an entry of the "
+            "configuration with other kwargs builds another branch"
         )
     if left:
         notes.append(f"stays as it is, in a branch of its own: {join_limited(left, 5)}")

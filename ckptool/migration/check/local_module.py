@@ -9,7 +9,7 @@ import torch
 
 from ckptool.compare.loader_diff import LoaderAnswer
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.errors import PlanError, WriteError
+from ckptool.errors import CkptoolError, PlanError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.loaders.describe import load_with_framework
 from ckptool.migration.plan.pending_file import PendingFile
@@ -17,10 +17,10 @@ from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.model import Skipped
 from ckptool.modules import ModuleSpec, rebuild_with_seed
 from ckptool.modules.tensor_info import get_dtype_name
-from ckptool.modules.user_code import UserCodeError
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
-from ckptool.verification.load_probe import ask_loader, try_strict_load
+from ckptool.verification.load_probe import ask_loader, needs_values, try_strict_load
 from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file, set_versions
 
 if TYPE_CHECKING:
@@ -81,9 +81,27 @@ class LocalModule:
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)
-            return StrictLoad(try_strict_load(self.module.get_submodule(submodule), state_dict))
+            error = try_strict_load(self.module.get_submodule(submodule), state_dict)
         except UserCodeError as copy_error:
             return StrictLoad(skip_reason=f"copying the module raised {copy_error}")
+        return (
+            self._load_into_built(state_dict, submodule)
+            if needs_values(error)
+            else (StrictLoad(error))
+        )
+
+    def _load_into_built(self, state_dict: "dict[str, torch.Tensor]", submodule: str) -> StrictLoad:
+        """Load into a module with memory: a hook gives the state what the constructor made."""
+        try:
+            built = rebuild_with_seed(self.spec, 0).get_submodule(submodule)
+        except CkptoolError as error:
+            return StrictLoad(skip_reason=f"building the module again raised {error}")
+        try:
+            with user_code():
+                built.load_state_dict(state_dict)
+        except UserCodeError as error:
+            return StrictLoad(summarize_message(error.text))
+        return StrictLoad()
 
     def _load_with_framework(self, pending_file: PendingFile) -> StrictLoad:
         """Ask the framework's loader about the keys and shapes of the written file."""

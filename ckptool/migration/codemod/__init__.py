@@ -4,7 +4,10 @@
 |---|---|
 | attribute_fault.py | the structs that the others hand on |
 | assignments.py | a file's AST -> the statements that bind an attribute |
-| evidence.py | an attribute and the project's files -> why its assignment is not edited |
+| control_flow.py | two statements of a function -> whether one call can run both |
+| seen_values.py | the right side of an assignment -> what it is seen to be: a tensor, None |
+| statement_group.py | an assignment -> the others of its attribute: edited, left, or in the way |
+| evidence.py | an attribute and the project's files -> why it is not edited, or its statements |
 | uses.py | an attribute's uses -> replacements, or the use that the new object cannot serve |
 | fixes.py | kind of fault -> the new statement; a registry |
 | rewrite.py | a file and its edits -> the new text, in which nothing else changes |

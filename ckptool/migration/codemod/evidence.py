@@ -19,6 +19,7 @@ from ckptool.migration.codemod.statement_group import (
     builds_container,
     can_be_split,
     changes_in_place,
+    derives_from_itself,
     get_value,
     group_statements,
 )
@@ -63,14 +64,20 @@ def find_statements(  # noqa: C901, PLR0911 - a reason each
 
 
 def _find_named(fault: AttributeFault, bindings: list[AttributeBinding]) -> AttributeBinding | None:
-    """Return the assignment at the line of a fault; the one before, if that line changes it."""
+    """Return the assignment at the line of a fault; an earlier one, if that line changes it."""
     named = next((b for b in bindings if b.line == fault.line), None)
-    if named is None or not changes_in_place(fault, named):
+    if named is None or not _changes(fault, named):
         return named
-    earlier = [
-        b for b in bindings if b.function is named.function and b.is_own and b.line < named.line
+    others = [
+        b
+        for b in bindings
+        if b.class_name == named.class_name and b.is_own and not _changes(fault, b)
     ]
-    return next((b for b in reversed(earlier) if not changes_in_place(fault, b)), named)
+    return max(others, key=lambda b: (b.function is named.function, b.line), default=named)
+
+
+def _changes(fault: AttributeFault, binding: AttributeBinding) -> bool:
+    return changes_in_place(fault, binding) or derives_from_itself(fault, binding)
 
 
 def _judge_statement(fault: AttributeFault, placed: PlacedStatement, project: ProjectFiles) -> str:
@@ -93,9 +100,10 @@ def _judge_constructor(
     if function.name not in CONSTRUCTORS:
         if function.decorator_list:
             return f"it is assigned in {function.name}(), which is decorated"
+        if fault.kind is FaultKind.TENSOR:
+            return ""  # it ran in the constructor, and may register again
         callers = project.find_callers(function.name)
-        is_rebuilt = fault.kind is FaultKind.TENSOR and callers & {*CONSTRUCTORS}
-        if not callers or not (callers <= {*CONSTRUCTORS} or is_rebuilt):
+        if not callers or not callers <= {*CONSTRUCTORS}:
             return f"it is assigned in {function.name}(), not in the constructor"
         return ""
     calls = [

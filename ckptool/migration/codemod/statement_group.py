@@ -149,6 +149,22 @@ def changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
     return fault.kind is FaultKind.TENSOR and isinstance(binding.node, ast.AugAssign)
 
 
+def derives_from_itself(fault: AttributeFault, binding: AttributeBinding) -> bool:
+    """Whether it is `self.mask = self.mask / 2`: a tensor that is made of the earlier one.
+
+    A registered name is assigned it as a plain attribute is, and stays registered.
+    """
+    value = get_value(binding)
+    if fault.kind is not FaultKind.TENSOR or not binding.is_plain or value is None:
+        return False
+    reads_itself = any(
+        isinstance(node, ast.Attribute)
+        and (get_root(node.value), node.attr) == (binding.root, fault.attribute)
+        for node in ast.walk(value)
+    )
+    return reads_itself and see_value(value, binding, fault.attribute) is SeenValue.TENSOR
+
+
 def _is_attribute(target: ast.expr, attribute: str) -> bool:
     return isinstance(target, ast.Attribute) and target.attr == attribute
 
@@ -234,15 +250,21 @@ def _judge_other(
         return _Treatment.KEPT if other.is_in_constructor else _Treatment.CHANGED
     if fault.kind is FaultKind.TENSOR and other.binding.form == "register_buffer()":
         return _Treatment.KEPT  # before or after another registration of the name
-    is_early = other.is_in_constructor or _is_called_by_constructor(other.binding, project)
-    if is_early:
-        is_none = fault.kind not in _VALUE_KINDS and _see(fault, other) is SeenValue.NONE
-        if is_none:
-            return _Treatment.KEPT  # a module takes None for what is registered or not
-        return _Treatment.EDITED if _is_seen_alike(fault, other) else _Treatment.OTHER
-    if _moves_itself(fault, other.binding):
-        return _Treatment.KEPT
-    return _judge_later(fault, main, other)
+    is_early = (
+        other.is_in_constructor
+        or other.binding.function is main.binding.function
+        or _is_called_by_constructor(other.binding, project)
+    )
+    return _judge_early(fault, other) if is_early else _judge_later(fault, main, other)
+
+
+def _judge_early(fault: AttributeFault, other: PlacedStatement) -> _Treatment:
+    """Judge an assignment that runs in the constructor."""
+    if derives_from_itself(fault, other.binding):
+        return _Treatment.KEPT  # the name is registered, or a plain attribute, as before
+    if fault.kind not in _VALUE_KINDS and _see(fault, other) is SeenValue.NONE:
+        return _Treatment.KEPT  # a module takes None for what is registered or not
+    return _Treatment.EDITED if _is_seen_alike(fault, other) else _Treatment.OTHER
 
 
 def _is_seen_alike(fault: AttributeFault, other: PlacedStatement) -> bool:
@@ -262,14 +284,16 @@ def _judge_later(
     fault: AttributeFault, main: PlacedStatement, other: PlacedStatement
 ) -> _Treatment:
     """Judge an assignment in a method that runs after the constructor."""
+    if _moves_itself(fault, other.binding):
+        return _Treatment.KEPT
     value, own_value = get_value(other.binding), get_value(main.binding)
-    seen = _see(fault, other)
+    kind = _see(fault, other)
     if fault.kind is not FaultKind.TENSOR or value is None or own_value is None:
         return _Treatment.OTHER
-    if seen is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
+    if kind is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
         return _Treatment.KEPT
     names = {node.attr for node in ast.walk(value) if isinstance(node, ast.Attribute)}
-    is_change = seen is SeenValue.TENSOR and fault.attribute in names and not names & _RESHAPES
+    is_change = derives_from_itself(fault, other.binding) and not names & _RESHAPES
     return _Treatment.CHANGED if is_change else _Treatment.OTHER
 
 
@@ -312,16 +336,20 @@ def builds_container(value: ast.expr | None, form: ContainerForm | None) -> bool
 
 
 def _is_called_by_constructor(binding: AttributeBinding, project: ProjectFiles) -> bool:
-    function = binding.function
-    return function is not None and bool(project.find_callers(function.name) & {*CONSTRUCTORS})
+    """Whether a constructor calls the method of a statement, directly or through one other."""
+    if binding.function is None or binding.function.name == "forward":
+        return False
+    callers = project.find_callers(binding.function.name)
+    outer = {name for caller in callers for name in project.find_callers(caller)}
+    return not {*CONSTRUCTORS}.isdisjoint(callers | outer)
 
 
-def _exclude(one: PlacedStatement, other: PlacedStatement) -> bool:
+def _exclude(statement: PlacedStatement, other: PlacedStatement) -> bool:
     """Whether no call of the constructor runs both statements."""
-    function = one.binding.function
+    function = statement.binding.function
     if function is None or function is not other.binding.function:
         return False
-    return exclude_each_other(function, one.binding.node, other.binding.node)
+    return exclude_each_other(function, statement.binding.node, other.binding.node)
 
 
 def _describe_conflict(fault: AttributeFault, other: PlacedStatement) -> str:

@@ -113,7 +113,7 @@ def test_what_no_constructor_makes_again_is_saved_in_every_branch(name, flag):
 
 def test_branches_that_no_module_runs_are_named(fixed):
     report, _ = fixed
-    (unseen,) = [note for note in report.notes if note.startswith("not checked, because another")]
+    (unseen,) = [note for note in report.notes if note.startswith("not seen to run")]
     assert "`mask` at zoo/or_none.py:" in unseen
     (left,) = [note for note in report.notes if note.startswith("stays as it is")]
     assert "`mask` at zoo/or_parameter.py:" in left
@@ -138,8 +138,8 @@ def test_a_module_for_each_branch_checks_both(tmp_path, monkeypatch):
     assert {(p.name, p.result) for p in report.proofs if p.name == "same outputs"} == {
         ("same outputs", "passed")
     }
-    (unseen,) = [note for note in report.notes if note.startswith("not checked, because another")]
-    assert unseen.startswith("not checked, because another branch was built: `mask` at net.py:13;")
+    (unseen,) = [note for note in report.notes if note.startswith("not seen to run")]
+    assert unseen.startswith("not seen to run, and not checked then: `mask` at net.py:13;")
 
 
 @pytest.fixture(scope="module")

@@ -254,7 +254,7 @@ def test_without_inputs_it_asks_for_consent(project, tmp_path):
     project(FIXED["mask"])
     report = ckptool.fix("net:Net", write=True)
     assert (report.is_written, report.exit_code) == (False, 2)
-    assert "not checked: `same outputs`, `device` (no input" in report.verdict
+    assert "not checked: `same outputs`, `loads again`, `device` (no input" in report.verdict
     sys.modules.pop("net")
     assert ckptool.fix("net:Net", write=True, allow_unproved=True).is_written
     assert 'self.register_buffer("mask", ' in (tmp_path / "net.py").read_text()

@@ -109,7 +109,7 @@ def test_a_finding_that_is_refused_has_no_fix_in_sarif(fixed):
         for result in run["results"]
         if "fixes" in result
     }
-    assert fixed_keys == {"mask", "mean", "norms[0]"}
+    assert fixed_keys == {"mask", "mean", "norms[0]", "scale"}
 
 
 def _get_start(replacement):
