@@ -184,26 +184,26 @@ def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "Lin
     )
 
 
-def _share_statement(one: LineEdit, other: LineEdit) -> bool:
-    lines = ({(s.path, s.line) for s in edit.statements} for edit in (one, other))
-    return one.fault.attribute == other.fault.attribute and not set.isdisjoint(*lines)
+def _share_statement(first: LineEdit, other: LineEdit) -> bool:
+    lines = ({(s.path, s.line) for s in edit.statements} for edit in (first, other))
+    return first.fault.attribute == other.fault.attribute and not set.isdisjoint(*lines)
 
 
-def _merge_edits(one: LineEdit, other: LineEdit) -> LineEdit | None:
+def _merge_edits(first: LineEdit, other: LineEdit) -> LineEdit | None:
     """Return one edit for an attribute in two modules, whose constructors ran other branches.
 
     None if they do not replace the same statements in the same way.
     """
-    fault, other_fault = one.fault, other.fault
-    if {*one.statements} != {*other.statements} or one.uses != other.uses:
+    fault, other_fault = first.fault, other.fault
+    if {*first.statements} != {*other.statements} or first.uses != other.uses:
         return None
     if (fault.kind, fault.form) != (other_fault.kind, other_fault.form):
         return None
     return replace(
-        one,
+        first,
         fault=_merge_two_faults(fault, other_fault),
-        faults=(*one.faults, *other.faults),
-        unseen=tuple(place for place in one.unseen if place in other.unseen),
+        faults=(*first.faults, *other.faults),
+        unseen=tuple(place for place in first.unseen if place in other.unseen),
     )
 
 
@@ -232,14 +232,14 @@ def merge_faults(faults: Sequence[AttributeFault]) -> list[AttributeFault]:
     return list(merged.values())
 
 
-def _merge_two_faults(one: AttributeFault, other: AttributeFault) -> AttributeFault:
+def _merge_two_faults(first: AttributeFault, other: AttributeFault) -> AttributeFault:
     return replace(
-        one,
-        keys=tuple(dict.fromkeys((*one.keys, *other.keys))),
-        codes=tuple(dict.fromkeys((*one.codes, *other.codes))),
-        is_persistent=one.is_persistent or other.is_persistent,
-        shared_with=one.shared_with or other.shared_with,
-        form=one.form if one.form == other.form else other.form,
+        first,
+        keys=tuple(dict.fromkeys((*first.keys, *other.keys))),
+        codes=tuple(dict.fromkeys((*first.codes, *other.codes))),
+        is_persistent=first.is_persistent or other.is_persistent,
+        shared_with=first.shared_with or other.shared_with,
+        form=first.form if first.form == other.form else other.form,
     )
 
 

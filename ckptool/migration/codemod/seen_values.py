@@ -81,9 +81,9 @@ def see_value(  # noqa: C901, PLR0911 - a case each
         return see_value(inner, statement, attribute, depth)
 
     def see_member(owner: ast.expr, name: str) -> SeenValue:
-        seen = see(owner)
+        seen_value = see(owner)
         members = {SeenValue.TENSOR: _TENSOR_METHODS, SeenValue.ARRAY: _ARRAY_METHODS}
-        return seen if name in members.get(seen, ()) else SeenValue.UNKNOWN
+        return seen_value if name in members.get(seen_value, ()) else SeenValue.UNKNOWN
 
     def see_any(*parts: ast.expr) -> SeenValue:
         return SeenValue.TENSOR if SeenValue.TENSOR in {*map(see, parts)} else SeenValue.UNKNOWN

@@ -263,13 +263,15 @@ def _judge_later(
 ) -> _Treatment:
     """Judge an assignment in a method that runs after the constructor."""
     value, own_value = get_value(other.binding), get_value(main.binding)
-    seen = _see(fault, other)
+    seen_value = _see(fault, other)
     if fault.kind is not FaultKind.TENSOR or value is None or own_value is None:
         return _Treatment.OTHER
-    if seen is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
+    if seen_value is SeenValue.NONE or ast.dump(value) == ast.dump(own_value):
         return _Treatment.KEPT
     names = {node.attr for node in ast.walk(value) if isinstance(node, ast.Attribute)}
-    is_change = seen is SeenValue.TENSOR and fault.attribute in names and not names & _RESHAPES
+    is_change = (
+        seen_value is SeenValue.TENSOR and fault.attribute in names and not names & _RESHAPES
+    )
     return _Treatment.CHANGED if is_change else _Treatment.OTHER
 
 
@@ -316,12 +318,12 @@ def _is_called_by_constructor(binding: AttributeBinding, project: ProjectFiles) 
     return function is not None and bool(project.find_callers(function.name) & {*CONSTRUCTORS})
 
 
-def _exclude(one: PlacedStatement, other: PlacedStatement) -> bool:
+def _exclude(first: PlacedStatement, other: PlacedStatement) -> bool:
     """Whether no call of the constructor runs both statements."""
-    function = one.binding.function
+    function = first.binding.function
     if function is None or function is not other.binding.function:
         return False
-    return exclude_each_other(function, one.binding.node, other.binding.node)
+    return exclude_each_other(function, first.binding.node, other.binding.node)
 
 
 def _describe_conflict(fault: AttributeFault, other: PlacedStatement) -> str:
