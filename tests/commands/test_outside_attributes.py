@@ -56,7 +56,9 @@ def get_tensor(module, key):
     return getattr(module.get_submodule(path), name)
 
 
-@pytest.mark.parametrize(("build", "key"), BUILT.items(), ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("build", "key"), BUILT.items(), ids=lambda value: getattr(value, "__name__", value)
+)
 def test_it_is_reported(build, key, tmp_path):
     module, path = build(), tmp_path / "model.pth"
     torch.save(module.state_dict(), path)
