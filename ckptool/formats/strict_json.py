@@ -86,7 +86,8 @@ class JsonReader:
             except RecursionError:
                 self._raise_error(f"it nests deeper than {self._limits.json_depth}")
             except _RejectedJsonError as error:
-                self._raise_error(str(error))
+                if not self._read_more(limit):  # "-0" may go on as "-0.5"
+                    self._raise_error(str(error))
             else:
                 if self._may_continue(end) and self._read_more(limit):
                     continue

@@ -56,7 +56,7 @@ ODD_NAMES = (
     *("sparse.safetensors", "\u202eoverride.pth", "./-x.pth", "object.json", "n" * 300),
     *("model.safetensors.index.json", "/" + "n/" * 3000, "", "-", "/", "~nobody/x.pth"),
     *("http://", "http://[", "file:///nowhere", "s3://", "net.pth/x", "::"),
-    *("C:\\x.pth", "/proc/self/mem", "/proc/self/fd/99"),
+    *("C:\\x.pth", "/proc/self/mem", "/proc/self/fd/99999"),
 )
 COMMANDS = {
     "inspect": lambda name: ["inspect", "--", name],

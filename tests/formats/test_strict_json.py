@@ -56,6 +56,11 @@ def test_says_what_the_parser_says(value, ascii_only, indent, piece):
         assert decode_object(PATH, text.encode(), DEFAULT_LIMITS, "it") == (value, "")
 
 
+def test_a_negative_fraction_is_cut_after_its_zero():
+    with pieces_of(1):
+        assert members('{"": -0.0, "b": [-0.5]}') == {"": -0.0, "b": [-0.5]}
+
+
 @given(objects, pieces, st.data())
 def test_refuses_what_the_parser_refuses(value, piece, data):
     """A text with one character changed is refused by both, or is the same to both."""

@@ -17,9 +17,12 @@ def load_script(name: str):
 
 
 def test_the_ratios_are_those_of_the_cases():
-    cases = load_script("run").CASES
+    script = load_script("run")
     ratios = json.loads((BENCHMARKS / "ratios.json").read_text())
-    assert list(ratios) == [f"{case.name} / {case.today}" for case in cases]
+    commands = [f"{case.name} / {case.today}" for case in script.CASES]
+    assert list(ratios)[: len(commands)] == commands
+    loads = [name.partition(" / ")[0] for name in list(ratios)[len(commands) :]]
+    assert loads == [f"`load`, {words}" for words in script.LOADED.values()]
     assert all(set(by) == {"clock", "processor"} for by in ratios.values())
 
 
