@@ -110,6 +110,13 @@ def count_true(mask: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(mask))
 
 
+def compute_magnitudes(reals: NumberArray) -> NumberArray:
+    """Return the absolute values of real numbers, in floating point: int8 has no 128."""
+    numbers = reals if reals.dtype.kind == "f" else reals.astype(np.float64)
+    magnitudes: NumberArray = np.absolute(numbers)
+    return magnitudes
+
+
 def compute_dot_product(x: NumberArray, y: NumberArray) -> float:
     """Return the real part of the dot product of `x`, conjugated, and `y`, both 1-d."""
     head = x.size - x.size % _DOT_ELEMENTS

@@ -32,9 +32,6 @@ class TensorStatistics(Struct, frozen=True, gc=False):
     minimum: float
     """Of the finite values, as all that follow; nan if there are none."""
     maximum: float
-    mean: float
-    variance: float
-    """Population variance (divided by n)."""
     smallest_magnitude: float
     """Smallest non-zero magnitude; inf if all are zero."""
     denormal_count: int
@@ -188,12 +185,9 @@ class _StatisticsAccumulator:
             set(HALF_DTYPES) if dtype in {"float32", "float64"} else set[str]()
         )
         self._distinct_values: set[float] | None = set()
-        self._numel = self._nan_count = self._infinite_count = self._denormal_count = (
-            self._finite_count
-        ) = 0
+        self._numel = self._nan_count = self._infinite_count = self._denormal_count = 0
         self._first_nonfinite = -1
         self._minimum, self._maximum, self._smallest_magnitude = inf, -inf, inf
-        self._mean = self._squared_deviations = 0.0
 
     def add_numbers(self, numbers: "NumberArray") -> None:
         """Add a block; a complex number counts as two, its components."""
@@ -222,7 +216,7 @@ class _StatisticsAccumulator:
         else:
             self._numel += reals.size
         self._minimum, self._maximum = min(self._minimum, lowest), max(self._maximum, highest)
-        self._update_moments(reals)
+        self._update_magnitudes(reals)
 
     def _update_distinct_and_halves(self, reals: "NumberArray") -> None:
         """Update the distinct values and the half dtypes that represent all values exactly."""
@@ -243,13 +237,10 @@ class _StatisticsAccumulator:
             if len(self._distinct_values) > _MAX_DISTINCT:
                 self._distinct_values = None
 
-    def _update_moments(self, reals: "NumberArray") -> None:
-        import numpy as np
+    def _update_magnitudes(self, reals: "NumberArray") -> None:
+        from ckptool.values.number_arrays import compute_magnitudes, count_true
 
-        from ckptool.values.number_arrays import compute_dot_product, count_true
-
-        exact = reals.astype(np.float64)
-        magnitudes = np.absolute(exact)
+        magnitudes = compute_magnitudes(reals)
         smallest = float(magnitudes.min())
         if smallest == 0:
             magnitudes = magnitudes[magnitudes != 0]
@@ -257,19 +248,9 @@ class _StatisticsAccumulator:
         self._smallest_magnitude = min(self._smallest_magnitude, smallest)
         if smallest < self._smallest_normal:
             self._denormal_count += count_true(magnitudes < self._smallest_normal)
-        # Chan, Golub and LeVeque: merge the means and sums of squared deviations of two sets.
-        count, mean = exact.size, float(exact.mean())
-        exact -= mean
-        squared_deviations = compute_dot_product(exact, exact)
-        total_count, mean_delta = self._finite_count + count, mean - self._mean
-        self._mean += mean_delta * count / total_count
-        self._squared_deviations += (
-            squared_deviations + mean_delta * mean_delta * self._finite_count * count / total_count
-        )
-        self._finite_count = total_count
 
     def build_statistics(self) -> TensorStatistics:
-        has_finite = self._finite_count > 0
+        has_finite = self._minimum <= self._maximum
         return TensorStatistics(
             numel=self._numel,
             nan_count=self._nan_count,
@@ -277,8 +258,6 @@ class _StatisticsAccumulator:
             first_nonfinite=self._first_nonfinite,
             minimum=self._minimum if has_finite else nan,
             maximum=self._maximum if has_finite else nan,
-            mean=self._mean if has_finite else nan,
-            variance=self._squared_deviations / self._finite_count if has_finite else nan,
             smallest_magnitude=self._smallest_magnitude,
             denormal_count=self._denormal_count,
             exact_half_dtypes=frozenset(self._exact_half_dtypes),

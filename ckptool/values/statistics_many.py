@@ -111,11 +111,15 @@ def _compute_rows(numbers: "NumberArray", dtype: str) -> list[TensorStatistics |
     """
     import numpy as np
 
-    from ckptool.values.number_arrays import find_smallest_normal, fits_dtype, to_comparable_reals
+    from ckptool.values.number_arrays import (
+        compute_magnitudes,
+        find_smallest_normal,
+        fits_dtype,
+        to_comparable_reals,
+    )
 
     with np.errstate(all="ignore"):
         reals = to_comparable_reals(numbers)
-        exact = reals.astype(np.float64)
         lowest, highest = reals.min(axis=1, keepdims=True), reals.max(axis=1, keepdims=True)
         has_two_values = ((reals == lowest) | (reals == highest)).all(axis=1)
         exact_halves = [
@@ -124,15 +128,12 @@ def _compute_rows(numbers: "NumberArray", dtype: str) -> list[TensorStatistics |
             else [False] * len(reals)
             for name in HALF_DTYPES
         ]
-        magnitudes = np.absolute(exact)
+        magnitudes = compute_magnitudes(reals)
         magnitudes[magnitudes == 0] = inf
-        means = exact.mean(axis=1, keepdims=True)
         columns = (
-            np.isfinite(exact).all(axis=1),
+            np.isfinite(reals).all(axis=1),
             lowest[:, 0].astype(np.float64),
             highest[:, 0].astype(np.float64),
-            means[:, 0],
-            np.square(exact - means).mean(axis=1),
             magnitudes.min(axis=1),
             np.count_nonzero(magnitudes < find_smallest_normal(dtype), axis=1),
             has_two_values,
@@ -140,14 +141,14 @@ def _compute_rows(numbers: "NumberArray", dtype: str) -> list[TensorStatistics |
     count = reals.shape[1]
     return [
         TensorStatistics(
-            count, 0, 0, -1, minimum, maximum, mean, variance, magnitude, denormals,
+            count, 0, 0, -1, minimum, maximum, magnitude, denormals,
             _HALF_SETS[is_bfloat16, is_float16],
             ((minimum,) if minimum == maximum else (minimum, maximum)) if has_two else None,
         )
         if is_finite
         else None
         for (
-            is_finite, minimum, maximum, mean, variance, magnitude, denormals, has_two,
+            is_finite, minimum, maximum, magnitude, denormals, has_two,
             is_bfloat16, is_float16,
         ) in zip(*(column.tolist() for column in columns), *exact_halves, strict=True)
     ]  # fmt: skip

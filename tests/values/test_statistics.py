@@ -49,21 +49,11 @@ def test_figures_are_what_torch_says(numbers, dtype):
     assert found.denormal_count == int((nonzero < torch.finfo(dtype).tiny).sum())
     if finite.numel():
         assert (found.minimum, found.maximum) == (float(finite.min()), float(finite.max()))
-        # In ratio: two sums in another order differ in the last bits.
-        scale = float(finite.abs().max()) or 1.0
-        assert found.mean / scale == pytest.approx(float((finite / scale).mean()))
     else:
-        assert math.isnan(found.mean)
+        assert math.isnan(found.minimum)
+        assert math.isnan(found.maximum)
     different = set(tensor[~tensor.isnan()].double().tolist())
     assert found.distinct_values == (tuple(sorted(different)) if len(different) <= 2 else None)
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80))
-def test_variance(numbers):
-    tensor = torch.tensor(numbers, dtype=torch.float64)
-    found = compute_statistics(of(tensor))
-    expected = float(tensor.var(correction=0))
-    assert found.variance == pytest.approx(expected, rel=1e-9, abs=1e-9 * float(tensor.abs().max()))
 
 
 @given(st.lists(st.sampled_from([1.0, 0.5, 1e-30, 70000.0, 1 / 3, 2049.0]), max_size=30))
@@ -98,7 +88,7 @@ def test_every_kind_of_number(tensor):
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     exact = plain.double()
     assert (found.minimum, found.maximum) == (float(exact.min()), float(exact.max()))
-    assert found.mean == pytest.approx(float(exact.mean()))
+    assert found.smallest_magnitude == float(exact.abs()[exact != 0].min())
     assert found.exact_half_dtypes == frozenset() or tensor.dtype is torch.float32
 
 
