@@ -291,6 +291,21 @@ def test_pickle_in_the_header(tmp_path):
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_a_length_that_begins_like_a_text_id_is_no_pickle(tmp_path, monkeypatch, weights_only):
+    """Random values after the first newline were read as opcodes: some files were refused."""
+    monkeypatch.chdir(tmp_path)
+    data = b"\ncos\nmkdir\n(S'made'\ntR."
+    fields = {"a": entry(dtype="U8", shape=[len(data)], data_offsets=[0, len(data)])}
+    path = tmp_path / "a.pt"
+    path.write_bytes(safetensors_bytes(json.dumps(fields).ljust(0x150), data))
+    assert path.read_bytes()[:1] == b"P"
+    with pytest.raises(Exception, match=r"persistent id|Unsupported operand|PERSID"):
+        torch.load(path, weights_only=weights_only)
+    assert not (tmp_path / "made").exists()
+    assert list(open_checkpoint(path).states[0].tensors) == ["a"]
+
+
 def test_versions_that_ckptool_writes(tmp_path):
     versions = {"": None, "norm": 2}
     path = tmp_path / "a.safetensors"

@@ -71,8 +71,10 @@ _MAX_NUMBER = 2**63 - 1
 _BYTES_BEFORE_BRACE = frozenset([b" ", b"\t", b"\r", b"\n", b"\xef"])
 """Blanks, and the first byte of a UTF-8 byte-order mark."""
 _PICKLE_OPCODES = frozenset(
-    b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}" + bytes(range(0x80, 0x99))
+    b"().012BCFGIJKLMNQRSTUVX]abcdeghijlopqrstu}" + bytes(range(0x80, 0x99))
 )
+"""Without "P", a persistent id as text, at which torch.load and pickle.load stop: one header in 32
+begins with it, and what follows is read up to the first newline among the values of tensors."""
 _PICKLE_START_BYTES = 1 << 12
 """Bytes that nearly always suffice to see that a header is no pickle."""
 _PICKLE_GROWTH = 16
