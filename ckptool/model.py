@@ -201,10 +201,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
     @property
     def nbytes(self) -> int:
         """Bytes of the elements; the storage may be larger."""
-        if self.storage is None and self.parts and self.layout != "chunked":
-            return sum(component.tensor.nbytes for component in self.parts)
-        if self.parts and self.layout == "quantized":  # of 2 or 4 elements in a byte, too
-            return self.parts[0].tensor.nbytes
+        if self.parts:
+            if self.storage is None and self.layout != "chunked":
+                return sum(component.tensor.nbytes for component in self.parts)
+            if self.layout == "quantized":  # of 2 or 4 elements in a byte, too
+                return self.parts[0].tensor.nbytes
         bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
             # A numpy array with a dtype that torch lacks.
@@ -273,7 +274,7 @@ class PickledModule(Struct, frozen=True):
     """Names in its `__dict__`, registered names included."""
 
 
-class StateDict(Struct, frozen=True):
+class StateDict(Struct, frozen=True, dict=True):
     """A mapping of keys to tensors inside a checkpoint: a possible input of `load_state_dict`."""
 
     at: str
@@ -293,6 +294,21 @@ class StateDict(Struct, frozen=True):
     """Of a pickled module: prefix -> sub-module."""
     is_packed: bool = False
     """Whether these tensors are in packed objects of a module, and not in its state_dict()."""
+
+    @cached_property
+    def last_segments(self) -> frozenset[str]:
+        """Last segments of the keys of its tensors: "weight", "bias"."""
+        return collect_last_segments(self.tensors)
+
+    @cached_property
+    def storage_groups(self) -> tuple[tuple[TensorInfo, ...], ...]:
+        """Groups of at least two non-empty tensors that share a storage, in order."""
+        return group_by_storage(self.tensors.values())
+
+    @property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of keys that are the same view of the same storage, in order."""
+        return tied_keys(tensor for group in self.storage_groups for tensor in group)
 
 
 class PlainEntry(Struct, frozen=True):
@@ -621,6 +637,11 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 def join_key(prefix: str, name: str) -> str:
     """Return "prefix.name", or `name` if `prefix` is ""."""
     return f"{prefix}.{name}" if prefix else name
+
+
+def collect_last_segments(keys: Iterable[str]) -> frozenset[str]:
+    """Return what stands after the last dot of each key: few names, of however many keys."""
+    return frozenset({key.rpartition(".")[2] for key in keys})
 
 
 def natural_sort_key(key: str) -> tuple[object, ...]:
