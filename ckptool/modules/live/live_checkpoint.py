@@ -21,10 +21,11 @@ from torch.serialization import location_tag
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.memory import forget_memory, register_memory
 from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.reader import parse_whole_pickle
 from ckptool.formats.pickle.states import describe_tree
 from ckptool.formats.pickle.storage_ids import check_repeated_id, parse_storage_id
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.model import (
     Checkpoint,
     Container,
