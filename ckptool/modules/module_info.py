@@ -22,7 +22,7 @@ from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
 from ckptool.modules.source.outside_writes import OutsideWrites
 from ckptool.modules.source.source_analysis import SourceAnalysis
-from ckptool.modules.tensor_info import (
+from ckptool.modules.tensors.tensor_info import (
     ModuleStorages,
     compute_fingerprint,
     compute_half_precision_fingerprints,

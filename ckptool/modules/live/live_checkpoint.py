@@ -39,8 +39,8 @@ from ckptool.model import (
 )
 from ckptool.modules.live.snapshot import PythonValue, take_snapshot
 from ckptool.modules.module_info import call_state_dict
-from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
-from ckptool.modules.tensor_parts import find_memory_address
+from ckptool.modules.tensors.tensor_info import ModuleStorages, describe_tensor
+from ckptool.modules.tensors.tensor_parts import find_memory_address
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, walk_module
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code

@@ -18,7 +18,7 @@ from ckptool.model import (
     TensorInfo,
 )
 from ckptool.modules.meta_parameters import MetaParameters
-from ckptool.modules.tensor_parts import (
+from ckptool.modules.tensors.tensor_parts import (
     get_shape,
     get_wrapper_name,
     has_all_elements,
@@ -407,7 +407,7 @@ def find_blank_fill(value: Any) -> str:
 
 def is_uninitialized(value: Any) -> bool:
     """Whether the elements are still those of `UninitializedMemoryFill`."""
-    from ckptool.modules.uninitialized import is_filled
+    from ckptool.modules.tensors.uninitialized import is_filled
 
     tensor = _read_elements(value)
     if tensor is None or not tensor.numel():

@@ -25,19 +25,19 @@ from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
-from ckptool.modules.tensor_parts import is_lazy
+from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
-from ckptool.verification.copy_probe import find_copy_error
-from ckptool.verification.load_recorder import (
+from ckptool.verification.loading.copy_probe import find_copy_error
+from ckptool.verification.loading.load_recorder import (
     ElementOrder,
     LoadRecorder,
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.load_tensors import set_versions
-from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
+from ckptool.verification.loading.load_tensors import set_versions
+from ckptool.verification.loading.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
 MAX_READ_NBYTES: Final = 256 << 20
