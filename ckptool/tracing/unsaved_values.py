@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, Final
 
-from ckptool.modules.tensors.tensor_info import get_dtype_name
+from ckptool.modules.tensors.elements import get_dtype_name
 from ckptool.modules.tensors.tensor_parts import get_shape, get_wrapper_name, has_all_elements
 from ckptool.modules.walk import FoundTensor, get_written_name, is_set_from_outside
 from ckptool.tracing.records import UnsavedValue

@@ -10,7 +10,7 @@ from verification.loading_modules import CASES
 import ckptool
 from ckptool.config import ReleaseRequirements
 from ckptool.policy import Policy
-from ckptool.verification.loading.load_probe import find_loading_code
+from ckptool.verification.loading.loading_code import find_loading_code
 
 
 def load_with_torch(module, state):
