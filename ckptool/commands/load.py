@@ -14,7 +14,7 @@ from ckptool.commands.sources.checkpoint_paths import (
     require_path,
 )
 from ckptool.commands.sources.file_arguments import FileArguments
-from ckptool.commands.target import ModuleOptions, find_target
+from ckptool.commands.sources.module_choice import ModuleOptions, find_target
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
