@@ -1,5 +1,7 @@
 """`ckptool audit`."""
 
+from typing import Any
+
 import click
 
 from ckptool import api
@@ -9,7 +11,6 @@ from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.locations import Location
-from ckptool.policy import Policy
 
 
 @click.command("audit", cls=GroupedCommand)
@@ -21,12 +22,8 @@ def command(
     ctx: click.Context,
     folder: Location | None,
     *,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    inputs: tuple[str, ...] | None,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     r"""Report state of a module that is not in its state_dict.
 
@@ -37,14 +34,6 @@ def command(
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
     report = api.audit(
-        module,
-        folder=folder,
-        kwargs=kwargs,
-        loader=loader,
-        inputs=inputs,
-        policy=policy,
-        config=ctx.obj["config"],
-        pictures=out.draws_pictures,
+        folder=folder, config=ctx.obj["config"], pictures=out.draws_pictures, **options
     )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

@@ -1,6 +1,7 @@
 """`ckptool convert`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,10 +10,9 @@ from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import limit_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import target_options
-from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 from ckptool.values.progress import get_byte_counter
@@ -47,25 +47,17 @@ from ckptool.values.progress import get_byte_counter
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
 @target_options("DST", "Output; its suffix is the format. A folder if several SRC.")
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     sources: tuple[Location, ...],
     *,
     target: Path | None,
-    at: str | None,
-    to: str | None,
-    dtype: str | None,
-    weights_only: bool,
-    strip: tuple[str, ...],
     renamed: tuple[str, ...],
     max_shard_size: str | None,
-    merge_shards: bool,
-    dry_run: bool,
     no_provenance: bool,
-    force: bool,
-    limits: Limits,
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001 - a conversion has no findings
+    **options: Any,
 ) -> None:
     r"""Write checkpoints in another format, as files that torch.load(weights_only=True) reads.
 
@@ -78,26 +70,14 @@ def command(  # noqa: PLR0913
     ckptool convert shards/ -o model.safetensors
     ckptool convert runs/*.ckpt -o converted/ --weights-only
     """
-    message = "incomplete output was removed"
-    with report_interrupt(ctx, message):
+    with report_interrupt(ctx, "incomplete output was removed"):
         report = api.convert(
             sources,
             target,
-            at=at,
-            to=to,
-            dtype=dtype,
-            weights_only=weights_only,
-            strip=strip,
             renames=reject_duplicates("--rename", map(parse_rename, renamed)),
             max_shard_size=parse_shard_size(max_shard_size),
-            merge_shards=merge_shards,
-            force=force,
-            dry_run=dry_run,
             provenance=not no_provenance,
             progress=get_byte_counter(),
-            limits=limits,
+            **options,
         )
-    out.write_report(report)
-    for error in report.errors:
-        click.echo(f"ckptool: {format_one_line(error)}", err=True)
-    ctx.exit(report.exit_code)
+    out.finish(report, report.errors)

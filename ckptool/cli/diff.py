@@ -1,5 +1,7 @@
 """`ckptool diff`."""
 
+from typing import Any
+
 import click
 
 from ckptool import api
@@ -16,9 +18,7 @@ from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_shard
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import Policy
 from ckptool.values.progress import get_byte_counter
 
 
@@ -47,28 +47,14 @@ from ckptool.values.progress import get_byte_counter
 @input_options
 @limit_options
 @report_options
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     path: Location,
     new: Location | None,
     *,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    base: Location | None,
-    at: str | None,
-    into: str | None,
-    explain: str | None,
-    values: bool | None,
-    rtol: float | None,
-    atol: float | None,
-    jobs: int | None,
-    dask: str | None,
     shard: str | None,
-    inputs: tuple[str, ...] | None,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
@@ -80,25 +66,10 @@ def command(  # noqa: PLR0913
     report = api.diff(
         path,
         new,
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        base=base,
-        at=at,
-        into=into,
-        explain=explain,
-        values=values,
-        rtol=rtol,
-        atol=atol,
-        jobs=jobs,
-        dask=dask,
         shard=parse_shard(shard),
-        inputs=inputs,
         progress=get_byte_counter(),
         pictures=out.draws_pictures,
-        policy=policy,
         config=ctx.obj["config"],
-        limits=limits,
+        **options,
     )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

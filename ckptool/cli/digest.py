@@ -9,7 +9,7 @@ from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import at_option, limit_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
-from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output import ReportOutput, end_command
 from ckptool.cli.outputs.notices import take_old_spelling
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -62,6 +62,4 @@ def command(
     report = api.digest(paths, at=at, against=against, policy=policy, limits=limits)
     if report.checkpoints or out.formats - {"table", "markdown"}:
         out.write_report(report)
-    for error in report.errors:
-        click.echo(f"ckptool: {format_one_line(error)}", err=True)
-    ctx.exit(report.exit_code)
+    end_command(report.exit_code, report.errors)

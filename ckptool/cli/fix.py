@@ -1,5 +1,7 @@
 """`ckptool fix`."""
 
+from typing import Any
+
 import click
 
 from ckptool import api
@@ -7,7 +9,6 @@ from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import input_options, module_options
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
-from ckptool.policy import Policy
 
 
 @click.command("fix", cls=GroupedCommand)
@@ -23,21 +24,7 @@ from ckptool.policy import Policy
 @click.option("--allow-unproved", is_flag=True,
               help="Write although something could not be checked.")  # fmt: skip
 @report_options
-def command(
-    ctx: click.Context,
-    *,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    inputs: tuple[str, ...] | None,
-    write: bool,
-    style: str | None,
-    parameters: tuple[str, ...],
-    keep_old_files: bool,
-    allow_unproved: bool,
-    out: ReportOutput,
-    policy: Policy,
-) -> None:
+def command(ctx: click.Context, *, out: ReportOutput, **options: Any) -> None:
     r"""Register the state that audit finds, in the source of the module.
 
     Without --write it shows the diff and changes nothing.
@@ -48,18 +35,4 @@ def command(
     ckptool fix --write --keep-old-files         old checkpoints load as before
     ckptool fix --select CK103 -m package.module:Name
     """
-    report = api.fix(
-        module,
-        kwargs=kwargs,
-        loader=loader,
-        inputs=inputs,
-        write=write,
-        style=style,
-        parameters=parameters,
-        keep_old_files=keep_old_files,
-        allow_unproved=allow_unproved,
-        policy=policy,
-        config=ctx.obj["config"],
-    )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(api.fix(config=ctx.obj["config"], **options))

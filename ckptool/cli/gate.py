@@ -1,6 +1,7 @@
 """`ckptool gate`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 from msgspec.structs import replace
@@ -16,10 +17,8 @@ from ckptool.cli.options.module import (
 )
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import report_options
-from ckptool.cli.output import ReportOutput, format_one_line
-from ckptool.formats.limits import Limits
+from ckptool.cli.output import ReportOutput
 from ckptool.locations import Location
-from ckptool.policy import Policy
 
 
 @click.command("gate", cls=GroupedCommand)
@@ -77,29 +76,14 @@ from ckptool.policy import Policy
 @input_options
 @limit_options
 @report_options
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     paths: tuple[Location, ...],
     *,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    base: Location | None,
-    at: str | None,
-    against: str | None,
-    fixtures: tuple[str, ...],
-    plans: tuple[Path, ...],
-    golden: tuple[Path, ...],
     baseline: Path | None,
-    update_baseline: bool,
-    exit_zero: bool,
-    modules_only: bool,
     show_policy: bool,
-    values: bool,
-    inputs: tuple[str, ...] | None,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     r"""Pass or fail a release by the policy of pyproject.toml or ckptool.toml.
 
@@ -121,27 +105,9 @@ def command(  # noqa: PLR0913
         return
     report = api.gate(
         paths,
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        base=base,
-        at=at,
-        inputs=inputs,
-        values=values,
-        against=against,
-        fixtures=fixtures,
-        plans=plans,
-        golden=golden,
         baseline=baseline,
-        update_baseline=update_baseline,
-        exit_zero=exit_zero,
-        modules_only=modules_only,
-        policy=policy,
-        limits=limits,
         config=ctx.obj["config"],
         pictures=out.draws_pictures,
+        **options,
     )
-    out.write_report(report)
-    for error in report.errors:
-        click.echo(f"ckptool: {format_one_line(error)}", err=True)
-    ctx.exit(report.exit_code)
+    out.finish(report, report.errors)

@@ -31,7 +31,7 @@ _DEFAULT_TIMEOUT = 120
 )
 @report_options
 def command(
-    ctx: click.Context,
+    ctx: click.Context,  # noqa: ARG001
     folder: Path | None,
     *,
     dry_run: bool,
@@ -51,5 +51,4 @@ def command(
     ckptool init --dry-run       shows it
     """
     report = api.init(folder, dry_run=dry_run)
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

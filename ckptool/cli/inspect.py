@@ -1,5 +1,7 @@
 """`ckptool inspect`."""
 
+from typing import Any
+
 import click
 
 from ckptool import api
@@ -7,11 +9,9 @@ from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import limit_options
 from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
-from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output import ReportOutput, end_command
 from ckptool.formats.files.gc_pause import pause_gc
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import Policy
 from ckptool.reports.inspect import SORTS
 
 
@@ -27,17 +27,14 @@ from ckptool.reports.inspect import SORTS
 @limit_options
 @report_options
 def command(
-    ctx: click.Context,
+    ctx: click.Context,  # noqa: ARG001
     paths: tuple[Location, ...],
     *,
-    values: bool,
     key_filter: str,
     depth: int | None,
     sort: str | None,
-    key: str,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe globals, metadata.
 
@@ -46,17 +43,12 @@ def command(
     with pause_gc():  # the descriptions of 100,000 tensors hold no cycles
         report = api.inspect(
             paths,
-            values=values,
-            policy=policy,
-            limits=limits,
-            pictures=out.draws_pictures,
             filter=key_filter,
             depth=depth or 0,
             sort=sort or "",
-            key=key,
+            pictures=out.draws_pictures,
+            **options,
         )
         if report.checkpoints or out.formats - {"table", "markdown", "html"}:
             out.write_report(report)
-    for error in report.errors:
-        click.echo(f"ckptool: {format_one_line(error)}", err=True)
-    ctx.exit(report.exit_code)
+    end_command(report.exit_code, report.errors)

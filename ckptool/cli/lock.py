@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,12 +16,20 @@ from ckptool.cli.outputs.notices import announce_old_spelling
 from ckptool.cli.parsing import reject_duplicates
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.errors import UsageError
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import Policy
 
 _DEVICES: Final = ("cpu", "cuda")
 """Devices that outputs are recorded for."""
+_OPTIONS_OF_ONE_LOCK: Final = {
+    "module": "-m",
+    "kwargs": "-k",
+    "loader": "--loader",
+    "at": "--at",
+    "golden": "--golden",
+    "inputs": "--input",
+    "force": "--force",
+}
+"""Parameter -> option that --all has no use for."""
 
 
 def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
@@ -48,26 +56,16 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.option("--force", is_flag=True, help="Replace any existing file.")
 @limit_options
 @target_options("LOCK", "The lock's file.  [default: ckpt.lock.json]", _is_old_target)
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     path: Location | None,
     *,
     target: Path | None,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    at: str | None,
     takes_all: bool,
-    update: bool,
-    check: bool,
-    golden: Path | None,
-    inputs: tuple[str, ...] | None,
     tolerance_texts: tuple[str, ...],
     device_tolerances: tuple[str, ...],
-    force: bool,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     r"""Record the state contract of a module or a checkpoint, for `ckptool gate --against`.
 
@@ -82,38 +80,19 @@ def command(  # noqa: PLR0913
     """
     config = ctx.obj["config"]
     if takes_all:
-        named: dict[str, object] = {"PATH": path, "-o": target, "-m": module, "-k": kwargs}
-        named |= {
-            "--loader": loader,
-            "--at": at,
-            "--golden": golden,
-            "--input": inputs,
-            "--force": force,
-        }
-        unused = {name: bool(value) for name, value in named.items()}
+        unused = {"PATH": bool(path), "-o": bool(target)}
+        unused |= {option: bool(options[name]) for name, option in _OPTIONS_OF_ONE_LOCK.items()}
         reject_unused_options(unused, "is for one lock, and --all takes those that are configured")
-        locks_report = api.lock_all(check=check, update=update, policy=policy, config=config)
-        out.write_report(locks_report)
-        ctx.exit(locks_report.exit_code)
+        choices = {name: options[name] for name in ("check", "update", "policy")}
+        out.finish(api.lock_all(config=config, **choices))
     report = api.lock(
         path,
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        at=at,
         output=target,
-        check=check,
-        update=update,
-        golden=golden,
-        inputs=inputs,
         tolerances=_parse_tolerances(tolerance_texts, device_tolerances),
-        force=force,
-        policy=policy,
         config=config,
-        limits=limits,
+        **options,
     )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)
 
 
 def _parse_tolerances(texts: Sequence[str], device_texts: Sequence[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ckptool.policy import Policy
 @click.option("--explain", metavar="KEY", help="Show all details of one key.")
 @report_options
 def command(
-    ctx: click.Context,
+    ctx: click.Context,  # noqa: ARG001
     parts: tuple[Path, ...],
     *,
     explain: str | None,
@@ -33,5 +33,4 @@ def command(
     ckptool merge part-1.json part-2.json
     """  # noqa: D301 (click reads a real backspace)
     report = api.merge(parts, explain=explain, policy=policy)
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,16 +19,14 @@ from ckptool.cli.options.module import (
 )
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
-from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.output_targets import find_format
 from ckptool.cli.outputs.progress import report_interrupt
 from ckptool.cli.parsing import parse_injection, parse_rename, parse_shard_size, reject_duplicates
 from ckptool.commands.sources.batch import explain_missing_folder, is_batch
 from ckptool.errors import PlanError, UsageError
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.phrases import make_printable
-from ckptool.policy import Policy
 from ckptool.reports.migrate import MigrateManyReport, MigrateReport
 from ckptool.values.progress import get_byte_counter
 
@@ -85,40 +84,18 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 )
 @limit_options
 @target_options("DST", "Output; its suffix is the format. A folder if several SRC.", _is_old_target)
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     sources: tuple[Location, ...],
     *,
     target: Path | None,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    at: str | None,
-    into: str | None,
-    to: str | None,
-    dry_run: bool,
     injected: tuple[str, ...],
-    drop: tuple[str, ...],
     renamed: tuple[str, ...],
-    accept_renames: bool,
-    from_: Location | None,
-    merge_adapter: Location | None,
-    drop_extra: bool,
-    plan: Path | None,
-    save_plan: Path | None,
-    emit_hook: Path | None,
-    reverse: bool,
     max_shard_size: str | None,
     no_links: bool,
     no_provenance: bool,
-    force: bool,
-    inputs: tuple[str, ...] | None,
-    device: str,
-    old_module: str | None,
-    tolerance: float | None,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     r"""Write a checkpoint that the new module loads strictly.
 
@@ -128,53 +105,27 @@ def command(  # noqa: PLR0913
     ckptool migrate whole.pth -o new.safetensors --inject mask=attribute
     ckptool migrate runs/ -o migrated/ -m package.module:Name
     """
-    if reverse and plan is None:
+    if options["reverse"] and options["plan"] is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    message = "incomplete output was removed"
-    makes_folder = max_shard_size is not None or merge_adapter is not None
-    with report_interrupt(ctx, message):
+    makes_folder = max_shard_size is not None or options["merge_adapter"] is not None
+    with report_interrupt(ctx, "incomplete output was removed"):
         migrate = partial(
             _choose_function(sources, target, is_folder_result=makes_folder),
-            module=module,
-            kwargs=kwargs,
-            loader=loader,
-            at=at,
-            into=into,
-            to=to,
-            plan=plan,
-            reverse=reverse,
             inject=reject_duplicates("--inject", map(parse_injection, injected)),
-            drop=drop,
-            accept_renames=accept_renames,
-            from_=from_,
-            merge_adapter=merge_adapter,
-            drop_extra=drop_extra,
-            force=force,
-            dry_run=dry_run,
-            save_plan=save_plan,
-            emit_hook=emit_hook,
             max_shard_size=parse_shard_size(max_shard_size),
             links=not no_links,
             provenance=not no_provenance,
-            inputs=inputs,
-            device=device,
-            old_module=old_module,
-            tolerance=tolerance,
             progress=get_byte_counter(),
-            policy=policy,
             config=ctx.obj["config"],
-            limits=limits,
             pictures=out.draws_pictures,
+            **options,
         )
         renames = reject_duplicates("--rename", map(parse_rename, renamed))
         try:
             report = migrate(renames=renames)
         except PlanError as error:
             report = migrate(renames={**renames, **_ask_renames(error)})
-    out.write_report(report)
-    for line in getattr(report, "errors", ()):
-        click.echo(f"ckptool: {format_one_line(line)}", err=True)
-    ctx.exit(report.exit_code)
+    out.finish(report, getattr(report, "errors", ()))
 
 
 def _choose_function(

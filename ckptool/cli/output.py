@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 from msgspec import Struct
@@ -70,6 +71,16 @@ class ReportOutput(Struct, frozen=True):
             _append_summary(
                 Path(summary_path), mask_secrets(render("markdown", report, RenderOptions())) + "\n"
             )
+
+    def finish(self, report: "AnyReport", errors: Iterable[str] = ()) -> NoReturn:
+        """Write the report, then `errors` to standard error, and end the command.
+
+        Raises:
+            WriteError: a file cannot be written.
+            click.exceptions.Exit: always, with the exit code of the report.
+        """
+        self.write_report(report)
+        end_command(report.exit_code, errors)
 
     def write_text(self, text: str) -> None:
         """Write a text to the destinations of the report.
@@ -166,6 +177,17 @@ def _supports_unicode() -> bool:
     """Whether standard output encodes Unicode and the terminal is not TERM=dumb."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
+
+
+def end_command(exit_code: int, errors: Iterable[str] = ()) -> NoReturn:
+    """Print `errors` to standard error, one line each, and end the command.
+
+    Raises:
+        click.exceptions.Exit: always, with `exit_code`.
+    """
+    for error in errors:
+        click.echo(f"ckptool: {format_one_line(error)}", err=True)
+    click.get_current_context().exit(exit_code)
 
 
 def format_one_line(text: str) -> str:

@@ -50,8 +50,7 @@ def command(
         resume_check=resume_check,
         resume_args=resume_args,
     )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)
 
 
 for option in command.params:

@@ -1,5 +1,7 @@
 """`ckptool verify`."""
 
+from typing import Any
+
 import click
 
 from ckptool import api
@@ -15,9 +17,8 @@ from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.notices import take_old_spelling
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import ExitCode, Policy
+from ckptool.policy import ExitCode
 
 
 @click.command("verify", cls=GroupedCommand)
@@ -48,24 +49,14 @@ from ckptool.policy import ExitCode, Policy
 )
 @limit_options
 @report_options
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     path: Location,
     *,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    base: Location | None,
-    at: str | None,
-    device: str,
     old: Location | None,
     old_spelling: Location | None,
-    old_module: str | None,
-    inputs: tuple[str, ...] | None,
-    tolerance: float | None,
-    limits: Limits,
     out: ReportOutput,
-    policy: Policy,
+    **options: Any,
 ) -> None:
     r"""Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.
 
@@ -76,20 +67,10 @@ def command(  # noqa: PLR0913
     """
     report = api.verify(
         path,
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        base=base,
-        at=at,
-        device=device,
         old=take_old_spelling(old, old_spelling, old="--against", new="--old"),
-        old_module=old_module,
-        inputs=inputs,
-        tolerance=tolerance,
-        policy=policy,
         config=ctx.obj["config"],
-        limits=limits,
         pictures=out.draws_pictures,
+        **options,
     )
     out.write_report(report)
     if report.exit_code == ExitCode.COULD_NOT_CHECK and report.unrun_reason:

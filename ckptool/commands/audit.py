@@ -10,8 +10,9 @@ from ckptool.commands.comparison.previews import add_module_previews
 from ckptool.commands.sources.checkpoint_paths import PathLike
 from ckptool.commands.sources.configured_models import list_configured_targets
 from ckptool.commands.sources.file_arguments import Arguments
+from ckptool.commands.sources.module_choice import ModuleOptions, need_target
 from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import ModuleOptions, ModuleTarget, need_target
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig, load_config

@@ -15,14 +15,14 @@ from ckptool.commands.sources.checkpoint_paths import (
     open_checkpoint_or_stdin,
     require_path,
 )
-from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import (
+from ckptool.commands.sources.module_choice import (
     ModuleOptions,
-    ModuleTarget,
     describe_choices,
     find_target,
     need_target,
 )
+from ckptool.commands.sources.option_checks import reject_unused_options
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff

@@ -27,7 +27,8 @@ from ckptool.commands.fixing.old_files import (
 from ckptool.commands.fixing.project_scope import ProjectScope, find_project
 from ckptool.commands.fixing.proofs import FAILED, UNPROVED, FixTarget, TargetProofs, prove_edits
 from ckptool.commands.sources.configured_models import list_configured_targets
-from ckptool.commands.target import ModuleOptions, ModuleTarget, name_object
+from ckptool.commands.sources.module_choice import ModuleOptions
+from ckptool.commands.target import ModuleTarget, name_object
 from ckptool.commands.worker.fix_requests import RunModule
 from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker

@@ -15,8 +15,8 @@ from ckptool.commands.gating.named_checkpoints import (
     list_configured_checkpoints,
 )
 from ckptool.commands.sources.checkpoint_paths import PathLike, list_paths, require_local_path
+from ckptool.commands.sources.module_choice import ModuleOptions
 from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import ModuleOptions
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig, Waiver, load_config
@@ -33,13 +33,9 @@ from ckptool.reports.gate import (
     build_policy_report,
 )
 from ckptool.rules import Finding, run_rules
-from ckptool.rules.policy_requirements import (
-    POLICY_ISSUE_CODES,
-    PolicyIssues,
-    ReleaseCandidate,
-    select_required_codes,
-)
 from ckptool.rules.registry import codes_for_subjects
+from ckptool.rules.release.policy_issues import POLICY_ISSUE_CODES, PolicyIssues
+from ckptool.rules.release.requirements import ReleaseCandidate, select_required_codes
 
 if TYPE_CHECKING:
     from torch import nn

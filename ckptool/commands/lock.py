@@ -11,8 +11,9 @@ from msgspec import Struct
 from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
 from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.configured_models import list_configured_targets
+from ckptool.commands.sources.module_choice import ModuleOptions, need_target
 from ckptool.commands.sources.option_checks import reject_unused_options
-from ckptool.commands.target import ModuleOptions, ModuleTarget, need_target
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, RecordGolden
 from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare.contracts import contract, contract_lock

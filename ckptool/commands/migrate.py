@@ -11,9 +11,10 @@ from ckptool.commands.migrating.plan_refusal import refuse_errors
 from ckptool.commands.migrating.result_run import OldModuleOptions, make_forward_check
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
 from ckptool.commands.sources.checkpoint_paths import PathLike, require_local_path
+from ckptool.commands.sources.module_choice import ModuleOptions, find_target, require_frameworks
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.sources.pipeline_files import find_pipeline
-from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target, require_frameworks
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.migration_requests import load_target_module
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff

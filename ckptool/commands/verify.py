@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ckptool.commands.comparison.previews import add_module_diff_previews
 from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.sources.module_choice import ModuleOptions, describe_choices, need_target
 from ckptool.commands.sources.option_checks import reject_negative_numbers, reject_unused_options
-from ckptool.commands.target import ModuleOptions, describe_choices, need_target
 from ckptool.commands.worker.requests import OldCheckpoint, VerifyCheckpoint
 from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare.states import require_undamaged

@@ -18,8 +18,8 @@ from ckptool.compare.rename_search.rename_groups import (
     add_tied_keys,
     build_documented_groups,
     find_list_group,
-    find_rename_groups,
 )
+from ckptool.compare.rename_search.search import find_rename_groups
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_wrapper_rewrite
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import ModuleInfo, TensorInfo, tied_keys

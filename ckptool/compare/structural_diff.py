@@ -21,11 +21,8 @@ from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.quantization.quantized_form import QuantizedForm, find_quantized_form
 from ckptool.compare.remainder_diff import RemainderDiff, compare_remainder
 from ckptool.compare.rename_search.key_patterns import PatternError, rename_by_pattern
-from ckptool.compare.rename_search.rename_groups import (
-    RenameGroup,
-    find_plain_groups,
-    join_pairs,
-)
+from ckptool.compare.rename_search.rename_groups import RenameGroup, join_pairs
+from ckptool.compare.rename_search.search import find_plain_groups
 from ckptool.compare.states import get_state, require_state, require_undamaged
 from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors, tied_keys
 from ckptool.phrases import pluralize

@@ -14,7 +14,7 @@ from torch import nn
 import ckptool
 from ckptool.compare.module_comparison import build_module_diff
 from ckptool.compare.rename_search.key_patterns import is_exact_pattern
-from ckptool.compare.rename_search.rename_groups import find_rename_groups
+from ckptool.compare.rename_search.search import find_rename_groups
 from ckptool.model import Kind
 
 

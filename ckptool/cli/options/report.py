@@ -79,8 +79,8 @@ def target_options(
 def _wrap_report_command(
     function: CommandFunction, is_old_target: Callable[[click.Context, Path], bool] | None = None
 ) -> CommandFunction:
-    @wraps(function)
     @click.pass_context
+    @wraps(function)
     def command(
         ctx: click.Context,
         /,

@@ -1,6 +1,6 @@
 """`ckptool check`."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,8 +10,6 @@ from ckptool.cli.options.module import limit_options, module_options
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.revisions.chain_options import chain_option
-from ckptool.formats.limits import Limits
-from ckptool.policy import Policy
 
 
 @click.command("check", cls=GroupedCommand)
@@ -19,17 +17,7 @@ from ckptool.policy import Policy
 @module_options
 @limit_options
 @report_options
-def command(
-    ctx: click.Context,
-    *,
-    chain: Path | None,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
-    limits: Limits,
-    out: ReportOutput,
-    policy: Policy,
-) -> None:
+def command(ctx: click.Context, *, out: ReportOutput, **options: Any) -> None:
     r"""Check that every old file still arrives at the head of the chain of migrations.
 
     Exits 1 if the state of the module changed and no revision covers that, or if the fixture of a
@@ -38,15 +26,5 @@ def command(
     \b
     ckptool check
     """
-    report = api.check(
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        chain=chain,
-        run_python=not ctx.params["no_config"],
-        policy=policy,
-        limits=limits,
-        config=ctx.obj["config"],
-    )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    run_python = not ctx.params["no_config"]
+    out.finish(api.check(run_python=run_python, config=ctx.obj["config"], **options))

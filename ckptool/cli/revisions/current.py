@@ -1,6 +1,6 @@
 """`ckptool current`."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +11,6 @@ from ckptool.cli.options.param_types import CHECKPOINT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.revisions.chain_options import chain_option, model_option
-from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
@@ -27,12 +26,9 @@ def command(
     ctx: click.Context,
     paths: tuple[Location, ...],
     *,
-    chain: Path | None,
-    module: str | None,
-    at: str | None,
-    limits: Limits,
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001
+    **options: Any,
 ) -> None:
     r"""Show the revision that each checkpoint is at, and how that is known.
 
@@ -40,8 +36,4 @@ def command(
     ckptool current model.pth
     ckptool current runs/*.safetensors
     """
-    report = api.current(
-        paths, at=at, module=module, chain=chain, limits=limits, config=ctx.obj["config"]
-    )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(api.current(paths, config=ctx.obj["config"], **options))

@@ -1,6 +1,6 @@
 """`ckptool history`."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,16 +19,13 @@ from ckptool.policy import Policy
 def command(
     ctx: click.Context,
     *,
-    chain: Path | None,
-    module: str | None,
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001
+    **options: Any,
 ) -> None:
     r"""Show the revisions of a project's chain of migrations, the head first.
 
     \b
     ckptool history
     """
-    report = api.history(module=module, chain=chain, config=ctx.obj["config"])
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(api.history(config=ctx.obj["config"], **options))

@@ -1,6 +1,7 @@
 """`ckptool revision`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +13,6 @@ from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_injection, parse_rename, reject_duplicates
 from ckptool.cli.revisions.chain_options import chain_option, name_module_in_full
-from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 
 
@@ -39,28 +39,14 @@ from ckptool.policy import Policy
 @input_options
 @limit_options
 @report_options
-def command(  # noqa: PLR0913
+def command(
     ctx: click.Context,
     *,
-    message: str | None,
-    chain: Path | None,
-    module: str | None,
-    kwargs: dict[str, object] | None,
-    loader: str | None,
     renamed: tuple[str, ...],
     injected: tuple[str, ...],
-    drop: tuple[str, ...],
-    accept_renames: bool,
-    plan: Path | None,
-    save_plan: Path | None,
-    python: bool,
-    fixture: Path | None,
-    merge: bool,
-    dry_run: bool,
-    inputs: tuple[str, ...] | None,
-    limits: Limits,
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001
+    **options: Any,
 ) -> None:
     r"""Draft a migration from what changed since the last revision, or since the lock.
 
@@ -71,25 +57,10 @@ def command(  # noqa: PLR0913
     ckptool revision --fixture old.pth
     """
     report = api.revision(
-        message,
-        module=module,
-        kwargs=kwargs,
-        loader=loader,
-        chain=chain,
-        plan=plan,
-        save_plan=save_plan,
-        python=python,
-        fixture=fixture,
-        inputs=inputs,
         renames=reject_duplicates("--rename", map(parse_rename, renamed)),
         inject=reject_duplicates("--inject", map(parse_injection, injected)),
-        drop=drop,
-        accept_renames=accept_renames,
-        merge=merge,
         run_python=not ctx.params["no_config"],
-        dry_run=dry_run,
-        limits=limits,
         config=ctx.obj["config"],
+        **options,
     )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

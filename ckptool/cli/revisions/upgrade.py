@@ -57,5 +57,4 @@ def run_move(
             config=ctx.obj["config"],
             **options,
         )
-    out.write_report(report)
-    ctx.exit(report.exit_code)
+    out.finish(report)

@@ -18,7 +18,8 @@ from ckptool.commands.gating.required_verification import (
 )
 from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
 from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
-from ckptool.commands.target import ModuleOptions, ModuleTarget, find_target
+from ckptool.commands.sources.module_choice import ModuleOptions, find_target
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff

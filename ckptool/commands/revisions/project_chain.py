@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.commands.sources.configured_models import build_entry_target
-from ckptool.commands.target import ModuleOptions, ModuleTarget
+from ckptool.commands.sources.module_choice import ModuleOptions
+from ckptool.commands.target import ModuleTarget
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import RevisionError, UsageError
 from ckptool.locations import Location

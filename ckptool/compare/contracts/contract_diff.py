@@ -17,7 +17,8 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.contracts.contract import Contract, ContractEntry
 from ckptool.compare.remainder_diff import RemainderDiff
-from ckptool.compare.rename_search.rename_groups import find_plain_groups, join_pairs
+from ckptool.compare.rename_search.rename_groups import join_pairs
+from ckptool.compare.rename_search.search import find_plain_groups
 from ckptool.model import Constancy, Kind, natural_sort_key
 
 

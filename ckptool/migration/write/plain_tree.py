@@ -12,9 +12,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ckptool.formats.pickle.graph import NewObjClass, SetMembers
-from ckptool.formats.pickle.machine import convert_python2_name
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
-from ckptool.formats.pickle.numpy_arrays import read_numpy_array, read_numpy_scalar
+from ckptool.formats.pickle.nodes import GlobalName, UnresolvedObject
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     convert_simple_object,
@@ -22,32 +20,38 @@ from ckptool.formats.pickle.plain_values import (
     format_key,
     is_torch_constant,
 )
-from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_global
-from ckptool.formats.pickle.tensor_rebuild import TENSOR_CLASSES
+from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
+from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 from ckptool.migration.plan.conversion import TreeChange
+from ckptool.migration.write.plain_nodes import (
+    ORDERED_DICT,
+    PLAIN_CALLS,
+    SUBCLASS_CALLS,
+    classify_class,
+    describe_class,
+    find_safe_storages,
+    get_callee,
+    is_module,
+    names_dangerous,
+    read_array,
+    read_bytes,
+    read_pairs_argument,
+    read_scalar,
+    resolve_name,
+    unwrap_subclass,
+)
 from ckptool.model import Safety, TensorInfo, join_key
 
 _MAX_DEPTH: Final = 60
 """Containers within containers; deeper ones are left out."""
 _MAX_INT_BYTES: Final = 255
 """Bytes of the longest int that the restricted unpickler reads (LONG1)."""
-_ORDERED_DICT: Final = ("collections", "OrderedDict")
-_MAPPINGS: Final = frozenset({_ORDERED_DICT, ("collections", "defaultdict")})
+_MAPPINGS: Final = frozenset({ORDERED_DICT, ("collections", "defaultdict")})
 _SETS: Final = frozenset({("builtins", "set"), ("builtins", "frozenset")})
-_PLAIN_CALLS: Final = frozenset(
-    {
-        ("torch", "device"),
-        ("torch", "Size"),
-        ("builtins", "complex"),
-        ("builtins", "bytearray"),
-        ("collections", "Counter"),
-    }
-)
-"""Calls with plain arguments that the restricted unpickler allows."""
 _ENCODE: Final = GlobalName("_codecs", "encode")
 _SET: Final = GlobalName("builtins", "set")
 _BYTEARRAY: Final = GlobalName("builtins", "bytearray")
-_NEW_ORDERED_DICT: Final = GlobalName(*_ORDERED_DICT)
+_NEW_ORDERED_DICT: Final = GlobalName(*ORDERED_DICT)
 _CPU: Final = "cpu"
 _LEFT_OUT: Final = object()
 """Returned for a node that no plain data stands for."""
@@ -154,7 +158,7 @@ class _PlainTreeBuilder:
         return _LEFT_OUT if items is _LEFT_OUT else tuple(items)
 
     def _convert_global(self, node: GlobalName, place: str, depth: int) -> Any:  # noqa: ARG002
-        is_safe = is_torch_constant(node) and _resolve_name(node) in SAFE_GLOBALS
+        is_safe = is_torch_constant(node) and resolve_name(node) in SAFE_GLOBALS
         return node if is_safe or self._is_kept_as_is(node) else self._leave_out(node, place)
 
     def _convert_pairs(self, pairs: dict[Any, Any], place: str, depth: int) -> dict[Any, Any]:
@@ -199,22 +203,22 @@ class _PlainTreeBuilder:
         tensor = self._convert_tensor(node, place)
         if tensor is not None:
             return tensor
-        content = _read_bytes(node)
+        content = read_bytes(node)
         if content is not None:
             return _encode_bytes(content)
-        if _get_callee(node) in _MAPPINGS:
+        if get_callee(node) in _MAPPINGS:
             return self._convert_mapping(node, place, depth)
-        if _get_callee(node) in _SETS | _PLAIN_CALLS and not (node.state or node.pairs):
+        if get_callee(node) in _SETS | PLAIN_CALLS and not (node.state or node.pairs):
             return self._convert_plain_call(node, place, depth)
         return self._convert_unknown_object(node, place, depth)
 
     def _convert_tensor(self, node: UnresolvedObject, place: str) -> Any | None:
         """Return the tensor of a subclass without its class, or a new node; None for no tensor."""
-        plain_tensor = _unwrap_subclass(node)
+        plain_tensor = unwrap_subclass(node)
         if plain_tensor is not None and self._is_safe_tensor(plain_tensor):
             self._note_attributes(node, place)
             return plain_tensor
-        array = _read_array(node)
+        array = read_array(node)
         description = self._tensors.get(place) or array
         tensor = None if description is None else self._build_tensor(description)
         if tensor is not None:
@@ -225,17 +229,17 @@ class _PlainTreeBuilder:
 
     def _note_attributes(self, node: UnresolvedObject, place: str) -> None:
         """Note what a tensor has besides its elements: the class of a subclass, and attributes."""
-        if _get_callee(node) not in _ATTRIBUTE_CALLS or len(node.args) != 4:
+        if get_callee(node) not in _ATTRIBUTE_CALLS or len(node.args) != 4:
             return
         cls, attributes = node.args[1], node.args[3]
-        if type(cls) is GlobalName and _resolve_name(cls) not in TENSOR_CLASSES:
+        if type(cls) is GlobalName and resolve_name(cls) not in TENSOR_CLASSES:
             self.changes.append(TreeChange(place or ".", cls.qualified_name, "tensor"))
         if attributes:
             self.changes.append(TreeChange(f"{place} (attributes)", describe_node(attributes)))
 
     def _convert_plain_call(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
-        if _get_callee(node) in _SETS:
+        if get_callee(node) in _SETS:
             members = node.args[0] if node.args else []
             is_list = type(members) is list and len(node.args) <= 1
             return (
@@ -249,10 +253,10 @@ class _PlainTreeBuilder:
         return UnresolvedObject(node.func, tuple(args))
 
     def _convert_mapping(self, node: UnresolvedObject, place: str, depth: int) -> Any:
-        arguments = node.args[1:] if _get_callee(node) != _ORDERED_DICT else node.args
-        pairs = {**_read_pairs_argument(arguments), **(node.pairs or {})}
+        arguments = node.args[1:] if get_callee(node) != ORDERED_DICT else node.args
+        pairs = {**read_pairs_argument(arguments), **(node.pairs or {})}
         plain_pairs = self._convert_pairs(pairs, place, depth)
-        if _get_callee(node) != _ORDERED_DICT:
+        if get_callee(node) != ORDERED_DICT:
             self.changes.append(TreeChange(place, "a defaultdict", "dict"))
             return plain_pairs
         mapping = UnresolvedObject(_NEW_ORDERED_DICT, ())
@@ -264,7 +268,7 @@ class _PlainTreeBuilder:
 
     def _convert_unknown_object(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         """Return number, text, dict or list in the place of an object that has nothing else."""
-        number = _read_scalar(node)
+        number = read_scalar(node)
         value = convert_simple_object(node) if number is None else number
         if value is not NOT_PLAIN:
             self._record_change(node, place, type(value).__name__)
@@ -272,16 +276,16 @@ class _PlainTreeBuilder:
         contents = [c for c in (node.pairs, node.state, node.items) if c]
         is_object = type(node.func) in {GlobalName, NewObjClass} and not node.args
         has_one_content = len(contents) == 1 and type(contents[0]) in {dict, list}
-        if not (is_object and has_one_content and not node.kwargs) or _is_module(contents[0]):
+        if not (is_object and has_one_content and not node.kwargs) or is_module(contents[0]):
             return self._leave_out(node, place)
-        if _classify_class(node) is Safety.DANGEROUS:
+        if classify_class(node) is Safety.DANGEROUS:
             return self._leave_out(node, place)
         self._record_change(node, place, type(contents[0]).__name__)
         return self.convert(contents[0], place, depth + 1)
 
     def _is_safe_tensor(self, node: UnresolvedObject) -> bool:
         """Whether a node is a tensor that the restricted unpickler makes; its device is dropped."""
-        storages = _find_safe_storages(node, self._substitutes)
+        storages = find_safe_storages(node, self._substitutes)
         if storages is None:
             return False
         if not self._keeps_unknown:
@@ -298,109 +302,12 @@ class _PlainTreeBuilder:
         return _LEFT_OUT
 
     def _record_change(self, node: Any, place: str, after: str, reason: str = "") -> None:
-        before = reason or _describe_class(node)
+        before = reason or describe_class(node)
         self.changes.append(TreeChange(place or ".", before, after))
 
 
-_TENSOR_CALLS: Final = frozenset(
-    ("torch._utils", name)
-    for name in (
-        "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter",
-        "_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_nested_tensor",
-        "_rebuild_meta_tensor_no_storage",
-    )
-) | {("torch.serialization", "_get_layout")}  # fmt: skip
-
-
-_SUBCLASS_CALLS: Final = frozenset(
-    {("torch._tensor", "_rebuild_from_type_v2"), ("torch._tensor", "_rebuild_from_type")}
-)
-"""Calls whose arguments are the function that makes a tensor, its class, arguments and state."""
-_ATTRIBUTE_CALLS: Final = _SUBCLASS_CALLS | {("torch._utils", "_rebuild_parameter_with_state")}
+_ATTRIBUTE_CALLS: Final = SUBCLASS_CALLS | {("torch._utils", "_rebuild_parameter_with_state")}
 """Calls whose last argument is the attributes of the tensor."""
-
-
-def _find_safe_storages(
-    node: UnresolvedObject, substitutes: Mapping[int, Any]
-) -> list[PersistentReference] | None:
-    """Return the storages of a tensor whose calls are all allowed; None for any other node."""
-    if _get_callee(node) not in _TENSOR_CALLS:
-        return None
-    storages: list[PersistentReference] = []
-    pending: list[Any] = [node]
-    while pending:
-        part = pending.pop()
-        part = substitutes.get(id(part), part)
-        if type(part) is PersistentReference:
-            storages.append(part)
-        parts = _list_safe_parts(part)
-        if parts is None:
-            return None
-        pending += parts
-    return storages
-
-
-def _unwrap_subclass(node: UnresolvedObject) -> UnresolvedObject | None:
-    """Return the call that makes the tensor of a subclass, without the class; None for others."""
-    is_subclass = _get_callee(node) in _SUBCLASS_CALLS and len(node.args) == 4
-    if not is_subclass or type(node.args[0]) is not GlobalName or type(node.args[2]) is not tuple:
-        return None
-    return UnresolvedObject(node.args[0], node.args[2])
-
-
-def _list_safe_parts(part: Any) -> list[Any] | None:
-    """Return what a part of a tensor's node consists of; None if the part is not allowed."""
-    if type(part) is UnresolvedObject:
-        is_allowed = _get_callee(part) in _TENSOR_CALLS | _PLAIN_CALLS | {_ORDERED_DICT}
-        has_more = part.kwargs or part.items or part.state is not None
-        return [part.func, *part.args, part.pairs or {}] if is_allowed and not has_more else None
-    if type(part) is GlobalName:
-        return [] if _resolve_name(part) in SAFE_GLOBALS else None
-    if type(part) in {tuple, list}:
-        return list(part)
-    if type(part) is dict:
-        return [*part, *part.values()]
-    if type(part) is PersistentReference:
-        return list(part.id) if type(part.id) is tuple else None
-    return [] if type(part) in {type(None), bool, int, float, str} else None
-
-
-def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
-    """Return whether a graph names something that acts when it is loaded."""
-    pending, visited_ids = [root], set[int]()
-    while pending:
-        node = pending.pop()
-        node = substitutes.get(id(node), node)
-        if type(node) is GlobalName:
-            if _classify_global(node) is Safety.DANGEROUS:
-                return True
-            continue
-        if id(node) in visited_ids:
-            continue
-        visited_ids.add(id(node))
-        if isinstance(node, dict):
-            pending += [*node, *node.values()]
-        elif isinstance(node, list | tuple):
-            pending += node
-        elif type(node) is UnresolvedObject:
-            func = node.func.cls if type(node.func) is NewObjClass else node.func
-            pending += [func, *node.args, node.kwargs, node.state, node.items, node.pairs]
-        elif type(node) is PersistentReference:
-            pending += [node.id, node.target if type(node.target) is GlobalName else None]
-    return False
-
-
-def _resolve_name(node: GlobalName) -> tuple[str, str]:
-    """Return module and name, a name of Python 2 as unpicklers of today read it."""
-    return convert_python2_name(node.module, node.name)
-
-
-def _classify_global(node: GlobalName) -> Safety:
-    return classify_global(GlobalName(*_resolve_name(node), computed=node.computed))
-
-
-def _get_callee(node: UnresolvedObject) -> tuple[str, str]:
-    return _resolve_name(node.func) if type(node.func) is GlobalName else ("", "")
 
 
 def _put_on_cpu(identifier: Any) -> Any:
@@ -417,66 +324,3 @@ def _is_writable_int(number: int) -> bool:
 def _encode_bytes(content: bytes | bytearray) -> UnresolvedObject:
     """Return the call by which pickles of protocol 2 hold bytes."""
     return UnresolvedObject(_ENCODE, (content.decode("latin-1"), "latin1"))
-
-
-def _read_bytes(node: Any) -> bytes | None:
-    """Return the bytes of `_codecs.encode(text, "latin1")`; None for any other node."""
-    if type(node) is bytes:
-        return node
-    if type(node) is not UnresolvedObject or _get_callee(node) != ("_codecs", "encode"):
-        return None
-    text = node.args[0] if node.args else None
-    try:
-        return text.encode("latin-1") if type(text) is str else None
-    except UnicodeEncodeError:
-        return None
-
-
-def _read_scalar(node: UnresolvedObject) -> float | None:
-    """Return the number of a pickled numpy scalar; None for any other node."""
-    module, name = _get_callee(node)
-    if name != "scalar" or not module.endswith("multiarray") or len(node.args) != 2:
-        return None
-    content = _read_bytes(node.args[1])
-    return read_numpy_scalar((node.args[0], content)) if content is not None else None
-
-
-def _read_array(node: UnresolvedObject) -> TensorInfo | None:
-    """Return the description of a pickled numpy array of numbers; None for any other node."""
-    state, content = node.state, None
-    if type(state) is tuple and len(state) == 5:
-        content = _read_bytes(state[4])
-    if content is None:
-        return read_numpy_array(node, "")
-    array = UnresolvedObject(node.func, node.args)
-    array.state = (*state[:4], content)
-    return read_numpy_array(array, "")
-
-
-def _read_pairs_argument(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """Return the pairs of a mapping's constructor: a dict, or a list of pairs."""
-    source = arguments[0] if arguments else {}
-    if isinstance(source, dict):
-        return source
-    is_pairs = type(source) is list and all(
-        type(pair) in {list, tuple} and len(pair) == 2 for pair in source
-    )
-    return dict(source) if is_pairs else {}
-
-
-def _is_module(content: Any) -> bool:
-    """Whether it is the `__dict__` of an nn.Module."""
-    return isinstance(content, dict) and {"_parameters", "_modules"} <= content.keys()
-
-
-def _classify_class(node: UnresolvedObject) -> Safety:
-    name = node.func.cls if type(node.func) is NewObjClass else node.func
-    return _classify_global(name) if isinstance(name, GlobalName) else Safety.DANGEROUS
-
-
-def _describe_class(node: Any) -> str:
-    """Return what a node is in the source: "argparse.Namespace", "a list of 3"."""
-    if type(node) is UnresolvedObject:
-        func = node.func.cls if type(node.func) is NewObjClass else node.func
-        return func.qualified_name if isinstance(func, GlobalName) else node.qualified_name
-    return describe_node(node)

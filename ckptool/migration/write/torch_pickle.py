@@ -28,11 +28,8 @@ from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.migration.plan.conversion import ConversionScope, TreeChange
 from ckptool.migration.plan.draft import READABLE_LAYOUTS, Draft, PlannedTensor, create_draft
-from ckptool.migration.write.plain_tree import (
-    PlainTree,
-    build_plain_tree,
-    names_dangerous,
-)
+from ckptool.migration.write.plain_nodes import names_dangerous
+from ckptool.migration.write.plain_tree import PlainTree, build_plain_tree
 from ckptool.migration.write.source_pickle import SourcePickle, read_source_pickle
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.model import (

@@ -12,7 +12,6 @@ from msgspec import Struct
 from ckptool.rules.fixes.state_code import FULL_STATE_DICT
 from ckptool.rules.known_errors.key_lists import KeyDifference
 from ckptool.rules.known_errors.key_matches import (
-    PatternMatch,
     find_adapter_file,
     find_adapter_module,
     find_batch_counters,
@@ -26,15 +25,10 @@ from ckptool.rules.known_errors.key_matches import (
     find_only_missing,
     find_only_unexpected,
     find_other,
-    find_prefix_in_file,
-    find_prefix_in_module,
     find_quantized_file,
-    find_renamed_subtrees,
     find_running_statistics,
     find_tied_head,
     find_whole_checkpoint,
-    find_wrapped_file,
-    find_wrapped_module,
 )
 from ckptool.rules.known_errors.known_error import (
     Advice,
@@ -43,6 +37,14 @@ from ckptool.rules.known_errors.known_error import (
     Explanation,
     fill_advice,
     fill_words,
+)
+from ckptool.rules.known_errors.pattern_match import PatternMatch
+from ckptool.rules.known_errors.prefix_matches import (
+    find_prefix_in_file,
+    find_prefix_in_module,
+    find_renamed_subtrees,
+    find_wrapped_file,
+    find_wrapped_module,
 )
 
 
