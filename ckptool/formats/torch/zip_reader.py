@@ -170,7 +170,8 @@ def resolve_storages(
     get_member, root = records.members_by_name.get, records.root_folder + folder
     prefix = records.storage_prefix if folder == "data/" else records.storage_prefix + folder
     for node in nodes:
-        storage, key = ids.read_alike(node), node.id[2]
+        storage = ids.read_alike(node)
+        key = node.persistent_id[2] if node.call is None else node.given_id
         if key in stored_by_key:
             node.target = check_repeated_id(stored_by_key[key], replace(storage, key=key))
             continue

@@ -1,10 +1,10 @@
 """Rebuild functions of strided tensors, parameters, and tensors of other devices."""
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.formats.pickle.nodes import PickleTreeError, UnresolvedObject
+from ckptool.formats.pickle.nodes import PersistentReference, PickleTreeError, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.tensors.argument_checks import (
@@ -23,11 +23,17 @@ _TYPE_TAG: Final = ("torch.jit._pickle", "restore_type_tag")
 def rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    args = node.args if len(node.args) == 6 else check_args(node, key, 6, 7)
-    storage = reader.resolve_storage(args[0], key)
-    grad = args[4] is not False and read_requires_grad(args[4], storage.dtype, key)
-    tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
-    return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
+    given = node.given_args
+    if isinstance(given, PersistentReference) and given.call is not None:
+        source, view, flag = given, given.call.view, given.call.requires_grad
+        metadata: tuple[Any, ...] = ()
+    else:
+        args = check_args(node, key, 6, 7)
+        source, view, flag, metadata = args[0], args[1:4], args[4], args[6:]
+    storage = reader.resolve_storage(source, key)
+    grad = flag is not False and read_requires_grad(flag, storage.dtype, key)
+    tensor = reader.build_strided_tensor(key, storage, storage.dtype, view, grad=grad)
+    return _apply_metadata(tensor, metadata[0]) if metadata else tensor
 
 
 def rebuild_tensor_v3(
