@@ -28,9 +28,11 @@ class StorageId(Struct, gc=False):
     legacy_view: object = None
     """Torch before 1.6: (key, offset, numel) of a view of the storage, or None; not checked."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPE_BITS[self.dtype] // 8
+    nbytes: int = 0
+    """Set by the others."""
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.numel * DTYPE_BITS[self.dtype] // 8
 
 
 def parse_storage_id(

@@ -26,7 +26,7 @@ class ArchiveRecords:
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
         names = [member.name for member in self.members]
-        self._joined_names = "\n".join(("", *names))
+        self._joined_names = "\n".join(names)
         folded_names = fold_names(names)
         self.main_pickles = [
             member
@@ -82,10 +82,13 @@ class ArchiveRecords:
     def has_folder(self, name: str) -> bool:
         """Whether a member is in the folder `name`, which ends in a slash."""
         prefix = self.root_folder + name
-        # A search in all names at once is fast; one with a line feed in it may deceive it.
-        return f"\n{prefix}" in self._joined_names and any(
+        return self.may_have(prefix) and any(
             full_name.startswith(prefix) for full_name in self.members_by_name
         )
+
+    def may_have(self, text: str) -> bool:
+        """Whether `text` is in a name, or in two that follow each other: a fast search in all."""
+        return text in self._joined_names
 
     def list_unreferenced(self) -> list[tuple[str, ZipMember]]:
         """Return (name relative to the root folder, member) of members nothing refers to."""

@@ -1,6 +1,6 @@
 """Rebuild functions of strided tensors, parameters, and tensors of other devices."""
 
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -23,17 +23,14 @@ _TYPE_TAG: Final = ("torch.jit._pickle", "restore_type_tag")
 def rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    given = node.given_args
-    if isinstance(given, PersistentReference) and given.call is not None:
-        source, view, flag = given, given.call.view, given.call.requires_grad
-        metadata: tuple[Any, ...] = ()
-    else:
-        args = check_args(node, key, 6, 7)
-        source, view, flag, metadata = args[0], args[1:4], args[4], args[6:]
-    storage = reader.resolve_storage(source, key)
-    grad = flag is not False and read_requires_grad(flag, storage.dtype, key)
-    tensor = reader.build_strided_tensor(key, storage, storage.dtype, view, grad=grad)
-    return _apply_metadata(tensor, metadata[0]) if metadata else tensor
+    storage_node = node.given_args
+    if isinstance(storage_node, PersistentReference) and storage_node.call is not None:
+        return reader.read_call(storage_node, storage_node.call, key)
+    args = check_args(node, key, 6, 7)
+    storage = reader.resolve_storage(args[0], key)
+    grad = read_requires_grad(args[4], storage.dtype, key)
+    tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
+    return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
 
 
 def rebuild_tensor_v3(
