@@ -19,6 +19,7 @@ from ckptool.model import (
 )
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.tensor_parts import (
+    bypass_torch_function,
     get_shape,
     get_wrapper_name,
     has_all_elements,
@@ -75,6 +76,7 @@ class ModuleStorages:
             return None
         return self.meta_parameters.resolve_storage(storage._cdata)  # noqa: SLF001
 
+    @bypass_torch_function
     def identify_view(self, tensor: "Tensor") -> Hashable:
         """Return an id that tensors share if they are the same view of the same storage."""
         identity = self.identify_storage(tensor)
@@ -95,6 +97,7 @@ class ModuleStorages:
         return number
 
 
+@bypass_torch_function
 def _get_storage(tensor: "Tensor") -> Any:
     """Return the storage; None for a sparse tensor, a wrapper, and a parameter without a shape."""
     try:
@@ -151,6 +154,7 @@ def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) 
     )
 
 
+@bypass_torch_function
 def compute_fingerprint(value: Any) -> str:
     """Return the content fingerprint of `value`.
 
@@ -191,6 +195,7 @@ def _list_packed_dtypes() -> frozenset[Any]:
     return frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
 
 
+@bypass_torch_function
 def preview_values(value: Any) -> Preview | None:
     """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
     import torch
@@ -238,6 +243,7 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
     }
 
 
+@bypass_torch_function
 def content_digest(value: Any) -> str:
     """Return a digest of all elements of any size and layout, "" if they are unavailable.
 
@@ -257,6 +263,7 @@ def content_digest(value: Any) -> str:
     return content_hash.hexdigest()
 
 
+@bypass_torch_function
 def have_same_bytes(first: Any, second: Any) -> bool | None:
     """Return whether two values are bitwise equal, NaN included; None if they are unavailable."""
     import torch
@@ -277,6 +284,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
     )
 
 
+@bypass_torch_function
 def count_bytes(value: Any) -> int:
     """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
     return 0 if is_lazy(value) else prod(get_shape(value)) * int(value.dtype.itemsize)
@@ -291,6 +299,7 @@ def get_dtype_name(value: Any) -> str:
     )
 
 
+@bypass_torch_function
 def _describe_torch_tensor(
     key: str, tensor: "Tensor", kind: Kind, storages: ModuleStorages
 ) -> TensorInfo:
@@ -393,6 +402,7 @@ def iter_nested_tensors(value: object, max_depth: int = 8) -> "Iterator[Tensor]"
             yield from iter_nested_tensors(child, max_depth - 1)
 
 
+@bypass_torch_function
 def find_blank_fill(value: Any) -> str:
     """Return the words of `ModuleTensor.blank_fill` for a tensor; "" if not blank."""
     tensor = _read_elements(value)
@@ -405,6 +415,7 @@ def find_blank_fill(value: Any) -> str:
         return ""
 
 
+@bypass_torch_function
 def is_uninitialized(value: Any) -> bool:
     """Whether the elements are still those of `UninitializedMemoryFill`."""
     from ckptool.modules.uninitialized import is_filled

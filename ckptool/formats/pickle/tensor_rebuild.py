@@ -1,6 +1,6 @@
 """Pickled call that rebuilds a tensor -> TensorInfo, every number in it checked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from struct import pack
 from types import MappingProxyType
@@ -73,6 +73,7 @@ class TensorInfoReader:
         """
         self._rebuild_by_callee: dict[object, RebuildFunction | None] = {}
         """Callee -> RebuildFunction, None if it returns no tensor."""
+        self._read_ids: set[int] | None = set() if limits.contents else None
 
     def read_tensor(self, node: object, key: str, depth: int = 0) -> TensorInfo | None:
         """Return the tensor that `node` rebuilds, None if it is no tensor.
@@ -89,10 +90,30 @@ class TensorInfoReader:
             if node.state is not None and node.callee_name[1].startswith("_rebuild"):
                 # Tensor.__setstate__ gives the tensor another storage.
                 raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
+            if self._read_ids is not None:
+                self._read_ids.add(id(node))
             return rebuild(self, node, key, depth + 1)
         if type(node) is PersistentReference and type(node.target) is TensorInfo:
+            if self._read_ids is not None:
+                self._read_ids.add(id(node))
             return replace(node.target, key=key)
         return None
+
+    def read_array(self, node: object, key: str) -> TensorInfo | None:
+        """Return a pickled numpy array of numbers, None for anything else."""
+        array = read_numpy_array(node, key)
+        if array is not None and self._read_ids is not None:
+            self._read_ids.add(id(node))
+        return array
+
+    def is_read(self, node: object) -> bool:
+        """Whether `node` is a tensor or an array that was read; False without `Limits.contents`."""
+        return self._read_ids is not None and id(node) in self._read_ids
+
+    def forget(self, node: object) -> None:
+        """Undo that a tensor counts as read: the caller drops it."""
+        if self._read_ids is not None:
+            self._read_ids.discard(id(node))
 
     def _find_rebuild(self, node: UnresolvedObject) -> "RebuildFunction | None":
         try:
@@ -106,6 +127,24 @@ class TensorInfoReader:
         if type(node) is UnresolvedObject:
             return self._find_rebuild(node) is not None
         return type(node) is PersistentReference and type(node.target) is TensorInfo
+
+    def is_storage(self, node: object) -> bool:
+        """Whether a node is a storage: a reference to one, or an embedded file of torch.save."""
+        if type(node) is PersistentReference:
+            return type(node.target) is SavedStorage
+        return type(node) is UnresolvedObject and node.callee_name == _LOAD_FROM_BYTES
+
+    def read_elements(self, node: object, key: str) -> TensorInfo:
+        """Return the tensor that `node` rebuilds, or all elements of the storage that it is.
+
+        Raises:
+            PickleTreeError: it is neither, or its arguments are invalid.
+        """
+        if not self.is_storage(node):
+            return self.require_tensor(node, key, 0)
+        storage = self.resolve_storage(node, key)
+        view = (0, (storage.numel,), (1,))
+        return self.build_strided_tensor(key, storage, storage.dtype, view)
 
     def build_strided_tensor(
         self,
@@ -622,12 +661,7 @@ def _rebuild_from_type(
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass without its class")
     tensor = reader.require_tensor(UnresolvedObject(func, args), key, depth)
     mappings = _check_attributes(state[0] if state else None, key)
-    attribute_items = [
-        item
-        for mapping in mappings
-        if isinstance(mapping, dict) and tensor.layout == "wrapper"
-        for item in mapping.items()
-    ]
+    attribute_items = list(iter_wrapper_components(mappings)) if tensor.layout == "wrapper" else []
     reader.charge_attributes(len(attribute_items), key)
     optional_components = (
         (name, reader.read_component(value, key, name, depth)) for name, value in attribute_items
@@ -641,6 +675,26 @@ def _rebuild_from_type(
         return replace(tensor, kind=Kind.PARAMETER)
     wrapper = "" if (cls.module, cls.name) in TENSOR_CLASSES else cls.qualified_name
     return replace(tensor, wrapper=wrapper, parts=tensor.parts + components)
+
+
+def iter_wrapper_components(state: Iterable[object]) -> Iterator[tuple[object, object]]:
+    """Yield (name, node) of what may be the elements of a tensor that wraps others.
+
+    These are its attributes. A ShardedTensor has a list of shards instead, whose attributes are the
+    tensor and its place in the whole.
+    """
+    for part in state:
+        if isinstance(part, dict):
+            yield from part.items()
+        elif type(part) is list:
+            for number, shard in enumerate(part):
+                if type(shard) is UnresolvedObject and shard.callee_name == _SHARD_CLASS:
+                    for mapping in _list_state_items(shard.state) or (shard.state,):
+                        if isinstance(mapping, dict):
+                            yield f"shard {number}", mapping.get("tensor")
+
+
+_SHARD_CLASS: Final = ("torch.distributed._shard.sharded_tensor.shard", "Shard")
 
 
 def _check_attributes(attributes: object, key: str) -> tuple[object, ...]:
