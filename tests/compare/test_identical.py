@@ -3,6 +3,9 @@
 import enum
 import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +14,7 @@ import packed_weights
 import pytest
 import torch
 from safetensors.torch import save_file
+from script_modules import WRITERS, Network
 from torch import nn
 
 import ckptool
@@ -331,6 +335,52 @@ def test_code_is_compared(tmp_path: Path, save, suffix: str) -> None:
     assert report.exit_code == 1
     assert any(place.startswith("record ") for place in report.changed_entries)
     assert ckptool.diff(old, old).verdict == "identical"
+
+
+def run_saved(path: Path) -> torch.Tensor:
+    loaded = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
+    return loaded(torch.tensor([[1.0, -2.0]]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_names_that_a_process_makes_for_classes_do_not_count(tmp_path: Path, writer: str) -> None:
+    suffix = ".pt2" if writer == "export" else ".pt"
+    modules = {"first": Network(), "second": Network(), "swapped": Network((3, 2))}
+    paths = [tmp_path / f"{name}{suffix}" for name in modules]
+    for module, path in zip(modules.values(), paths, strict=True):
+        torch.jit._state._clear_class_state()  # what another process knows of these classes
+        WRITERS[writer](module, path)
+    first, second, swapped = map(run_saved, paths)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, swapped)
+    report = ckptool.diff(paths[0], paths[1])
+    assert (report.verdict, report.changed_entries) == ("identical", ())
+    report = ckptool.diff(paths[0], paths[2])
+    assert report.verdict == "plain data differs"
+    assert report.exit_code == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("writer", ["script", "trace", "freeze"])
+def test_the_order_of_a_set_in_the_code_of_a_class_does_not_count(
+    tmp_path: Path, writer: str
+) -> None:
+    """The constants of a class are written in an order that Python's hash seed determines."""
+    paths = [tmp_path / f"{seed}.pt" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        code = (
+            "import sys, torch, script_modules as modules\n"
+            "for _ in range(int(sys.argv[2])): torch.jit.script(torch.nn.Linear(5, 5))\n"
+            f"modules.WRITERS[{writer!r}](modules.Network(), sys.argv[1])"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        command = [sys.executable, "-W", "ignore", "-c", code, str(path), str(seed)]
+        subprocess.run(command, check=True, env=environment)
+    first, *others = map(run_saved, paths)
+    assert all(torch.equal(first, other) for other in others)
+    assert {ckptool.diff(paths[0], path).verdict for path in paths} == {"identical"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ by their values: tensors that are attributes of another tensor, and bare storage
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -46,18 +46,26 @@ def collect_contents(root: object, reader: TensorInfoReader) -> dict[str, Conten
 
 
 def add_tree_contents(
-    collector: ContentCollector, root: object, reader: TensorInfoReader, place: str = ""
+    collector: ContentCollector,
+    root: object,
+    reader: TensorInfoReader,
+    place: str = "",
+    rewrite: Callable[[str], str] = str,
 ) -> None:
-    """Add the parts of the graph below `root`, whose place is `place`."""
-    for part_place, content in _TreeContents(reader).iter_parts(root, place):
+    """Add the parts of the graph below `root`, whose place is `place`.
+
+    `rewrite` replaces the names of classes, in text too, by those under which they are compared.
+    """
+    for part_place, content in _TreeContents(reader, rewrite).iter_parts(root, place):
         collector.add(part_place, content)
 
 
 class _TreeContents:
     """One pass from the leaves up (what has elements?), one from the root down (which parts?)."""
 
-    def __init__(self, reader: TensorInfoReader) -> None:
+    def __init__(self, reader: TensorInfoReader, rewrite: Callable[[str], str]) -> None:
         self._reader = reader
+        self._rewrite = rewrite
         self._digests: dict[int, bytes] = {}
         """id of a node -> its digest, or one of the three constants above."""
         self._hook_positions: dict[int, dict[Any, int]] = {}
@@ -224,7 +232,11 @@ class _TreeContents:
         """Return the digest of a node that was visited; an atom is its own."""
         if type(node) not in ATOMIC_TYPES:
             return self._digests.get(id(node), _UNKNOWN)
-        data = node if type(node) is bytes else repr(node).encode("utf-8", "surrogatepass")
+        if type(node) is bytes:
+            data = node
+        else:
+            text = repr(self._rewrite(node) if type(node) is str else node)
+            data = text.encode("utf-8", "surrogatepass")
         if len(data) < _MAX_INLINE_BYTES:
             return type(node).__name__.encode() + b":" + data
         return create_content_hasher(type(node).__name__.encode() + b":" + data).digest()

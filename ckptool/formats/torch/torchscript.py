@@ -31,6 +31,7 @@ from ckptool.formats.torch.archive_integrity import check_integrity
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.script_code import find_load_methods
+from ckptool.formats.torch.script_contents import DEBUG_SUFFIX, ScriptCode, is_code
 from ckptool.formats.torch.zip_reader import (
     GlobalNames,
     describe_or_report_damage,
@@ -364,14 +365,17 @@ def _collect_contents(
     """Return the contents of the attributes, the constants, the code and the user's files."""
     if not records.limits.contents:
         return {}
-    collector = ContentCollector()
+    collector, code = ContentCollector(), ScriptCode(records)
     for root, place in zip(roots, ("", "constants"), strict=True):
         if root is not None:
-            add_tree_contents(collector, root, reader, place)
+            add_tree_contents(collector, root, reader, place, code.names.rewrite)
+    for place, content in code.iter_contents():
+        collector.add(place, content)
     others = (
         (name, member)
         for name, member in records.items()
-        if not name.startswith(("data/", "constants/", ".data/")) and name not in _READ_RECORDS
+        if not name.startswith(("data/", "constants/", ".data/"))
+        and not (name in _READ_RECORDS or is_code(name) or name.endswith(DEBUG_SUFFIX))
     )
     return collector.contents | records.collect_contents(others)
 
