@@ -173,11 +173,11 @@ def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[b
 def swap_element_bytes(dtype: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield pieces of elements of `dtype` in the other byte order; they may be cut at any byte."""
     nbytes = _COMPONENT_NBYTES.get(dtype, DTYPE_BITS[dtype] // 8)
-    rest = b""
+    tail = b""
     for piece in pieces:
-        data = rest + piece if rest else piece
+        data = tail + piece if tail else piece
         end = len(data) - len(data) % nbytes
-        data, rest = data[:end], data[end:]
+        data, tail = data[:end], data[end:]
         words = array(WORD_CODES[nbytes], data)
         words.byteswap()
         yield words.tobytes()

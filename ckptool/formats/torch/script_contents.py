@@ -22,6 +22,10 @@ DEBUG_SUFFIX: Final = ".debug_pkl"
 """End of the records that say which lines of which files of the user the code is of."""
 _MAX_CODE_BYTES: Final = 16 << 20
 """Bytes of the code of one archive that are compared by class; a file beyond is unknown."""
+_MAX_PARSED_CHARS: Final = 256 << 10
+"""Characters of the longest definition whose variables are numbered."""
+_MAX_MEMBERS: Final = 4
+"""Names behind that of a class in a reference: a member of an enum, a method."""
 _MANGLED_PART: Final = re.compile(r"\.___torch_mangle_\d+(?=\.)")
 _REFERENCE: Final = re.compile(r"__torch__(?:\.\w+)+")
 _DEFINITION: Final = re.compile(r"^(?=(?:class|def)\s+\w)", re.MULTILINE)
@@ -32,8 +36,10 @@ class ScriptNames:
     """Numbers the classes and functions of one archive that have a name in common."""
 
     def __init__(self, definitions: Iterable[str] = ()) -> None:
-        self.seen: dict[str, str] = {}
-        """Qualified name -> the name under which it is compared, in the order of the references."""
+        self.order: list[str] = []
+        """The qualified names, in the order of the references to them."""
+        self.compared_names: dict[str, str] = {}
+        """Qualified name -> the name under which it is compared."""
         self._definitions = frozenset(definitions)
         self._counts: dict[str, int] = {}
 
@@ -44,21 +50,26 @@ class ScriptNames:
         return _REFERENCE.sub(lambda match: self._rewrite_reference(match[0]), text)
 
     def _rewrite_reference(self, reference: str) -> str:
-        """Replace the longest part that the code defines: an enum's member follows its class."""
+        """Replace the part that the code defines: the members of a class follow its name."""
         name = reference
-        while name and name not in self._definitions:
+        for _ in range(_MAX_MEMBERS):
+            if name in self._definitions:
+                break
             name = name.rpartition(".")[0]
-        name = name or reference
+        else:
+            name = reference
         return self._number(name) + reference[len(name) :]
 
     def _number(self, name: str) -> str:
-        if name not in self.seen:
+        if name not in self.compared_names:
             plain_name = _MANGLED_PART.sub("", name)
             count = self._counts[plain_name] = self._counts.get(plain_name, 0) + 1
             module, _, last = plain_name.rpartition(".")
-            is_first = count == 1
-            self.seen[name] = plain_name if is_first else f"{module}.___torch_mangle_{count}.{last}"
-        return self.seen[name]
+            self.order.append(name)
+            self.compared_names[name] = (
+                plain_name if count == 1 else f"{module}.___torch_mangle_{count}.{last}"
+            )
+        return self.compared_names[name]
 
 
 class ScriptCode:
@@ -94,17 +105,18 @@ class ScriptCode:
 
     def iter_contents(self) -> Iterator[tuple[str, Content]]:
         """Yield (place, content) of all code; the names that were seen before come first."""
-        done: set[str] = set()
-        for rest in ((), sorted(self._definitions, key=lambda name: _MANGLED_PART.sub("", name))):
-            for name in rest:
+        position = 0
+        all_names = sorted(self._definitions, key=lambda name: _MANGLED_PART.sub("", name))
+        for names in ((), all_names):
+            for name in names:
                 self.names.rewrite(name)
-            while todo := [name for name in self.names.seen if name not in done]:
-                done.update(todo)
-                for name in todo:
-                    if name in self._definitions:
-                        text = self.names.rewrite(self._definitions[name])
-                        place = self.names.seen[name].replace(".", "/")
-                        yield f"record code/{place}", _fingerprint(_normalize(text))
+            while position < len(self.names.order):  # each text may add names to it
+                name = self.names.order[position]
+                position += 1
+                if name in self._definitions:
+                    text = self.names.rewrite(self._definitions[name])
+                    place = self.names.compared_names[name].replace(".", "/")
+                    yield f"record code/{place}", _fingerprint(_normalize(text))
         yield from self._others.items()
 
 
@@ -130,9 +142,9 @@ def _fingerprint(text: str) -> str:
 def _normalize(text: str) -> str:
     """Return the syntax of a definition, with sorted constants and numbered variables.
 
-    The text itself if Python cannot parse it, or if it has a comment.
+    The text itself if Python cannot parse it, if it has a comment, or if it is very long.
     """
-    if "#" in text:
+    if "#" in text or len(text) > _MAX_PARSED_CHARS:
         return text
     try:
         tree = parse_module(text)
