@@ -9,25 +9,24 @@ from itertools import chain
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.states import get_state
-from ckptool.formats.contents.collector import CLASS_SUFFIX
+from ckptool.formats.contents.collector import CLASS_SUFFIX, KEYS_SUFFIX, UNKNOWN_CONTENT
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
 from ckptool.formats.sharded.reader import INDEX_PLACE
-from ckptool.model import Checkpoint, Kind, TensorInfo, all_tensors, join_key
+from ckptool.model import Checkpoint, Content, Kind, TensorInfo, all_tensors, join_key
 from ckptool.phrases import pluralize, quote_code
 from ckptool.values import equality
+from ckptool.values.elements import unreadable_reason
 
 _INDEX_SIZES: Final = frozenset(
     INDEX_PLACE.format(name=name) for name in ("total_size", "total_parameters")
 )
 """Sums over the tensors, which are compared themselves."""
-_NO_FINGERPRINT: Final = (
-    "it contains data without a fingerprint: a bare storage, a tensor that is an attribute of "
-    "another, or too many bytes"
-)
+_NO_FINGERPRINT: Final = "it has too many bytes, or cannot be read"
 ALL_STATES: Final = "*"
 """Place of the comparison of all states."""
 
@@ -66,9 +65,9 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
         for checkpoint, place in zip((old, new), places, strict=True)
     )
     pairs = _pair_places(old_contents, new_contents, places)
-    compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
-    changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
-    unknown = {f"`{place}`": _NO_FINGERPRINT for place in pairs if place not in compared_pairs}
+    changed, unknown = _compare_contents(
+        {place: (old_contents[place], new_contents[pairs[place]]) for place in pairs}
+    )
     unpaired = (
         tuple(place for place in old_contents if place not in pairs),
         tuple(place for place in new_contents if place not in {*pairs.values()}),
@@ -94,6 +93,31 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     )
 
 
+def _compare_contents(
+    pairs: Mapping[str, tuple[Content, Content]],
+) -> tuple[list[str], dict[str, str]]:
+    """Return the places whose (old, new) content differs, and why others were not compared."""
+    tensor_pairs = {
+        place: (replace(old, key=""), replace(new, key=""))
+        for place, (old, new) in pairs.items()
+        if isinstance(old, TensorInfo) and isinstance(new, TensorInfo)
+    }
+    unique_pairs = list(dict.fromkeys(tensor_pairs.values()))
+    answers = dict(zip(unique_pairs, equality.equal_many(unique_pairs), strict=True))
+    results = {place: answers[pair] for place, pair in tensor_pairs.items()}
+    changed: list[str] = []
+    unknown: dict[str, str] = {}
+    for place, (old, new) in pairs.items():
+        if UNKNOWN_CONTENT in (old, new):
+            unknown[f"`{place}`"] = _NO_FINGERPRINT
+        elif results.get(place, old == new) is False:
+            changed.append(place)
+        elif results.get(place, True) is None:
+            reasons = map(unreadable_reason, tensor_pairs[place])
+            unknown[f"values of `{place}`"] = next(filter(None, reasons), "their parts differ")
+    return changed, unknown
+
+
 def _drop_places_within(
     unpaired: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[list[str], list[str]]:
@@ -115,7 +139,7 @@ def _iter_places_above(place: str) -> Iterator[str]:
 
 def _select_contents(
     checkpoint: Checkpoint, place: str, *, other_container: bool
-) -> dict[str, str]:
+) -> dict[str, Content]:
     """Return the contents without those that the comparison of the tensors takes in: ties.
 
     Of files in two containers, also without what the container alone decides: the class of an
@@ -127,14 +151,17 @@ def _select_contents(
         versions = {join_key(place, "_metadata"), f"__metadata__.{VERSIONS_KEY}"}
         left_out |= {"__metadata__.format", *versions, *_INDEX_SIZES}
     return {
-        part: fingerprint
-        for part, fingerprint in checkpoint.contents.items()
-        if part not in left_out and not (other_container and part.endswith(CLASS_SUFFIX))
+        part: content
+        for part, content in checkpoint.contents.items()
+        if part not in left_out
+        and not (other_container and part.endswith((CLASS_SUFFIX, KEYS_SUFFIX)))
     }
 
 
 def _pair_places(
-    old_contents: Mapping[str, str], new_contents: Mapping[str, str], places: tuple[str, str]
+    old_contents: Mapping[str, Content],
+    new_contents: Mapping[str, Content],
+    places: tuple[str, str],
 ) -> dict[str, str]:
     """Return place in the old file -> place in the new one: within the state, or the same."""
     old_prefix, new_prefix = (

@@ -39,6 +39,10 @@ class Safety(StrEnum):
     DANGEROUS = "dangerous"
 
 
+Content = str | TensorInfo
+"""Content of a part of a file: its fingerprint, "" if it has none, or elements to compare."""
+
+
 class PickledModule(Struct, frozen=True):
     """Class and attribute names of one sub-module of a pickled `nn.Module`."""
 
@@ -186,11 +190,12 @@ class Checkpoint(Struct, frozen=True):
     was not looked for, as beside a remote file."""
     opaque: tuple[Skipped, ...] = ()
     """Objects whose weights only the code of their class knows: none of them is compared."""
-    contents: Mapping[str, str] = {}
-    """Key path of data other than tensors -> its content fingerprint; "" if it has none.
+    contents: Mapping[str, Content] = {}
+    """Key path of what is in no state -> its content.
 
-    Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
-    an epoch, an `_extra_state`, `_metadata`, a record of code.
+    Filled with `Limits.contents` only. The places are those of the largest parts without elements
+    (an epoch, an `_extra_state`, `_metadata`, a record of code), which have a fingerprint, and of
+    elements: a tensor that is an attribute of another, a bare storage.
     """
     weights_only_refusal: str = ""
     """What torch.load(weights_only=True) rejects in the pickle, without globals; "" if nothing."""

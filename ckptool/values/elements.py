@@ -167,14 +167,26 @@ def iter_elements_from(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
 
 def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Swap the bytes of each element if the file is big-endian."""
-    if not needs_byteswap(tensor):
-        yield from pieces
-        return
-    nbytes = _COMPONENT_NBYTES.get(tensor.dtype, DTYPE_BITS[tensor.dtype] // 8)
+    yield from swap_element_bytes(tensor.dtype, pieces) if needs_byteswap(tensor) else pieces
+
+
+def swap_element_bytes(dtype: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces of elements of `dtype` in the other byte order; they may be cut at any byte."""
+    nbytes = _COMPONENT_NBYTES.get(dtype, DTYPE_BITS[dtype] // 8)
+    tail = b""
     for piece in pieces:
-        words = array(WORD_CODES[nbytes], piece)
+        data = tail + piece if tail else piece
+        end = len(data) - len(data) % nbytes
+        data, tail = data[:end], data[end:]
+        words = array(WORD_CODES[nbytes], data)
         words.byteswap()
         yield words.tobytes()
+
+
+def iter_span_chunks(span: Span) -> Iterator[bytes]:
+    """Yield the bytes of a span of a file in chunks."""
+    with OpenFiles() as files:
+        yield from map(files.read_span, split_span(span, CHUNK))
 
 
 def _chunks_unreadable_reason(tensor: TensorInfo) -> str:

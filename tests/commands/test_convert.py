@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime as dt
+import enum
 import functools
 import os
 import pathlib
@@ -15,6 +16,7 @@ import torch
 from files import rewrite_archive, same_bits, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 import ckptool
@@ -214,6 +216,77 @@ def test_an_archive_that_was_zipped_again_is_repaired(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+def swap_archive(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """Write an archive as a big-endian machine does: typed storages swapped, others not."""
+    state = torch.load(path)
+    records = {"byteorder": b"big"}
+    for number, tensor in enumerate(state.values()):
+        words = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        data = words.contiguous().view(torch.uint8)
+        if tensor.dtype not in {torch.uint16, torch.float8_e4m3fn}:
+            data = data.reshape(-1, words.element_size()).flip(1)
+        records[f"data/{number}"] = data.numpy().tobytes()
+    return rewrite_archive(path, target, records)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_big_endian_archive_is_written_as_torch_loads_it(tmp_path, compressed):
+    state = {
+        "double": torch.arange(6.0).double(),
+        "short": torch.arange(300, dtype=torch.int16),
+        "complex": torch.complex(torch.arange(3.0), torch.ones(3)),
+        "bfloat16": torch.arange(5.0).bfloat16(),
+        "bool": torch.tensor([True, False]),
+        "uint16": torch.tensor([1, 258], dtype=torch.uint16),
+        "float8": torch.arange(4.0).to(torch.float8_e4m3fn),
+    }
+    big = swap_archive(save(tmp_path / "little.pth", state), tmp_path / "big.pth")
+    if compressed:
+        with (
+            zipfile.ZipFile(big) as source,
+            zipfile.ZipFile(tmp_path / "c.pth", "w", zipfile.ZIP_DEFLATED) as made,
+        ):
+            for name in source.namelist():
+                made.writestr(name, source.read(name))
+        big = tmp_path / "c.pth"
+    loaded = torch.load(big)
+    assert all(same_bits(loaded[key], tensor) for key, tensor in state.items())
+    for name in ("out.pth", "out.safetensors"):
+        api.convert(big, tmp_path / name)
+        assert ckptool.diff(big, tmp_path / name).value_keys == ()
+    written = torch.load(tmp_path / "out.pth")
+    assert all(same_bits(written[key], tensor) for key, tensor in state.items())
+
+
+def test_values_under_keys_that_weights_only_refuses_are_left_out_and_named(tmp_path):
+    content = {"w": torch.ones(2), "colors": {Color.RED: 1, Color.BLUE: [2], "none": 3}}
+    old = save(tmp_path / "old.pth", content)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(old)
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert loaded["colors"] == {"none": 3}
+    left_out = list_places(conversion.left_out)
+    assert len(left_out) == 2
+    assert all(place.startswith("colors.") and "Color" in place for place in left_out)
+
+
+def test_tensors_under_keys_that_weights_only_refuses_are_named(tmp_path):
+    old = save(tmp_path / "old.pth", {Color.RED: torch.ones(2), Color.BLUE: torch.zeros(2)})
+    with pytest.raises(PlanError, match=r"would refuse `.*Color\(1\)`, `.*Color\(2\)`"):
+        api.convert(old, tmp_path / "new.pth")
+    assert not (tmp_path / "new.pth").exists()
+    api.convert(old, tmp_path / "new.safetensors")
+    assert sorted(t.sum().item() for t in load_file(tmp_path / "new.safetensors").values()) == [
+        0,
+        2,
+    ]
+
+
 def test_a_pickled_dict_of_arrays_becomes_tensors(tmp_path, protocol):
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "f": np.asfortranarray(np.eye(3))}
     big = arrays["w"].astype(">f4")

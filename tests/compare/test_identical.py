@@ -1,18 +1,45 @@
 """`identical` means everything: what torch would load differently is said to differ, or named."""
 
+import enum
+import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import packed_weights
 import pytest
 import torch
 from safetensors.torch import save_file
+from script_modules import WRITERS, Network
 from torch import nn
 
 import ckptool
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Recipe:
+    """An object that is pickled as a call with arguments."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[type["Recipe"], tuple[object, ...]]:
+        return Recipe, self.arguments
+
+
+class Point(NamedTuple):
+    x: torch.Tensor
+    number: int
 
 
 class Thresholded(nn.Module):
@@ -53,6 +80,24 @@ def build_tagged(tag: str) -> dict[str, object]:
     return {"w": weight}
 
 
+def build_attributed(value: object) -> dict[str, object]:
+    """Build a parameter with an attribute that contains tensors."""
+    weight = nn.Parameter(WEIGHT.clone())
+    weight.range = value
+    return {"w": weight}
+
+
+def build_with_attribute(**attributes: object) -> nn.Module:
+    module = Thresholded()
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+def nest(value: object) -> object:
+    return functools.reduce(lambda inner, _: [inner], range(12), value)
+
+
 PAIRS = {
     "extra state": (Thresholded(0.5).state_dict(), Thresholded(0.9).state_dict()),
     "an epoch": (build_state(epoch=1), build_state(epoch=2)),
@@ -74,6 +119,58 @@ PAIRS = {
         {"model": build_state(), "scheduler": {"last_epoch": 1}},
         {"model": build_state(), "scheduler": {"last_epoch": 2}},
     ),
+    "a function with a tensor": (
+        build_state(f=functools.partial(torch.add, WEIGHT)),
+        build_state(f=functools.partial(torch.sub, WEIGHT)),
+    ),
+    "an argument of a function's recipe": (
+        build_state(r=Recipe(torch.add, WEIGHT)),
+        build_state(r=Recipe(torch.sub, WEIGHT)),
+    ),
+    "keys of another type": (build_state(s={0: WEIGHT}), build_state(s={"0": WEIGHT})),
+    "keys that are bytes": (build_state(s={b"a": WEIGHT}), build_state(s={"a": WEIGHT})),
+    "keys that are tuples": (
+        build_state(s={("a", 0): WEIGHT}),
+        build_state(s={("a", 1): WEIGHT}),
+    ),
+    "keys that are enums": (
+        build_state(s={Color.RED: WEIGHT}),
+        build_state(s={Color.BLUE: WEIGHT}),
+    ),
+    "keys that are tensors": (build_state(s={WEIGHT: 1}), build_state(s={WEIGHT + 1: 1})),
+    "a list and a tuple of tensors": (build_state(s=[WEIGHT]), build_state(s=(WEIGHT,))),
+    "a number next to a tensor": (
+        build_state(p=Point(WEIGHT, 1)),
+        build_state(p=Point(WEIGHT, 2)),
+    ),
+    "a bare storage": (
+        build_state(s=WEIGHT.untyped_storage()),
+        build_state(s=(WEIGHT + 1).untyped_storage()),
+    ),
+    "a bare storage in a call": (
+        build_state(r=Recipe(WEIGHT.untyped_storage())),
+        build_state(r=Recipe((WEIGHT + 1).untyped_storage())),
+    ),
+    "a number next to a bare storage": (
+        build_state(s=[1, WEIGHT.untyped_storage()]),
+        build_state(s=[2, WEIGHT.untyped_storage()]),
+    ),
+    "a tensor in an attribute of a parameter": (
+        build_attributed({"low": [WEIGHT]}),
+        build_attributed({"low": [WEIGHT + 1]}),
+    ),
+    "an array in an attribute of a parameter": (
+        build_attributed({"low": np.zeros(3)}),
+        build_attributed({"low": np.ones(3)}),
+    ),
+    "a tensor deep in a module": (
+        build_with_attribute(deep=nest(WEIGHT)),
+        build_with_attribute(deep=nest(WEIGHT + 1)),
+    ),
+    "an array deep in a module": (
+        build_with_attribute(deep=nest({"a": np.zeros(3)})),
+        build_with_attribute(deep=nest({"a": np.ones(3)})),
+    ),
     "an unsaved buffer": (Thresholded(0.5), Thresholded(0.9)),
     "an optimizer's group": (
         {"model": build_state(), "optimizer": torch.optim.SGD([nn.Parameter(WEIGHT)], 0.1)},
@@ -94,10 +191,49 @@ def test_what_differs_is_not_identical(tmp_path: Path, name: str, legacy: bool) 
         } if type(content) is dict else content  # fmt: skip
         torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
     report = ckptool.diff(paths[0], paths[1])
-    assert report.verdict in {"plain data differs", "values differ"}
+    assert report.verdict in {"plain data differs", "values differ", "breaking"}
     assert report.exit_code == 1
     assert report.changed_entries or report.changed_keys
     assert ckptool.diff(paths[0], paths[2]).verdict == "identical"
+
+
+def test_a_view_of_a_parameter_that_is_an_attribute_of_the_module_is_compared(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{row}.pth" for row in range(2)]
+    for row, path in enumerate(paths):
+        module = Thresholded()
+        with torch.no_grad():
+            module.fc.weight[:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        module.row = module.fc.weight.detach()[row]
+        torch.save(module, path)
+    rows = [torch.load(path, weights_only=False).row for path in paths]
+    assert not torch.equal(*rows)
+    report = ckptool.diff(*paths)
+    assert (report.verdict, report.changed_entries) == ("plain data differs", ("row",))
+    assert ckptool.diff(paths[0], paths[0]).verdict == "identical"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_whether_a_sparse_tensor_is_coalesced_is_compared(tmp_path: Path, legacy: bool) -> None:
+    indices = torch.eye(3).to_sparse().indices()
+    tensors = {
+        "coalesced": torch.sparse_coo_tensor(indices, torch.ones(3), (3, 3)).coalesce(),
+        "uncoalesced": torch.sparse_coo_tensor(indices, torch.ones(3), (3, 3)),
+    }
+    paths = [tmp_path / f"{name}.pth" for name in tensors]
+    for path, tensor in zip(paths, tensors.values(), strict=True):
+        torch.save({"w": tensor}, path, _use_new_zipfile_serialization=not legacy)
+    old, new = (torch.load(path)["w"] for path in paths)
+    assert (old.is_coalesced(), new.is_coalesced()) == (True, False)
+    report = ckptool.diff(*paths)
+    assert (report.verdict, report.changed_entries) == (
+        "plain data differs",
+        ("w (is_coalesced)",),
+    )
+    for path in paths:
+        assert ckptool.diff(path, path).verdict == "identical"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -199,6 +335,52 @@ def test_code_is_compared(tmp_path: Path, save, suffix: str) -> None:
     assert report.exit_code == 1
     assert any(place.startswith("record ") for place in report.changed_entries)
     assert ckptool.diff(old, old).verdict == "identical"
+
+
+def run_saved(path: Path) -> torch.Tensor:
+    loaded = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
+    return loaded(torch.tensor([[1.0, -2.0]]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_names_that_a_process_makes_for_classes_do_not_count(tmp_path: Path, writer: str) -> None:
+    suffix = ".pt2" if writer == "export" else ".pt"
+    modules = {"first": Network(), "second": Network(), "swapped": Network((3, 2))}
+    paths = [tmp_path / f"{name}{suffix}" for name in modules]
+    for module, path in zip(modules.values(), paths, strict=True):
+        torch.jit._state._clear_class_state()  # what another process knows of these classes
+        WRITERS[writer](module, path)
+    first, second, swapped = map(run_saved, paths)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, swapped)
+    report = ckptool.diff(paths[0], paths[1])
+    assert (report.verdict, report.changed_entries) == ("identical", ())
+    report = ckptool.diff(paths[0], paths[2])
+    assert report.verdict == "plain data differs"
+    assert report.exit_code == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("writer", ["script", "trace", "freeze"])
+def test_the_order_of_a_set_in_the_code_of_a_class_does_not_count(
+    tmp_path: Path, writer: str
+) -> None:
+    """The constants of a class are written in an order that Python's hash seed determines."""
+    paths = [tmp_path / f"{seed}.pt" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        code = (
+            "import sys, torch, script_modules as modules\n"
+            "for _ in range(int(sys.argv[2])): torch.jit.script(torch.nn.Linear(5, 5))\n"
+            f"modules.WRITERS[{writer!r}](modules.Network(), sys.argv[1])"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        command = [sys.executable, "-W", "ignore", "-c", code, str(path), str(seed)]
+        subprocess.run(command, check=True, env=environment)
+    first, *others = map(run_saved, paths)
+    assert all(torch.equal(first, other) for other in others)
+    assert {ckptool.diff(paths[0], path).verdict for path in paths} == {"identical"}
 
 
 @pytest.mark.filterwarnings("ignore")

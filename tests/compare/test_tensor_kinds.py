@@ -167,7 +167,7 @@ def test_another_class_of_a_tensor_is_not_identical(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("holder", [torch.nn.Parameter, lambda t: t.as_subclass(Subclass)])
-def test_a_tensor_that_is_an_attribute_of_another_is_not_called_identical(
+def test_a_tensor_that_is_an_attribute_of_another_is_compared(
     holder: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
 ) -> None:
     def save_with(name: str, value: float) -> Path:
@@ -179,8 +179,9 @@ def test_a_tensor_that_is_an_attribute_of_another_is_not_called_identical(
     loaded = [torch.load(path, weights_only=False)["x"].scale for path in (old, new)]
     assert not torch.equal(*loaded)
     report = ckptool.diff(old, new)
-    assert report.verdict == "compatible"
-    assert any("attribute" in skipped.what for skipped in report.skipped)
+    assert report.verdict == "plain data differs"
+    assert [place.rpartition(".")[2] for place in report.changed_entries] == ["scale"]
+    assert _compare(old, old) == _compare(new, new) == "identical"
 
 
 def test_an_argument_of_a_jagged_tensor_that_is_no_attribute_is_compared(tmp_path: Path) -> None:

@@ -1,52 +1,69 @@
-"""Object graph of a pickle -> content fingerprints of all that stands beside its tensors.
+"""Object graph of a pickle -> contents of all that stands beside the tensors of its states.
 
-A tensor is compared by its values. Everything else is cut into the largest parts that hold no
-tensor; each has a place and a fingerprint, so that two files can be compared without their objects.
+Everything is cut into the largest parts that hold no elements; each has a place and a fingerprint,
+so that two files can be compared without their objects. Elements that are in no state are compared
+by their values: tensors that are attributes of another tensor, and bare storages.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, product
+from itertools import chain
 from typing import Any, Final
 
-from ckptool.formats.contents.collector import CLASS_SUFFIX, ContentCollector, create_content_hasher
+from ckptool.formats.contents.collector import (
+    CLASS_SUFFIX,
+    KEYS_SUFFIX,
+    UNKNOWN_CONTENT,
+    ContentCollector,
+    create_content_hasher,
+)
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
     GlobalName,
     MappingNode,
     PersistentReference,
+    PickleTreeError,
     SetNode,
     UnresolvedObject,
 )
-from ckptool.formats.pickle.numpy_arrays import is_numpy_array
-from ckptool.formats.pickle.places import PlaceJoiner, iter_children
+from ckptool.formats.pickle.places import CONTAINER_TYPES, PlaceJoiner, iter_children
 from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
+from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
+from ckptool.model import Content
 
-_HOLDS_TENSOR: Final = b"tensor"
+_HOLDS_ELEMENTS: Final = b"tensor"
 _UNKNOWN: Final = b""
 _IN_PROGRESS: Final = b"cycle"
 
 
-def collect_contents(root: object, is_tensor: Callable[[object], bool]) -> dict[str, str]:
-    """Return place -> fingerprint of the largest parts without a tensor."""
+def collect_contents(root: object, reader: TensorInfoReader) -> dict[str, Content]:
+    """Return place -> content of the largest parts that are in no state."""
     collector = ContentCollector()
-    add_tree_contents(collector, root, is_tensor)
-    return collector.fingerprints
+    add_tree_contents(collector, root, reader)
+    return collector.contents
 
 
 def add_tree_contents(
-    collector: ContentCollector, root: object, is_tensor: Callable[[object], bool], place: str = ""
+    collector: ContentCollector,
+    root: object,
+    reader: TensorInfoReader,
+    place: str = "",
+    rewrite: Callable[[str], str] = str,
 ) -> None:
-    """Add the parts of the graph below `root`, whose place is `place`."""
-    for part_place, fingerprint in _TreeContents(is_tensor).iter_parts(root, place):
-        collector.add(part_place, fingerprint)
+    """Add the parts of the graph below `root`, whose place is `place`.
+
+    `rewrite` replaces the names of classes, in text too, by those under which they are compared.
+    """
+    for part_place, content in _TreeContents(reader, rewrite).iter_parts(root, place):
+        collector.add(part_place, content)
 
 
 class _TreeContents:
-    """One pass from the leaves up (what is tensor-free?), one from the root down (which parts?)."""
+    """One pass from the leaves up (what has elements?), one from the root down (which parts?)."""
 
-    def __init__(self, is_tensor: Callable[[object], bool]) -> None:
-        self._is_tensor = is_tensor
+    def __init__(self, reader: TensorInfoReader, rewrite: Callable[[str], str]) -> None:
+        self._reader = reader
+        self._rewrite = rewrite
         self._digests: dict[int, bytes] = {}
         """id of a node -> its digest, or one of the three constants above."""
         self._hook_positions: dict[int, dict[Any, int]] = {}
@@ -58,43 +75,85 @@ class _TreeContents:
         """What makes tensors without attributes: nothing of such a tensor is a part."""
         self._places = PlaceJoiner()
 
-    def iter_parts(self, root: Any, place: str) -> Iterator[tuple[str, str]]:
-        """Yield (place, fingerprint) of the largest parts without a tensor."""
+    def iter_parts(self, root: Any, place: str) -> Iterator[tuple[str, Content]]:
+        """Yield (place, content) of the largest parts that are in no state."""
         self._digest_graph(root)
         visited_ids: set[int] = set()
-        todo: list[tuple[Any, str, bool]] = [(root, place, False)]
-        compared_ids: set[int] = set()
+        todo: list[tuple[Any, str]] = [(root, place)]
         while todo:
-            node, at, is_in_attributes = todo.pop()
+            node, at = todo.pop()
             digest = self._get_digest(node)
-            if digest != _HOLDS_TENSOR:
+            if digest != _HOLDS_ELEMENTS:
                 yield at, digest.hex()
-            elif self._is_tensor(node):
-                if is_in_attributes and id(node) not in compared_ids:
-                    yield at, _UNKNOWN.hex()
-                if cls := _find_tensor_class(node):
-                    digest = self._hash_parts(b"frame", [cls.qualified_name])
-                    yield f"{at}{CLASS_SUFFIX}", digest.hex()
-                for attributes, components in _iter_tensor_attributes(node):
+            elif self._has_elements(node):
+                if not self._reader.is_read(node):
+                    yield at, self._read_elements(node, at)
+                yield from self._iter_tensor_frames(node, at)
+                for attributes in _iter_tensor_attributes(node):
                     self._digest_graph(attributes)
-                    compared_ids.update(map(id, components))
-                    todo.append((attributes, f"{at} (attributes)", True))
+                    todo.append((attributes, f"{at} (attributes)"))
             elif id(node) not in visited_ids:
                 visited_ids.add(id(node))
-                if frame := list(_iter_frame(node)):
-                    yield f"{at or '.'}{CLASS_SUFFIX}", self._hash_parts(b"frame", frame).hex()
-                # An array under a key is compared as a tensor; in a list it is data.
-                are_keys = isinstance(node, dict) or type(node) is UnresolvedObject
+                unnamed_parts = list(_iter_unnamed_parts(node))
+                yield from self._iter_frames(node, at or ".", unnamed_parts)
                 children = [
-                    (child, self._places.join(at, key, "." if at else ""), is_in_attributes)
+                    (child, self._places.join(at, key, "." if at else ""))
                     for key, child in chain(iter_children(node), _iter_attributes(node))
-                    if is_in_attributes
-                    or (
-                        not (type(child) is UnresolvedObject and child.func in self._plain_callees)
-                        and not (are_keys and is_numpy_array(child))
-                    )
+                    if not self._is_finished(child)
+                ]
+                children += [
+                    (part, f"{at or '.'} (part {number})")
+                    for number, part in enumerate(unnamed_parts)
+                    if self._get_digest(part) == _HOLDS_ELEMENTS
                 ]
                 todo.extend(reversed(children))
+
+    def _has_elements(self, node: object) -> bool:
+        """Whether it is a tensor or a storage, or an array that a state has as a tensor."""
+        reader = self._reader
+        return reader.is_tensor(node) or reader.is_storage(node) or reader.is_read(node)
+
+    def _is_finished(self, node: object) -> bool:
+        """Whether it is a tensor of a state, without attributes: there are 100,000 of them."""
+        return (
+            type(node) is UnresolvedObject
+            and node.func in self._plain_callees
+            and self._reader.is_read(node)
+        )
+
+    def _iter_tensor_frames(self, node: object, at: str) -> Iterator[tuple[str, Content]]:
+        """Yield the fingerprints of what a tensor is besides its elements and attributes."""
+        if cls := _find_tensor_class(node):
+            yield f"{at}{CLASS_SUFFIX}", self._hash_parts(b"frame", [cls.qualified_name]).hex()
+        if (is_coalesced := _read_is_coalesced(node)) is not None:
+            yield f"{at} (is_coalesced)", self._hash_parts(b"frame", [is_coalesced]).hex()
+
+    def _iter_frames(
+        self, node: Any, at: str, unnamed_parts: list[Any]
+    ) -> Iterator[tuple[str, Content]]:
+        """Yield the fingerprints of what `iter_children` leaves out of a node that has elements.
+
+        Keys that are text are part of the places; of others these have a description.
+        """
+        frame = [part for part in unnamed_parts if self._get_digest(part) != _HOLDS_ELEMENTS]
+        if type(node) in {tuple, SetNode}:
+            frame.append(type(node).__name__)
+        if frame:
+            yield f"{at}{CLASS_SUFFIX}", self._hash_parts(b"frame", frame).hex()
+        keys = list(_iter_keys(node))
+        types = {type(key) for key in keys}
+        if not types <= {str}:
+            digests = [self._get_digest(key) for key in keys]
+            if len(types) == 1 and types <= ATOMIC_TYPES:  # the places have the keys
+                digests = [types.pop().__name__.encode()]
+            known_keys = sorted(digest for digest in digests if digest != _HOLDS_ELEMENTS)
+            yield f"{at}{KEYS_SUFFIX}", self._combine(b"keys", known_keys).hex()
+
+    def _read_elements(self, node: object, at: str) -> Content:
+        try:
+            return self._reader.read_elements(node, at)
+        except PickleTreeError:  # no tensor of a state: what is wrong with it was not looked at
+            return UNKNOWN_CONTENT
 
     def _digest_graph(self, root: Any) -> None:
         todo = [(root, False)] if type(root) not in ATOMIC_TYPES else []
@@ -103,8 +162,8 @@ class _TreeContents:
             if is_entered:
                 self._digests[id(node)] = self._digest_node(node)
             elif id(node) not in self._digests:
-                if self._is_tensor(node):
-                    self._digests[id(node)] = _HOLDS_TENSOR
+                if self._has_elements(node):
+                    self._digests[id(node)] = _HOLDS_ELEMENTS
                     if (
                         type(node) is UnresolvedObject
                         and node.callee_name[1] not in _ATTRIBUTE_FUNCTIONS
@@ -154,8 +213,8 @@ class _TreeContents:
 
     def _digest_dict(self, node: dict[Any, Any]) -> bytes:
         # A state_dict ends here, at its first tensor.
-        if any(self._get_digest(v) == _HOLDS_TENSOR or is_numpy_array(v) for v in node.values()):
-            return _HOLDS_TENSOR
+        if any(self._get_digest(value) == _HOLDS_ELEMENTS for value in node.values()):
+            return _HOLDS_ELEMENTS
         positions = self._hook_positions.get(id(node), {})
         items = [
             self._hash_parts(b"item", (positions.get(key, key) if positions else key, value))
@@ -171,15 +230,19 @@ class _TreeContents:
         """Return the digest of a node that was visited; an atom is its own."""
         if type(node) not in ATOMIC_TYPES:
             return self._digests.get(id(node), _UNKNOWN)
-        data = node if type(node) is bytes else repr(node).encode("utf-8", "surrogatepass")
+        if type(node) is bytes:
+            data = node
+        else:
+            text = repr(self._rewrite(node) if type(node) is str else node)
+            data = text.encode("utf-8", "surrogatepass")
         if len(data) < _MAX_INLINE_BYTES:
             return type(node).__name__.encode() + b":" + data
         return create_content_hasher(type(node).__name__.encode() + b":" + data).digest()
 
     @staticmethod
     def _combine(kind: bytes, digests: list[bytes]) -> bytes:
-        if _HOLDS_TENSOR in digests:
-            return _HOLDS_TENSOR
+        if _HOLDS_ELEMENTS in digests:
+            return _HOLDS_ELEMENTS
         if _UNKNOWN in digests:
             return _UNKNOWN
         content_hash = create_content_hasher(kind)
@@ -213,23 +276,26 @@ _STATEFUL_FUNCTIONS: Final = frozenset(
     {"_rebuild_from_type", "_rebuild_from_type_v2", "_rebuild_parameter_with_state"}
 )
 _PARAMETER_FUNCTIONS: Final = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
-_ATTRIBUTE_FUNCTIONS: Final = _STATEFUL_FUNCTIONS | _PARAMETER_FUNCTIONS
+_SPARSE_FUNCTION: Final = "_rebuild_sparse_tensor"
+_ATTRIBUTE_FUNCTIONS: Final = _STATEFUL_FUNCTIONS | _PARAMETER_FUNCTIONS | {_SPARSE_FUNCTION}
 """Functions of `torch._utils` and `torch._tensor` whose tensors may have attributes."""
 
 
-def _iter_tensor_attributes(node: Any) -> Iterator[tuple[object, list[object]]]:
+def _iter_tensor_attributes(node: Any) -> Iterator[object]:
     """Yield the attributes of a tensor subclass or a parameter, if it has any.
 
-    With them the tensors among them whose values are compared as components of that tensor.
+    The arguments of a jagged tensor are attributes as well.
     """
     for _ in range(_MAX_WRAPPERS):
         if type(node) is not UnresolvedObject or not node.args:
             return
         name = node.callee_name[1]
-        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and node.args[3]:
-            yield node.args[3], _list_components(node.args[0], node.args[3])
-        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and _is_jagged(node.args[0]):
-            yield node.args[2], _list_jagged_tensors(node.args[2])
+        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4:
+            func, _, arguments, attributes = node.args
+            if attributes:
+                yield attributes
+            if type(func) is GlobalName and func.name == "_rebuild_njt":
+                yield arguments
         if name not in _PARAMETER_FUNCTIONS:
             return
         node = node.args[0]
@@ -250,50 +316,49 @@ def _find_tensor_class(node: Any) -> GlobalName | None:
     return None
 
 
-def _list_components(func: Any, attributes: Any) -> list[object]:
-    """Return the attributes that hold the elements of a tensor without a storage of its own."""
-    mappings = attributes if type(attributes) is tuple else (attributes,)
-    fields = [mapping for mapping in mappings if isinstance(mapping, dict)]
-    match func:
-        case GlobalName(name="_rebuild_wrapper_subclass"):
-            return [value for mapping in fields for value in mapping.values()]
-        case GlobalName() if _is_jagged(func):
-            return _list_jagged_tensors(fields)
-        case _:
-            return []
-
-
-def _is_jagged(func: object) -> bool:
-    """Whether a function makes jagged nested tensors."""
-    return type(func) is GlobalName and func.name == "_rebuild_njt"
-
-
-def _list_jagged_tensors(mappings: Iterable[object]) -> list[object]:
-    """Return the tensors of a jagged tensor in its arguments, or its attributes.
-
-    The sizes in its cache follow from the offsets.
-    """
-    fields = [mapping for mapping in mappings if isinstance(mapping, dict)]
-    caches = [mapping.get("_metadata_cache") for mapping in fields]
-    sizes = [cache for cache in caches if isinstance(cache, dict)]
-    names = ("values", "offsets", "lengths", "_values", "_offsets", "_lengths")
-    pairs = [*product(fields, names), *product(sizes, ("min_seqlen", "max_seqlen"))]
-    return [mapping.get(name) for mapping, name in pairs]
+def _read_is_coalesced(node: Any) -> bool | None:
+    """Return what a sparse COO tensor says of its indices; None for another tensor."""
+    for _ in range(_MAX_WRAPPERS):
+        if type(node) is not UnresolvedObject or len(node.args) < 2:
+            return None
+        name, parts = node.callee_name[1], node.args[1]
+        if name == _SPARSE_FUNCTION and type(parts) is tuple:
+            # indices, values, size, is_coalesced: older files lack the last, which is False then.
+            flag = parts[3] if len(parts) > 3 else False
+            return flag if type(flag) is bool else None
+        if name not in _PARAMETER_FUNCTIONS:
+            return None
+        node = node.args[0]
+    return None
 
 
 _MAX_WRAPPERS: Final = 8
 
 
-def _iter_frame(node: Any) -> Iterator[object]:
-    """Yield what an object is made of besides the children that `iter_children` names."""
+def _iter_unnamed_parts(node: Any) -> Iterator[object]:
+    """Yield what a node is made of besides the children that `iter_children` names.
+
+    Of keys only those that are no text and no number.
+    """
     if type(node) is UnresolvedObject:
+        states = node.state if type(node.state) is tuple else (node.state,)
         yield node.func
-        yield from (part for part in node.args if type(part) in ATOMIC_TYPES)
+        yield from (part for part in node.args if type(part) not in CONTAINER_TYPES)
         yield from (
-            part
-            for part in (node.state if type(node.state) is tuple else (node.state,))
-            if type(part) in ATOMIC_TYPES and part is not None
+            part for part in states if part is not None and type(part) not in CONTAINER_TYPES
         )
+    yield from (key for key in _iter_keys(node) if type(key) not in ATOMIC_TYPES)
+
+
+def _iter_keys(node: Any) -> Iterator[object]:
+    """Yield the keys of a dict, or of the dicts of an object."""
+    mappings = [node]
+    if type(node) is UnresolvedObject:
+        states = node.state if type(node.state) is tuple else (node.state,)
+        mappings = [node.pairs, node.kwargs, *states]
+    for mapping in mappings:
+        if isinstance(mapping, dict):
+            yield from mapping
 
 
 def _iter_attributes(node: Any) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from ckptool.formats.contents.packed_objects import PackedObjectReader, is_packed_object
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, PickleTreeError, SetNode, UnresolvedObject
-from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
@@ -218,12 +217,15 @@ class _AttributeTensorFinder:
                 self._add_value(self._join(prefix, format_key(name)), value, Kind.ATTRIBUTE, depth)
 
     def _add_value(self, path: str, value: Any, kind: Kind, depth: int) -> None:
+        is_known = self._reader.is_read(value)
         tensor = self._reader.read_tensor(value, path)
-        array = read_numpy_array(value, path)
+        array = self._reader.read_array(value, path)
         if tensor is not None:
             # A view of a registered tensor is saved with it: an RNN's _flat_weights.
             if tensor.storage is None or tensor.storage not in self._registered_storages:
                 self.unregistered_tensors[path] = replace(tensor, kind=kind)
+            elif not is_known:
+                self._reader.forget(value)
         elif array is not None:
             self.unregistered_tensors[path] = array
         elif is_packed_object(value):

@@ -184,7 +184,27 @@ def format_key(key: object) -> str:
         return key
     if type(key) is bytes:
         return key.decode("latin-1")
-    return str(key) if type(key) in ATOMIC_TYPES else describe_node(key)
+    return str(key) if type(key) in ATOMIC_TYPES else _describe_key(key, 1)
+
+
+def _describe_key(key: Any, depth: int) -> str:
+    """Return a key that is no text: "('layer', 0)", or "net.Color(1)" of an enum."""
+    if type(key) in ATOMIC_TYPES:
+        return _describe_atom(key)
+    name, parts = "", key
+    if type(key) is UnresolvedObject and not (key.state or key.items or key.pairs):
+        name = escape_unprintable(key.qualified_name)
+        parts = key.args if all(type(part) in ATOMIC_TYPES for part in key.args) else None
+    if type(parts) is not tuple or len(parts) > _MAX_KEY_PARTS or depth > _MAX_KEY_PARTS:
+        return describe_node(key)
+    texts = [_describe_key(part, depth + 1) for part in parts]
+    if any(len(text) > _MAX_TEXT_LENGTH for text in texts):
+        return describe_node(key)
+    return f"{name}({', '.join(texts)}{',' if not name and len(texts) == 1 else ''})"
+
+
+_MAX_KEY_PARTS: Final = 8
+"""Parts of a key that is no text, and levels of them, that are written out in its description."""
 
 
 def is_torch_constant(node: GlobalName) -> bool:

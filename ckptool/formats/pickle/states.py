@@ -19,7 +19,6 @@ from ckptool.formats.pickle.nodes import (
     SetNode,
     UnresolvedObject,
 )
-from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import (
     CONTAINER_TYPES,
     MAX_PLACE_CHARS,
@@ -40,7 +39,7 @@ from ckptool.formats.pickle.plain_values import (
 from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
 from ckptool.formats.pickle.tensors.storage import EmbeddedStorageReader
 from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
-from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo
+from ckptool.model import Content, PlainEntry, Skipped, StateDict, TensorInfo
 from ckptool.phrases import pluralize
 
 _MAX_ENTRIES: Final = 10_000
@@ -58,7 +57,7 @@ class PickleTree(Struct):
     skipped: list[Skipped] = []
     opaque: list[Skipped] = []
     """`Checkpoint.opaque` of the tree."""
-    contents: Mapping[str, str] = {}
+    contents: Mapping[str, Content] = {}
     """`Checkpoint.contents` of the tree; empty without `Limits.contents`."""
 
     @property
@@ -79,11 +78,12 @@ def describe_tree(
     Raises:
         PickleTreeError: it has a view beyond its storage, or nests deeper than `Limits.nesting`.
     """
-    walk = _TreeWalk(limits, create_tensor_reader(limits, read_embedded))
+    reader = create_tensor_reader(limits, read_embedded)
+    walk = _TreeWalk(limits, reader)
     walk.walk_tree(root)
     tree = walk.finish_tree()
     if limits.contents:
-        tree.contents = collect_contents(root, create_tensor_reader(limits).is_tensor)
+        tree.contents = collect_contents(root, reader)
     return tree
 
 
@@ -208,7 +208,7 @@ class _TreeWalk:
             key = make_unique(name) if name in tensors or name in non_tensors else name
             tensor = self._reader.read_tensor(child, key)
             if tensor is None and type(node) not in {list, tuple, SetNode}:
-                tensor = read_numpy_array(child, key)
+                tensor = self._reader.read_array(child, key)
             if tensor is None:
                 non_tensors[key] = child
             else:

@@ -21,6 +21,7 @@ from ckptool.model import (
     Checkpoint,
     Container,
     ContainerIssue,
+    Content,
     IssueKind,
     Skipped,
     StateDict,
@@ -213,7 +214,7 @@ def _intersect_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
 
 def _merge_contents(
     index_metadata: Mapping[str, str], shards: Mapping[str, Checkpoint]
-) -> dict[str, str]:
+) -> dict[str, Content]:
     """Return the contents of index and shards: one for what all shards have alike at a place.
 
     Where the tensors are divided among other shards, they are the same all the same.
@@ -221,14 +222,16 @@ def _merge_contents(
     collector = ContentCollector()
     for place, fingerprint in fingerprint_metadata(index_metadata, INDEX_PLACE).items():
         collector.add(place, fingerprint)
-    fingerprints_by_place: dict[str, dict[str, None]] = {}
+    contents_by_place: dict[str, dict[Content, None]] = {}
     for shard in shards.values():
-        for place, fingerprint in shard.contents.items():
-            fingerprints_by_place.setdefault(place, {})[fingerprint] = None
-    for place, fingerprints in fingerprints_by_place.items():
-        for fingerprint in sorted(fingerprints):
-            collector.add(place, fingerprint)
-    return collector.fingerprints
+        for place, content in shard.contents.items():
+            contents_by_place.setdefault(place, {})[content] = None
+    for place, contents in contents_by_place.items():
+        fingerprints = sorted(content for content in contents if type(content) is str)
+        tensors = [content for content in contents if type(content) is not str]
+        for content in (*fingerprints, *tensors):
+            collector.add(place, content)
+    return collector.contents
 
 
 def _list_siblings(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:

@@ -11,6 +11,7 @@ from ckptool.formats.pickle.plain_values import escape_unprintable, quote_name
 from ckptool.formats.torch.archive_layout import find_refusal, fold_case, fold_names
 from ckptool.formats.torch.streams import SourceSlice
 from ckptool.formats.zip.archive import ZipMember, ZipMembers, read_member
+from ckptool.model import Content
 
 
 class ArchiveRecords:
@@ -112,7 +113,7 @@ class ArchiveRecords:
         first_name = self.archive.first_name
         return find_refusal(self.archive.members, first_name, version or "", main_record)
 
-    def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, str]:
+    def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, Content]:
         """Return the fingerprints of (name, record); nothing without `Limits.contents`."""
         if not self.limits.contents:
             return {}
@@ -120,7 +121,7 @@ class ArchiveRecords:
 
         collector = ContentCollector()
         add_record_contents(collector, self.source, members, self.limits)
-        return collector.fingerprints
+        return collector.contents
 
     def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""

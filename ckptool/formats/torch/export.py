@@ -27,6 +27,7 @@ from ckptool.model import (
     DTYPE_BITS,
     Checkpoint,
     Container,
+    Content,
     GlobalUse,
     Kind,
     Skipped,
@@ -277,7 +278,7 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
     if records.archive.fault:
         raise CorruptCheckpointError(records.source.path, records.archive.fault)
     states: list[StateDict] = []
-    contents: dict[str, str] = {}
+    contents: dict[str, Content] = {}
     nested_uses: list[GlobalUse] = []
     unread: list[Skipped] = []
     for name in ("serialized_example_inputs.pt", *_OLD_STATE_RECORDS):

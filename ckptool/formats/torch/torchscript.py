@@ -32,6 +32,7 @@ from ckptool.formats.torch.archive_integrity import check_integrity
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.script_code import find_load_methods
+from ckptool.formats.torch.script_contents import DEBUG_SUFFIX, ScriptCode, is_code
 from ckptool.formats.torch.zip_reader import (
     GlobalNames,
     describe_or_report_damage,
@@ -43,6 +44,7 @@ from ckptool.formats.zip.archive import read_member
 from ckptool.model import (
     Checkpoint,
     Container,
+    Content,
     Kind,
     PickledModule,
     PlainEntry,
@@ -72,14 +74,13 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
     resolve_storages(pickle.persistent_references, records, byteorder, is_script=True)
-    module_reader = _ScriptModuleReader(
-        records, create_tensor_reader(records.limits, is_script=True)
-    )
+    reader = create_tensor_reader(records.limits, is_script=True)
+    module_reader = _ScriptModuleReader(records, reader)
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
         raise PickleTreeError("data.pkl contains no TorchScript module")
     module_state = module_reader.read_module(pickle.root)
-    constants = _read_constants(records, global_names, byteorder)
+    constants = _read_constants(records, reader, global_names, byteorder)
     states = [module_state, *constants.states, *module_reader.packed.build_states("")]
     _collect_other_globals(records, global_names)
     return Checkpoint(
@@ -97,7 +98,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         skipped=check_integrity(records),
         unread=(*list_unread_records(records), *pickle.list_unread()),
         opaque=(*module_reader.packed.opaque, *constants.opaque),
-        contents=_collect_contents(records, pickle.root, constants.root),
+        contents=_collect_contents(records, reader, pickle.root, constants.root),
     )
 
 
@@ -332,7 +333,7 @@ class _Constants(Struct, frozen=True):
 
 
 def _read_constants(
-    records: ArchiveRecords, global_names: GlobalNames, byteorder: str
+    records: ArchiveRecords, tensors: TensorInfoReader, global_names: GlobalNames, byteorder: str
 ) -> _Constants:
     """Return the tensors of constants.pkl as one state; a frozen module has all tensors there."""
     member = records.get("constants.pkl")
@@ -345,7 +346,6 @@ def _read_constants(
     has_own_folder = any(name.startswith("constants/") for name, _ in records.items())
     folder = "constants/" if has_own_folder else "data/"
     resolve_storages(pickle.persistent_references, records, byteorder, folder, is_script=True)
-    tensors = create_tensor_reader(records.limits, is_script=True)
     nodes = pickle.root if type(pickle.root) is tuple else ()
     packed = PackedObjectReader(tensors)
     constants: dict[str, TensorInfo] = {}
@@ -360,21 +360,25 @@ def _read_constants(
     return _Constants(pickle.root, (*states, *packed_states), tuple(packed.opaque))
 
 
-def _collect_contents(records: ArchiveRecords, *roots: object) -> dict[str, str]:
-    """Return the fingerprints of the attributes, the constants, the code and the user's files."""
+def _collect_contents(
+    records: ArchiveRecords, reader: TensorInfoReader, *roots: object
+) -> dict[str, Content]:
+    """Return the contents of the attributes, the constants, the code and the user's files."""
     if not records.limits.contents:
         return {}
-    collector = ContentCollector()
-    is_tensor = create_tensor_reader(records.limits, is_script=True).is_tensor
+    collector, code = ContentCollector(), ScriptCode(records)
     for root, place in zip(roots, ("", "constants"), strict=True):
         if root is not None:
-            add_tree_contents(collector, root, is_tensor, place)
+            add_tree_contents(collector, root, reader, place, code.names.rewrite)
+    for place, content in code.iter_contents():
+        collector.add(place, content)
     others = (
         (name, member)
         for name, member in records.items()
-        if not name.startswith(("data/", "constants/", ".data/")) and name not in _READ_RECORDS
+        if not name.startswith(("data/", "constants/", ".data/"))
+        and not (name in _READ_RECORDS or is_code(name) or name.endswith(DEBUG_SUFFIX))
     )
-    return collector.fingerprints | records.collect_contents(others)
+    return collector.contents | records.collect_contents(others)
 
 
 _READ_RECORDS: Final = frozenset({"data.pkl", "constants.pkl", "version", "byteorder"})

@@ -168,9 +168,14 @@ class _PlainTreeBuilder:
             child_place = join_key(place, format_key(key))
             if self._is_stripped(child_place):
                 continue
+            note_count = len(self.changes)
             plain_key = self.convert(key, f"a key of {place or '.'}", depth + 1)
+            if plain_key is _LEFT_OUT:
+                self.changes[note_count:] = []
+                self._leave_out(child, child_place, f"its key is a {describe_class(key)}")
+                continue
             value = self.convert(child, child_place, depth + 1)
-            if plain_key is not _LEFT_OUT and value is not _LEFT_OUT:
+            if value is not _LEFT_OUT:
                 result[plain_key] = value
         return result
 

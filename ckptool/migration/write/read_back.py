@@ -51,10 +51,7 @@ def read_back_file(
     Raises:
         WriteError: keys or elements differ from the draft, or there is nothing to read.
     """
-    try:
-        checkpoint = open_checkpoint(path, limits)
-    except CorruptCheckpointError as error:
-        raise WriteError(f"{target}: not written: read back, it {error.reason}") from error
+    checkpoint = _open_result(path, target, limits)
     tensors = _get_state_tensors(checkpoint, place, target)
     if tensors.keys() != draft.items.keys():
         differing_keys = join_limited(
@@ -88,6 +85,18 @@ def read_back_file(
     return MigrationDigests(
         compute_state_digest(source_fingerprints), compute_state_digest(result_fingerprints)
     )
+
+
+def _open_result(path: Path, target: Path, limits: Limits) -> Checkpoint:
+    """Describe the file at `path`, which is yet to get the name `target`.
+
+    Raises:
+        WriteError: it cannot be read.
+    """
+    try:
+        return open_checkpoint(path, limits)
+    except CorruptCheckpointError as error:
+        raise WriteError(f"{target}: not written: read back, it {error.reason}") from error
 
 
 def _get_state_tensors(
@@ -143,7 +152,7 @@ def check_entries(
     Raises:
         WriteError: one is missing, or differs.
     """
-    result = open_checkpoint(path, limits)
+    result = _open_result(path, target, limits)
     values = dict(_iter_leaves(result.entries))
     expected_texts = {entry.at: entry.text for entry in source.entries}
     described = {

@@ -11,6 +11,7 @@ from ckptool.formats.files.writer import Blob
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.graph import SetMembers, read_graph
 from ckptool.formats.pickle.nodes import PersistentReference, PickleError, UnresolvedObject
+from ckptool.formats.pickle.storage_ids import parse_storage_id
 from ckptool.formats.torch import tar
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.legacy import LegacyReader, read_embedded_storage
@@ -19,6 +20,7 @@ from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive
 from ckptool.locations import Location
 from ckptool.migration.plan.draft import PlannedTensor
 from ckptool.model import DTYPE_BITS, Checkpoint, Container, Span, TensorInfo
+from ckptool.values.elements import iter_span_chunks, swap_element_bytes
 
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
 _NODE_TYPES: Final = frozenset({dict, list, tuple, SetMembers, UnresolvedObject})
@@ -73,12 +75,12 @@ def _read_archive_object(
 ) -> SourcePickle:
     """Return the object of a torch.save archive; `key_prefix` is put before its storages' keys."""
     records = ArchiveRecords(file_slice, read_archive(file_slice, limits), limits)
-    if read_metadata(records).get("byteorder") == "big":
-        raise PlanError(
-            f"{file_slice.path}: is big-endian: write safetensors, then convert that to .pth"
-        )
+    is_big_endian = read_metadata(records).get("byteorder") == "big"
     data = read_member(file_slice, records.main_pickles[0], limits, limits.pickle_bytes)
     graph = read_graph(data, limits)
+    dtypes = {
+        storage.key: storage.dtype for storage in map(parse_storage_id, graph.persistent_references)
+    }
     if key_prefix:
         for node in graph.persistent_references:
             kind, storage_class, key, *fields = node.persistent_id
@@ -90,8 +92,24 @@ def _read_archive_object(
             is_stored = member.method == STORED
             span = Span(file_slice.path, offset, member.nbytes) if is_stored else None
             inflate = None if is_stored else _make_inflater(file_slice, name, limits)
-            storages[key_prefix + name[5:]] = Blob(member.nbytes, span, inflate, member.crc or None)
+            blob = Blob(member.nbytes, span, inflate, member.crc or None)
+            dtype = dtypes.get(name[5:], "uint8")
+            if is_big_endian and DTYPE_BITS[dtype] > 8:
+                blob = Blob(blob.nbytes, iter_chunks=_make_byteswapper(blob, dtype))
+            storages[key_prefix + name[5:]] = blob
     return SourcePickle(graph.root, graph.protocol, storages)
+
+
+def _make_byteswapper(blob: Blob, dtype: str) -> Callable[[], Iterator[bytes]]:
+    """Return what yields the elements of a big-endian storage as little-endian ones."""
+
+    def iter_swapped() -> Iterator[bytes]:
+        if blob.iter_chunks is not None:
+            return swap_element_bytes(dtype, blob.iter_chunks())
+        assert blob.span is not None
+        return swap_element_bytes(dtype, iter_span_chunks(blob.span))
+
+    return iter_swapped
 
 
 def _make_inflater(

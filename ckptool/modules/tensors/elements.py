@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import DTYPE_BITS, Preview
 from ckptool.modules.tensors.tensor_parts import (
+    bypass_torch_function,
     get_shape,
     get_wrapper_name,
     has_all_elements,
@@ -26,6 +27,7 @@ MAX_FINGERPRINT_BYTES: Final = 64 << 20
 """Larger tensors get no fingerprint: hashing them would dominate the run time."""
 
 
+@bypass_torch_function
 def compute_fingerprint(value: Any) -> str:
     """Return the content fingerprint of `value`.
 
@@ -66,6 +68,7 @@ def _list_packed_dtypes() -> frozenset[Any]:
     return frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
 
 
+@bypass_torch_function
 def preview_values(value: Any) -> Preview | None:
     """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
     import torch
@@ -113,6 +116,7 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
     }
 
 
+@bypass_torch_function
 def content_digest(value: Any) -> str:
     """Return a digest of all elements of any size and layout, "" if they are unavailable.
 
@@ -132,6 +136,7 @@ def content_digest(value: Any) -> str:
     return content_hash.hexdigest()
 
 
+@bypass_torch_function
 def have_same_bytes(first: Any, second: Any) -> bool | None:
     """Return whether two values are bitwise equal, NaN included; None if they are unavailable."""
     import torch
@@ -152,6 +157,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
     )
 
 
+@bypass_torch_function
 def count_bytes(value: Any) -> int:
     """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
     return 0 if is_lazy(value) else prod(get_shape(value)) * int(value.dtype.itemsize)

@@ -4,7 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.modules.tensors.tensor_parts import get_wrapper_name, is_lazy, list_components
+from ckptool.modules.tensors.tensor_parts import (
+    bypass_torch_function,
+    get_wrapper_name,
+    is_lazy,
+    list_components,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +20,7 @@ _BLANK_FILLS: Final[Mapping[float, str]] = {0: "zeros", 1: "ones", -1: "-1"}
 """Number that all elements are -> words for it."""
 
 
+@bypass_torch_function
 def find_blank_fill(value: Any) -> str:
     """Return the words of `ModuleTensor.blank_fill` for a tensor; "" if not blank."""
     tensor = _read_elements(value)
@@ -27,6 +33,7 @@ def find_blank_fill(value: Any) -> str:
         return ""
 
 
+@bypass_torch_function
 def is_uninitialized(value: Any) -> bool:
     """Whether the elements are still those of `UninitializedMemoryFill`."""
     from ckptool.modules.tensors.uninitialized import is_filled

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ckptool.model import Kind, StorageInfo, TensorComponent, TensorInfo
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.tensors.tensor_parts import (
+    bypass_torch_function,
     get_shape,
     get_wrapper_name,
     is_lazy,
@@ -56,6 +57,7 @@ class ModuleStorages:
             return None
         return self.meta_parameters.resolve_storage(storage._cdata)  # noqa: SLF001
 
+    @bypass_torch_function
     def identify_view(self, tensor: "Tensor") -> Hashable:
         """Return an id that tensors share if they are the same view of the same storage."""
         identity = self.identify_storage(tensor)
@@ -76,6 +78,7 @@ class ModuleStorages:
         return number
 
 
+@bypass_torch_function
 def _get_storage(tensor: "Tensor") -> Any:
     """Return the storage; None for a sparse tensor, a wrapper, and a parameter without a shape."""
     try:
@@ -132,6 +135,7 @@ def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) 
     )
 
 
+@bypass_torch_function
 def _describe_torch_tensor(
     key: str, tensor: "Tensor", kind: Kind, storages: ModuleStorages
 ) -> TensorInfo:

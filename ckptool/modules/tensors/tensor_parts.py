@@ -1,8 +1,9 @@
 """torch.Tensor -> the tensors that it consists of, and where its memory is."""
 
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import get_qualified_name
@@ -17,6 +18,27 @@ _COMPONENT_NAMES: Final = {
     "sparse_bsr": ("crow_indices", "col_indices", "values"),
     "sparse_bsc": ("ccol_indices", "row_indices", "values"),
 }
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def bypass_torch_function(
+    function: Callable[_Parameters, _Result],
+) -> Callable[_Parameters, _Result]:
+    """Call a function without `__torch_function__` of tensor subclasses.
+
+    That of a ShardedTensor raises for nearly every property that torch.Tensor has.
+    """
+
+    @wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        from torch._C import DisableTorchFunctionSubclass
+
+        with DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def is_lazy(value: object) -> bool:
@@ -67,6 +89,7 @@ def _get_plain_types() -> frozenset[type]:
     return frozenset({Tensor, nn.Parameter})
 
 
+@bypass_torch_function
 def get_shape(value: Any) -> tuple[int, ...]:
     """Return the shape of a tensor or an array; of a nested tensor the number of its tensors."""
     if getattr(value, "is_nested", False):
@@ -74,6 +97,7 @@ def get_shape(value: Any) -> tuple[int, ...]:
     return tuple(map(int, value.shape))
 
 
+@bypass_torch_function
 def find_memory_address(tensor: "Tensor") -> int | None:
     """Return the address of the storage; None for a tensor without memory of its own.
 
@@ -86,6 +110,7 @@ def find_memory_address(tensor: "Tensor") -> int | None:
         return None
 
 
+@bypass_torch_function
 def has_all_elements(tensor: "Tensor") -> bool:
     """Whether the elements of a dense tensor can be read; True for another one that is not on meta.
 
@@ -109,6 +134,7 @@ def has_all_elements(tensor: "Tensor") -> bool:
     return (last + 1) * tensor.element_size() <= storage.nbytes()
 
 
+@bypass_torch_function
 def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
     """Return the tensors whose memory holds the values of `tensor`, in the order of its parts.
 
@@ -129,6 +155,7 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
     return [tensor] if find_memory_address(tensor) is not None else []
 
 
+@bypass_torch_function
 def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
     """Return the (name, component) pairs of a sparse, nested or wrapped tensor; else []."""
     inner_tensors = _list_inner_tensors(tensor)

@@ -69,7 +69,6 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
         is_compared = key in probe.targets and key not in diff.mistyped_keys
         if module_tensor is None or not is_compared:
             continue
-        # A parameter on meta stands for one with values.
         kinds = _get_kind(tensor), _get_target_kind(module_tensor.tensor)
         if kinds not in errors:
             errors[kinds] = probe.find_error(key, *kinds)
@@ -102,7 +101,7 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         tensor.layout,
         tensor.dtype,
         tensor.wrapper,
-        is_on_meta=False,
+        is_on_meta=tensor.is_on_meta,  # as the constructor made it: a build on meta does not count
         values_shape=values_shape,
         is_expanded=is_expanded,
     )
@@ -133,7 +132,7 @@ class _CopyProbe:
         source, target = _make_sample(kind), _make_sample(module_kind)
         try:
             if source is None or target is None:
-                source, target = self._get_source(key, kind), self._copy_target(key)
+                source, target = self._get_source(key, kind), self._copy_target(key, module_kind)
         except (ReadError, UserCodeError) as error:
             reason = error.reason if isinstance(error, ReadError) else str(error)
             return Skipped(
@@ -170,15 +169,16 @@ class _CopyProbe:
             return tensor
         return zeros
 
-    def _copy_target(self, key: str) -> Tensor:
-        """Return a copy of the module's own tensor, on the CPU.
+    def _copy_target(self, key: str, kind: _TensorKind) -> Tensor:
+        """Return a copy of the module's own tensor, on the CPU unless its constructor made it meta.
 
         Raises:
             UserCodeError: the code of its class raised.
         """
         with user_code():
             target = self.targets[key].detach()
-            return torch.empty_like(target, device="cpu") if target.is_meta else target.clone()
+            is_stand_in = target.is_meta and not kind.is_on_meta
+            return torch.empty_like(target, device="cpu") if is_stand_in else target.clone()
 
     @cached_property
     def _torch_state(self) -> Mapping[str, Any]:

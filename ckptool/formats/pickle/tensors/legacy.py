@@ -27,7 +27,7 @@ def rebuild_legacy_parameter(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
     """Parameter or Variable of torch before 0.4: the data are its first argument or state item."""
-    state = _list_state_items(node.state)
+    state = list_state_items(node.state)
     if node.args and len(state) > _LEGACY_STATE_ITEMS:  # it begins with data, or with a storage
         raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
     source = node.args or state
@@ -37,7 +37,7 @@ def rebuild_legacy_parameter(
     return replace(tensor, requires_grad=grad, kind=kind)
 
 
-def _list_state_items(state: object) -> tuple[Any, ...]:
+def list_state_items(state: object) -> tuple[Any, ...]:
     return state if type(state) is tuple else ()
 
 

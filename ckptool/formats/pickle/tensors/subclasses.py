@@ -1,5 +1,8 @@
 """Rebuild functions of tensor subclasses and wrappers, with their attributes."""
 
+from collections.abc import Iterable, Iterator
+from typing import Final
+
 from msgspec.structs import replace
 
 from ckptool.formats.pickle.nodes import GlobalName, PickleTreeError, UnresolvedObject
@@ -12,6 +15,7 @@ from ckptool.formats.pickle.tensors.argument_checks import (
     is_size_or_stride,
     read_dtype,
 )
+from ckptool.formats.pickle.tensors.legacy import list_state_items
 from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
 from ckptool.model import Kind, TensorComponent, TensorInfo
 
@@ -25,12 +29,7 @@ def rebuild_from_type(
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass without its class")
     tensor = reader.require_tensor(UnresolvedObject(func, args), key, depth)
     mappings = check_attributes(state[0] if state else None, key)
-    attribute_items = [
-        item
-        for mapping in mappings
-        if isinstance(mapping, dict) and tensor.layout == "wrapper"
-        for item in mapping.items()
-    ]
+    attribute_items = list(iter_wrapper_components(mappings)) if tensor.layout == "wrapper" else []
     reader.charge_attributes(len(attribute_items), key)
     optional_components = (
         (name, reader.read_component(value, key, name, depth)) for name, value in attribute_items
@@ -61,3 +60,23 @@ def rebuild_wrapper_subclass(
         key, size, read_dtype(dtype), stride, storage_offset, None,
         layout="wrapper", wrapper=cls.qualified_name, requires_grad=grad is True,
     )  # fmt: skip
+
+
+def iter_wrapper_components(state: Iterable[object]) -> Iterator[tuple[object, object]]:
+    """Yield (name, node) of what may be the elements of a tensor that wraps others.
+
+    These are its attributes. A ShardedTensor has a list of shards instead, whose attributes are the
+    tensor and its place in the whole.
+    """
+    for part in state:
+        if isinstance(part, dict):
+            yield from part.items()
+        elif type(part) is list:
+            for number, shard in enumerate(part):
+                if type(shard) is UnresolvedObject and shard.callee_name == _SHARD_CLASS:
+                    for mapping in list_state_items(shard.state) or (shard.state,):
+                        if isinstance(mapping, dict):
+                            yield f"shard {number}", mapping.get("tensor")
+
+
+_SHARD_CLASS: Final = ("torch.distributed._shard.sharded_tensor.shard", "Shard")

@@ -14,6 +14,7 @@ from ckptool.formats.pickle.nodes import (
     TensorCall,
     UnresolvedObject,
 )
+from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key, quote_name
 from ckptool.formats.pickle.tensors.argument_checks import (
@@ -64,6 +65,7 @@ class TensorInfoReader:
         """
         self._rebuild_by_callee: dict[object, RebuildFunction | None] = {}
         """Callee -> RebuildFunction, None if it returns no tensor."""
+        self._read_ids: set[int] | None = set() if limits.contents else None
 
     def read_tensor(self, node: object, key: str, depth: int = 0) -> TensorInfo | None:
         """Return the tensor that `node` rebuilds, None if it is no tensor.
@@ -80,10 +82,30 @@ class TensorInfoReader:
             if node.state is not None and node.callee_name[1].startswith("_rebuild"):
                 # Tensor.__setstate__ gives the tensor another storage.
                 raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
+            if self._read_ids is not None:
+                self._read_ids.add(id(node))
             return rebuild(self, node, key, depth + 1)
         if type(node) is PersistentReference and type(node.target) is TensorInfo:
+            if self._read_ids is not None:
+                self._read_ids.add(id(node))
             return replace(node.target, key=key)
         return None
+
+    def read_array(self, node: object, key: str) -> TensorInfo | None:
+        """Return a pickled numpy array of numbers, None for anything else."""
+        array = read_numpy_array(node, key)
+        if array is not None and self._read_ids is not None:
+            self._read_ids.add(id(node))
+        return array
+
+    def is_read(self, node: object) -> bool:
+        """Whether `node` is a tensor or an array that was read; False without `Limits.contents`."""
+        return self._read_ids is not None and id(node) in self._read_ids
+
+    def forget(self, node: object) -> None:
+        """Undo that a tensor counts as read: the caller drops it."""
+        if self._read_ids is not None:
+            self._read_ids.discard(id(node))
 
     def _find_rebuild(self, node: UnresolvedObject) -> "RebuildFunction | None":
         try:
@@ -99,6 +121,24 @@ class TensorInfoReader:
         if type(node) is UnresolvedObject:
             return self._find_rebuild(node) is not None
         return type(node) is PersistentReference and type(node.target) is TensorInfo
+
+    def is_storage(self, node: object) -> bool:
+        """Whether a node is a storage: a reference to one, or an embedded file of torch.save."""
+        if type(node) is PersistentReference:
+            return type(node.target) is SavedStorage
+        return type(node) is UnresolvedObject and node.callee_name == _LOAD_FROM_BYTES
+
+    def read_elements(self, node: object, key: str) -> TensorInfo:
+        """Return the tensor that `node` rebuilds, or all elements of the storage that it is.
+
+        Raises:
+            PickleTreeError: it is neither, or its arguments are invalid.
+        """
+        if not self.is_storage(node):
+            return self.require_tensor(node, key, 0)
+        storage = self.resolve_storage(node, key)
+        view = (0, (storage.numel,), (1,))
+        return self.build_strided_tensor(key, storage, storage.dtype, view)
 
     def read_call(
         self, storage_node: PersistentReference, call: TensorCall, key: str
