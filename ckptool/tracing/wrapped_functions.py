@@ -365,6 +365,7 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
 def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any) -> None:
     trace.write_record(replace(record, error=error))
     if trace.resume_states is not None and not error:
+        has_model = bool(record.modules)
         trace.write_record(
-            trace.resume_states.describe_save(record.file, content, trace, bool(record.modules))
+            trace.resume_states.describe_save(record.file, content, trace, has_model=has_model)
         )
