@@ -41,7 +41,7 @@ _Block = Sequence[tuple[int, TensorInfo, Span | None]]
 def compute_statistics_many(
     tensors: Iterable[TensorInfo],
 ) -> list[TensorStatistics | None]:
-    """Return `compute_statistics` of each tensor, in order, using `JOBS` threads.
+    """Return `compute_statistics` of each tensor, in order, None as there; `JOBS` threads.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.

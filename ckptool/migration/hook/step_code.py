@@ -119,6 +119,10 @@ def _is_same_statement(first: TracedStep, step: TracedStep) -> bool:
 
 
 def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> Iterator[str]:  # noqa: C901, PLR0912, PLR0915
+    """Yield the lines of the function for steps that are one loop or one statement.
+
+    The keys are those of `state`, the dict that the hook is given.
+    """
     step = group[0]
     match step.op:
         case InjectTensor(source="constructor"):
@@ -209,6 +213,7 @@ def _write_injection(step: TracedStep, op: InjectTensor, trace: HookTrace) -> It
 
 
 def _write_rename(step: TracedStep, op: RenameKeys, code: StepCode) -> Iterator[str]:
+    """Yield the lines of a rename: a prefix, a regular expression, or the table of its keys."""
     if op.how == "prefix" and not op.keys:
         yield from _name_keys(old=op.key, new=op.to)
         yield from _write_moves(
