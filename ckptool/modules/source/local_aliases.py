@@ -68,7 +68,7 @@ class LocalAliases:
         return reference or (name, ())
 
     def resolve_expression(self, expression: ast.AST | None) -> _Reference | None:
-        """Return the reference of self.layers[0].mean.data, self._buffers["mean"]; None of others."""
+        """Return the reference of self.layers[0].mean.data, self._buffers["mean"], or None."""
         match expression:
             case ast.Name(id=name):
                 return self.resolve_name(name, expression.lineno)
