@@ -103,9 +103,9 @@ def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     """Look for pickles in extra state, and in tensors of bytes."""
     has_bytes = bool(checkpoint.byte_storages) or any(
-        tensor.dtype in BYTE_DTYPES or tensor.parts or key.endswith("_extra_state")
+        any(segment.endswith("_extra_state") for segment in state.last_segments)
+        or any(tensor.dtype in BYTE_DTYPES or tensor.parts for tensor in state.tensors.values())
         for state in checkpoint.states
-        for key, tensor in state.tensors.items()
     )
     if not has_bytes:
         return checkpoint

@@ -74,9 +74,13 @@ def describe_unknown_archive(names: Iterable[str]) -> str:
     return "a zip archive without data.pkl: it was not written by torch.save"
 
 
+PACKAGE_RECORD: Final = ".data/extern_modules"
+"""End of the name of a record that each torch.package archive has, and no other."""
+
+
 def is_package_archive(names: Iterable[str]) -> bool:
     """Whether these are the members of a torch.package archive."""
-    return any(name.endswith(".data/extern_modules") for name in names)
+    return any(name.endswith(PACKAGE_RECORD) for name in names)
 
 
 def describe_unpacked_archive(name: str, names: Iterable[str]) -> str:

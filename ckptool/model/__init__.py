@@ -21,7 +21,7 @@ from ckptool.model.checkpoint import (
     all_tensors,
 )
 from ckptool.model.dtypes import BYTE_DTYPES, DTYPE_BITS, STRUCT_CODES
-from ckptool.model.keys import join_key, natural_sort_key
+from ckptool.model.keys import collect_last_segments, join_key, natural_sort_key
 from ckptool.model.module import (
     CONSTANCY_CHECK,
     ComputedParameter,
@@ -71,6 +71,7 @@ __all__ = [
     "TensorComponent",
     "TensorInfo",
     "all_tensors",
+    "collect_last_segments",
     "contiguous_stride",
     "group_by_storage",
     "join_key",

@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 
 import msgspec
 from msgspec import Struct
 
 from ckptool.locations import Location
-from ckptool.model.keys import join_key
+from ckptool.model.keys import collect_last_segments, join_key
 from ckptool.model.skipped import Skipped
-from ckptool.model.tensors import StorageInfo, TensorInfo
+from ckptool.model.tensors import StorageInfo, TensorInfo, group_by_storage, tied_keys
 
 
 class Container(StrEnum):
@@ -47,7 +48,7 @@ class PickledModule(Struct, frozen=True):
     """Names in its `__dict__`, registered names included."""
 
 
-class StateDict(Struct, frozen=True):
+class StateDict(Struct, frozen=True, dict=True):
     """A mapping of keys to tensors inside a checkpoint: a possible input of `load_state_dict`."""
 
     at: str
@@ -67,6 +68,21 @@ class StateDict(Struct, frozen=True):
     """Of a pickled module: prefix -> sub-module."""
     is_packed: bool = False
     """Whether these tensors are in packed objects of a module, and not in its state_dict()."""
+
+    @cached_property
+    def last_segments(self) -> frozenset[str]:
+        """Last segments of the keys of its tensors: "weight", "bias"."""
+        return collect_last_segments(self.tensors)
+
+    @cached_property
+    def storage_groups(self) -> tuple[tuple[TensorInfo, ...], ...]:
+        """Groups of at least two non-empty tensors that share a storage, in order."""
+        return group_by_storage(self.tensors.values())
+
+    @property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of keys that are the same view of the same storage, in order."""
+        return tied_keys(tensor for group in self.storage_groups for tensor in group)
 
 
 class PlainEntry(Struct, frozen=True):

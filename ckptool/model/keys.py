@@ -1,6 +1,7 @@
 """Keys of a state_dict: joined, and in natural order."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -8,6 +9,11 @@ from typing import Final
 def join_key(prefix: str, name: str) -> str:
     """Return "prefix.name", or `name` if `prefix` is ""."""
     return f"{prefix}.{name}" if prefix else name
+
+
+def collect_last_segments(keys: Iterable[str]) -> frozenset[str]:
+    """Return what stands after the last dot of each key: few names, of however many keys."""
+    return frozenset({key.rpartition(".")[2] for key in keys})
 
 
 def natural_sort_key(key: str) -> tuple[object, ...]:

@@ -92,10 +92,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
     @property
     def nbytes(self) -> int:
         """Bytes of the elements; the storage may be larger."""
-        if self.storage is None and self.parts and self.layout != "chunked":
-            return sum(component.tensor.nbytes for component in self.parts)
-        if self.parts and self.layout == "quantized":  # of 2 or 4 elements in a byte, too
-            return self.parts[0].tensor.nbytes
+        if self.parts:
+            if self.storage is None and self.layout != "chunked":
+                return sum(component.tensor.nbytes for component in self.parts)
+            if self.layout == "quantized":  # of 2 or 4 elements in a byte, too
+                return self.parts[0].tensor.nbytes
         bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
             # A numpy array with a dtype that torch lacks.

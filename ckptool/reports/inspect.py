@@ -14,7 +14,7 @@ from ckptool.compare.quantization.declaration import (
 from ckptool.compare.quantization.scheme import QuantizationInfo
 from ckptool.compare.quantization.summary import group_layers
 from ckptool.errors import ReadError
-from ckptool.model import Checkpoint, Skipped, StateDict, join_key, tied_keys
+from ckptool.model import Checkpoint, Skipped, StateDict, join_key
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
@@ -224,6 +224,6 @@ def _build_state_report(state: StateDict, quantization: QuantizationInfo | None)
         tensors=tuple(build_tensor_report(t, t.kind) for t in state.tensors.values()),
         unsaved=tuple(build_tensor_report(t, t.kind) for t in state.unsaved_tensors.values()),
         others=state.non_tensors,
-        ties=tied_keys(state.tensors.values()),
+        ties=state.ties,
         quantized=tuple(_build_quantized_reports(quantization)) if quantization else (),
     )

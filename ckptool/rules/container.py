@@ -35,16 +35,15 @@ from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
 )
 def find_device_tags(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensor_counts = Counter(
-        tensor.device
+        device
         for state in checkpoint.states
         for tensor in state.tensors.values()
-        if not tensor.is_on_meta
+        if (device := tensor.device) != "cpu" and not tensor.is_on_meta
     )
     for device, count in sorted(
         tensor_counts.items(), key=lambda entry: natural_sort_key(entry[0])
     ):
-        if device != "cpu":
-            yield hit(device, count=count)
+        yield hit(device, count=count)
 
 
 _MIN_WASTE_NBYTES: Final = 4096

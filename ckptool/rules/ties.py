@@ -10,7 +10,6 @@ from ckptool.model import (
     Checkpoint,
     StateDict,
     TensorInfo,
-    group_by_storage,
     tied_keys,
 )
 from ckptool.phrases import join_limited, quote_code
@@ -70,7 +69,7 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
     saved_tensors = diff.module.saved_tensors
     module_groups = tied_keys(module_tensor.tensor for module_tensor in saved_tensors.values())
     group_numbers = {key: number for number, group in enumerate(module_groups) for key in group}
-    for group in tied_keys(diff.state.tensors.values()):
+    for group in diff.state.ties:
         saved_keys = [key for key in group if key in saved_tensors]
         group_ids = {group_numbers.get(key, key) for key in saved_keys}
         if len(group_ids) > 1:
@@ -133,7 +132,7 @@ def _group_by_memory(state: StateDict) -> Iterator[Sequence[TensorInfo]]:
     The weights of an LSTM on CUDA, and those of a flattened optimizer, lie side by side in one
     storage: cuDNN's buffer. They are no ties, and safetensors saves them.
     """
-    for group in group_by_storage(state.tensors.values()):
+    for group in state.storage_groups:
         overlapping: list[TensorInfo] = []
         end = 0
         for tensor in sorted(group, key=_find_first_byte):

@@ -234,7 +234,7 @@ def test_opcodes(stream, value):
 
 def test_persistent_ids_are_left_to_the_container():
     found = read(b"K\x07QPabc\n\x86.")
-    assert [node.id for node in found.persistent_references] == [7, "abc"]
+    assert [node.persistent_id for node in found.persistent_references] == [7, "abc"]
     assert all(type(node) is PersistentReference for node in found.root)
 
 

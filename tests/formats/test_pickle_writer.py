@@ -128,7 +128,7 @@ def test_what_is_left_to_the_container_is_named_in_order():
     out = io.BytesIO()
     Leaving(out, 2).dump([Point("a"), Point("b"), Point("a")])
     data, left = write_pickle(read_graph(out.getvalue(), DEFAULT_LIMITS).root)
-    assert [node.id for node in left] == [("storage", "a"), ("storage", "b"), ("storage", "a")]
+    assert [node.persistent_id[1] for node in left] == ["a", "b", "a"]
     assert len(data) < 100
 
 

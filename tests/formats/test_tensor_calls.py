@@ -82,7 +82,7 @@ def describe(node, seen=None):  # noqa: PLR0911 - one for each kind of node
     if isinstance(node, GlobalName):
         return node.qualified_name
     if isinstance(node, PersistentReference):
-        return ("reference", describe(node.id, seen))
+        return ("reference", describe(node.persistent_id, seen))
     if isinstance(node, UnresolvedObject):
         parts = (node.func, node.args, node.kwargs, node.state, node.items, node.pairs)
         return [describe(part, seen) for part in parts]
@@ -93,7 +93,7 @@ def describe_run(data, start=0):
     machine, result = run_machine(data, start)
     return (
         result,
-        describe(machine.memo.slots),
+        describe([machine.memo.get(slot) for slot in range(len(machine.memo.slots))]),
         describe(machine.memo.sparse_slots),
         describe(machine.persistent_references),
         describe(machine.stack) if isinstance(result[0], int) else None,
@@ -172,6 +172,42 @@ def test_a_slot_that_was_set_again_is_not_taken_for_what_it_was(opcode_by_opcode
     assert describe_run(changed) == opcode_by_opcode(changed)
 
 
+def insert_opcodes(data, *inserted):
+    at = data.index(b"X\x11\x00\x00\x00layers.400.weight")
+    return data[:at] + b"".join(inserted) + data[at:]
+
+
+def find_slots(data, node_type):
+    memo = run_machine(data)[0].memo
+    slots = (slot for slot in range(300, 900) if type(memo.get(slot)) is node_type)
+    return [pickle.LONG_BINGET + slot.to_bytes(4, "little") for slot in slots]
+
+
+def test_parts_of_a_tensor_that_are_referred_to_are_made(opcode_by_opcode):
+    """No pickler refers to them: to the hooks, the arguments, the size or the storage's id."""
+    data = read_pickle(STATES["many"])
+    slots = [pickle.LONG_BINGET + slot.to_bytes(4, "little") for slot in range(250, 900)]
+    changed = insert_opcodes(data, *(get + pickle.POP for get in slots))
+    assert describe_run(changed) == opcode_by_opcode(changed)
+
+
+def test_hooks_that_are_changed_are_those_of_one_tensor(opcode_by_opcode):
+    data = read_pickle(STATES["many"])
+    hooks = find_slots(data, MappingNode)
+    assert len(hooks) > 50
+    set_item = b"X\x01\x00\x00\x00aK\x01s0"
+    changed = insert_opcodes(data, *(get + set_item for get in hooks[::3]))
+    assert describe_run(changed) == opcode_by_opcode(changed)
+
+
+@pytest.mark.parametrize("slot", range(300, 309))
+def test_a_slot_of_a_part_that_is_set_again(slot, opcode_by_opcode):
+    data = read_pickle(STATES["many"])
+    put = b"X\x01\x00\x00\x00ar" + slot.to_bytes(4, "little") + b"0"
+    changed = insert_opcodes(data, put)
+    assert describe_run(changed) == opcode_by_opcode(changed)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_are_read_alike(data, opcode_by_opcode):
@@ -208,5 +244,5 @@ def test_the_plain_unpickler_agrees():
         their_storage, *their_view, their_hooks = theirs[key].args
         assert view == their_view
         assert hooks == their_hooks == {}
-        assert storage.id[0] == their_storage[0]
-        assert storage.id[2:] == their_storage[2:]
+        assert storage.persistent_id[0] == their_storage[0]
+        assert storage.persistent_id[2:] == their_storage[2:]

@@ -1,7 +1,7 @@
 """Tensors -> QuantizationInfo: which keys are one quantised weight, and what it lacks."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from ckptool.compare.quantization.scheme import (
 )
 from ckptool.compare.quantization.schemes import EAGER, OBSERVED, SCHEMES, TORCHAO
 from ckptool.compare.rename_search.key_subtrees import mask_layer_numbers
-from ckptool.model import ModuleInfo, StateDict, TensorInfo
+from ckptool.model import ModuleInfo, StateDict, TensorInfo, collect_last_segments
 
 _WEIGHT: Final = "weight"
 """Name of the weight where no part of the scheme says it."""
@@ -75,19 +75,29 @@ def find_state_quantization(state: StateDict, other_places: Iterable[str] = ()) 
         state: the state.
         other_places: places of other states within it, where packed parameters are described.
     """
-    return find_quantization(state.tensors, (*state.non_tensors, *other_places))
+    other_keys = (*state.non_tensors, *other_places)
+    return find_quantization(state.tensors, state.last_segments, other_keys)
 
 
 def find_module_quantization(module: ModuleInfo) -> QuantizationInfo:
     """Return the quantised weights of a module, by what its state_dict() has."""
     tensors = {key: saved.tensor for key, saved in module.saved_tensors.items()}
-    return find_quantization(tensors, module.non_tensors)
+    return find_quantization(tensors, collect_last_segments(tensors), module.non_tensors)
 
 
-def find_quantization(tensors: Tensors, other_keys: Iterable[str] = ()) -> QuantizationInfo:
-    """Return the quantised weights among `tensors`; `other_keys` are keys without a tensor."""
+def find_quantization(
+    tensors: Tensors, last_segments: Collection[str], other_keys: Iterable[str] = ()
+) -> QuantizationInfo:
+    """Return the quantised weights among some tensors.
+
+    Args:
+        tensors: by key.
+        last_segments: those of their keys.
+        other_keys: keys without a tensor.
+    """
     other_key_list = tuple(other_keys)
-    candidates = _find_candidates(tensors)
+    is_candidate = any(s in _SEGMENTS or s.endswith(_SEGMENT_TAILS) for s in last_segments)
+    candidates = _find_candidates(tensors) if is_candidate else {}
     layers = [*_find_packed_layers(tensors, other_key_list), *_find_complete(candidates, tensors)]
     counts = Counter(layer.scheme.name for layer in layers)
     consumed_keys = {key for layer in layers for key in layer.keys.values()}
@@ -110,9 +120,6 @@ def find_quantization(tensors: Tensors, other_keys: Iterable[str] = ()) -> Quant
 def _find_candidates(tensors: Tensors) -> dict[_Place, list[int]]:
     """Return the places where a key looks like a part, with the schemes that it may be of."""
     candidates: dict[_Place, set[int]] = {}
-    last_segments = {key.rpartition(".")[2] for key in tensors}
-    if not any(name in _SEGMENTS or name.endswith(_SEGMENT_TAILS) for name in last_segments):
-        return {}
     for key in tensors:
         prefix, _, last_segment = key.rpartition(".")
         for index in _SEGMENTS.get(last_segment, ()):

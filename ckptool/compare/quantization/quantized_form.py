@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ckptool.compare.quantization.layers import find_quantization
 from ckptool.compare.quantization.scheme import QuantizationInfo, QuantizedLayer
-from ckptool.model import TensorInfo
+from ckptool.model import TensorInfo, collect_last_segments
 
 
 class QuantizedForm(Struct, frozen=True):
@@ -26,7 +26,10 @@ def find_quantized_form(
     old_tensors: Mapping[str, TensorInfo], new_tensors: Mapping[str, TensorInfo]
 ) -> QuantizedForm | None:
     """Return which file is the quantised form of the other; None if neither is."""
-    in_old, in_new = find_quantization(old_tensors), find_quantization(new_tensors)
+    in_old, in_new = (
+        find_quantization(tensors, collect_last_segments(tensors))
+        for tensors in (old_tensors, new_tensors)
+    )
     return _match_layers(in_new, in_old, old_tensors, is_new=True) or _match_layers(
         in_old, in_new, new_tensors, is_new=False
     )

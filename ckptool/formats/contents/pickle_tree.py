@@ -150,7 +150,7 @@ class _TreeContents:
                 return self._hash_parts(b"global", (node.qualified_name, node.computed))
             case _:
                 is_class = type(node) is PersistentReference and type(node.target) is GlobalName
-                return self._hash_parts(b"class", (node.id,)) if is_class else _UNKNOWN
+                return self._hash_parts(b"class", (node.persistent_id,)) if is_class else _UNKNOWN
 
     def _digest_dict(self, node: dict[Any, Any]) -> bytes:
         # A state_dict ends here, at its first tensor.
@@ -206,7 +206,7 @@ def _iter_parts(node: Any) -> Iterator[Any]:
     elif type(node) is UnresolvedObject:
         yield from (node.func, node.args, node.kwargs, node.state, node.items, node.pairs)
     elif type(node) is PersistentReference:
-        yield node.id
+        yield node.persistent_id
 
 
 _STATEFUL_FUNCTIONS: Final = frozenset(

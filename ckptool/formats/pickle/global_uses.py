@@ -135,7 +135,7 @@ def _list_children(node: Any) -> list[tuple[str, Any]]:
     if type(node) is SetNode:
         return [(str(index), child) for index, child in enumerate(node.items)]
     if type(node) is PersistentReference:
-        return [("", node.id)]
+        return [("", node.persistent_id)]
     if type(node) is UnresolvedObject:
         parts = (node.func, *node.args, node.kwargs, node.state, node.items, node.pairs)
         return [("", part) for part in parts if part is not None]

@@ -9,6 +9,7 @@ from ckptool.formats.pickle.nodes import (
     GlobalName,
     PersistentReference,
     PickleError,
+    TensorCall,
     TruncatedPickleError,
     UnresolvedObject,
     require_hashable_key,
@@ -43,7 +44,12 @@ class PickleMemo:
 
     def __init__(self) -> None:
         self.slots: list[Any] = []
-        """The consecutive slots from 0."""
+        """The consecutive slots from 0.
+
+        Those of the parts of a tensor that torch.save wrote have the reference of its storage, and
+        the next slot has the tensor: the parts, which nothing refers to, are made when they are
+        asked for.
+        """
         self.sparse_slots: dict[int, Any] = {}
         self.is_rewritten = False
         """Whether one of the consecutive slots was set again, as no pickler does."""
@@ -53,6 +59,8 @@ class PickleMemo:
 
     def put(self, slot: int, value: object) -> None:
         if slot < len(self.slots):
+            for near_slot in (slot, max(slot - 1, 0)):  # a part of a tensor, or the tensor
+                self.get(near_slot)  # so that the other parts are in their slots
             self.slots[slot] = value
             self.is_rewritten = True
         elif slot == len(self.slots) and not self.sparse_slots:
@@ -66,7 +74,27 @@ class PickleMemo:
         Raises:
             KeyError: the slot is empty.
         """
-        return self.slots[slot] if slot < len(self.slots) else self.sparse_slots[slot]
+        if slot >= len(self.slots):
+            return self.sparse_slots[slot]
+        node = self.slots[slot]
+        if type(node) is PersistentReference and node.call is not None:
+            self._fill_tensor_slots(slot, node, node.call)
+        return self.slots[slot]
+
+    def _fill_tensor_slots(self, slot: int, storage: PersistentReference, call: TensorCall) -> None:
+        """Make the parts of a call that rebuilds a tensor; `slot` is one of theirs."""
+        start = slot
+        while start and self.slots[start - 1] is storage:
+            start -= 1
+        end = start + call.part_count
+        args = self.slots[end].args
+        self.slots[start:end] = (
+            *call.location_puts,
+            storage.persistent_id,
+            *call.view_puts,
+            args[-1],
+            args,
+        )
 
 
 class PickleMachine:

@@ -47,7 +47,8 @@ class UnresolvedObject(Struct, eq=False):
     """Call recorded but not executed: function, args, state and items of an object."""
 
     func: "GlobalName | UnresolvedObject"
-    args: tuple[Any, ...]
+    given_args: "tuple[Any, ...] | PersistentReference"
+    """`args`; of a tensor that torch.save wrote its storage alone, whose `call` has the others."""
     kwargs: Any = None
     state: Any = None
     """Operand of BUILD: the `__dict__`, or the argument of `__setstate__`."""
@@ -55,6 +56,18 @@ class UnresolvedObject(Struct, eq=False):
     """Items appended: elements of a deque or of a list subclass."""
     pairs: dict[Any, Any] | None = None
     """Items set: key -> value of a dict subclass."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments; those of a tensor are put together when they are asked for."""
+        args = self.given_args
+        if isinstance(args, PersistentReference):
+            args = self.given_args = args.build_args()
+        return args
+
+    @args.setter
+    def args(self, args: tuple[Any, ...]) -> None:
+        self.given_args = args
 
     @property
     def callee_name(self) -> tuple[str, str]:
@@ -66,18 +79,6 @@ class UnresolvedObject(Struct, eq=False):
     def qualified_name(self) -> str:
         func = self.func
         return func.qualified_name if type(func) is GlobalName else "an object made at load time"
-
-
-class PersistentReference(Struct, eq=False):
-    """An object outside the pickle, referred to by a persistent id: in torch's files, a storage."""
-
-    id: Any
-    target: Any = None
-    """SavedStorage or TensorInfo that the container has for the id; None until resolved.
-
-    A GlobalName is the class of a module, which files from before torch 1.6 save with its source
-    code: the writer writes the name alone.
-    """
 
 
 class MappingNode(dict[Any, Any]):
@@ -93,6 +94,58 @@ class MappingNode(dict[Any, Any]):
     @state.setter
     def state(self, state: object) -> None:
         self._state = state
+
+
+class TensorCall(Struct, eq=False, frozen=True):
+    """What calls of `_rebuild_tensor_v2` have in common that differ in the storage's key alone."""
+
+    id_head: tuple[Any, Any]
+    """What the storage's id has before the key: "storage" and the class."""
+    id_tail: tuple[Any, ...]
+    """What it has after the key: location, numel, and None in a file of torch before 1.6."""
+    view: tuple[Any, Any, Any]
+    """Offset, size, stride."""
+    requires_grad: bool
+    location_puts: tuple[Any, ...]
+    """The location if it gets a memo slot; else ()."""
+    view_puts: tuple[Any, ...]
+    """Which of size and stride get one."""
+    part_count: int
+    """Memo slots of location, id, size, stride, hooks and arguments: those that the call fills."""
+
+
+class PersistentReference(Struct, eq=False):
+    """An object outside the pickle, referred to by a persistent id: in torch's files, a storage."""
+
+    given_id: Any
+    """`persistent_id`; of the storage of a `call`, its key alone."""
+    target: Any = None
+    """SavedStorage or TensorInfo that the container has for the id; None until resolved.
+
+    A GlobalName is the class of a module, which files from before torch 1.6 save with its source
+    code: the writer writes the name alone.
+    """
+    call: TensorCall | None = None
+    """The call of `_rebuild_tensor_v2` that it is the storage of, if torch.save wrote that."""
+
+    @property
+    def persistent_id(self) -> Any:
+        """Operand of the opcode; that of a storage is put together when it is asked for."""
+        given, call = self.given_id, self.call
+        if call is None or type(given) is tuple:
+            return given
+        return (*call.id_head, given, *call.id_tail)
+
+    @persistent_id.setter
+    def persistent_id(self, whole_id: Any) -> None:
+        self.given_id = whole_id
+
+    def build_args(self) -> tuple[Any, ...]:
+        """Return the arguments of its call, with hooks of their own."""
+        call = self.call
+        if call is None:
+            raise AssertionError("a reference that is no tensor's storage has no arguments")
+        return (self, *call.view, call.requires_grad, MappingNode())
 
 
 class SetNode:

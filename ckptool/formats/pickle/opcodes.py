@@ -344,7 +344,7 @@ def _load_build(m: PickleMachine, pos: int) -> int:
 def _load_binpersid(m: PickleMachine, pos: int) -> int:
     node = PersistentReference(m.stack[-1])
     m.persistent_references.append(node)
-    m.stack[-1] = _get_legacy_class(node.id) or node
+    m.stack[-1] = _get_legacy_class(node.persistent_id) or node
     return pos
 
 

@@ -7,7 +7,12 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, PickleTreeError
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PersistentReference,
+    PickleTreeError,
+    TensorCall,
+)
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.model import BYTE_DTYPES, DTYPE_BITS, StorageInfo
@@ -23,9 +28,11 @@ class StorageId(Struct, gc=False):
     legacy_view: object = None
     """Torch before 1.6: (key, offset, numel) of a view of the storage, or None; not checked."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPE_BITS[self.dtype] // 8
+    nbytes: int = 0
+    """Set by the others."""
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.numel * DTYPE_BITS[self.dtype] // 8
 
 
 def parse_storage_id(
@@ -41,7 +48,7 @@ def parse_storage_id(
     Raises:
         PickleTreeError: the id names no storage, or has an invalid field.
     """
-    parts = node.id
+    parts = node.persistent_id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
         raise PickleTreeError("a persistent id that does not refer to a storage")
     cls, key, location, numel = parts[1:5]
@@ -67,15 +74,24 @@ class StorageIdReader:
     def __init__(self, *, is_script: bool = False) -> None:
         """`is_script`: of TorchScript, whose ids may end in None, for no view, as of torch 1.4."""
         self._is_script = is_script
-        self._alike: dict[tuple[GlobalName, str, int], StorageId] = {}
+        self._alike: dict[tuple[GlobalName, str, int] | TensorCall, StorageId] = {}
 
     def read_alike(self, node: PersistentReference) -> StorageId:
-        """Return a storage that equals the one of an id in all but its key, `node.id[2]`.
+        """Return a storage that equals that of an id in all but the key, `persistent_id[2]`.
 
         Raises:
             PickleTreeError: as `parse_storage_id`.
         """
-        parts = node.id
+        call = node.call
+        if call is not None and node.given_id:
+            storage = self._alike.get(call)
+            if storage is None:
+                storage = self._alike[call] = self._read_id(node)
+            return storage
+        return self._read_id(node)
+
+    def _read_id(self, node: PersistentReference) -> StorageId:
+        parts = node.persistent_id
         if type(parts) is not tuple or len(parts) != 5 or type(parts[2]) is not str:
             has_view = self._is_script and type(parts) is tuple and parts[5:] == (None,)
             fields = 6 if has_view else 5
@@ -125,7 +141,11 @@ def find_untyped_storage(nodes: Iterable[PersistentReference]) -> str:
     torch.save writes such a class for dtypes that came after the typed storages (float8, uint16):
     a zip archive can be loaded, an earlier file cannot.
     """
-    storages = (node.id for node in nodes if type(node.id) is tuple and len(node.id) > 2)
+    storages = (
+        node.persistent_id
+        for node in nodes
+        if type(node.persistent_id) is tuple and len(node.persistent_id) > 2
+    )
     for _, cls, key, *_ in storages:
         if type(cls) is GlobalName and cls.name in _UNTYPED_STORAGES:
             return str(key)

@@ -16,8 +16,8 @@ from msgspec import Struct as Record
 from ckptool.formats.pickle.machine import PickleMachine
 from ckptool.formats.pickle.nodes import (
     GlobalName,
-    MappingNode,
     PersistentReference,
+    TensorCall,
     UnresolvedObject,
 )
 from ckptool.formats.pickle.safe_calls import SAFE_CALL_BUILDERS
@@ -42,12 +42,15 @@ _TENSOR_CALL: Final = re.compile(
 """The first byte of each opcode says how long it is: bytes match in one way or in none."""
 _SLOT_GROUPS: Final = (4, 7, 11, 14, 16, 19, 20, 21)
 """Groups of key, location, id of the storage, size, stride, hooks, arguments and call."""
+_PART_GROUPS: Final = _SLOT_GROUPS[1:-1]
 _INT_BYTES: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 """Opcode of an int -> size of its operand."""
 _TUPLE0: Final = 0x84
 """The opcode before TUPLE1."""
 _UINT32: Final = Struct("<I").unpack_from
 _BUILD_HOOKS: Final = SAFE_CALL_BUILDERS["collections", "OrderedDict"]
+_LAST_SHORT_SLOT: Final = 0xFF
+"""The last slot of BINPUT and BINGET, which torch.save writes for the first ones."""
 _HEAD_BYTES: Final = 7
 """Bytes before the size of a storage's key, if "storage" and the class take a BINGET each."""
 _MAX_CALLS: Final = 1000
@@ -58,7 +61,7 @@ _MAX_LAYOUTS_ALIKE: Final = 8
 
 
 class CallLayout(Record):
-    """What calls have in common that differ in the storage's key and in memo slots alone."""
+    """The bytes of calls that differ in the storage's key and in memo slots alone."""
 
     nbytes: int
     """From the end of the key to the end of the call."""
@@ -66,16 +69,8 @@ class CallLayout(Record):
     """These bytes as a little-endian number, if its first memo slot is 0."""
     step: int
     """What is added to the number if each slot is greater by 1."""
-    storage_class: tuple[Any, Any]
-    """ "storage" and the class: what the storage's id has before the key."""
-    storage_facts: tuple[Any, ...]
-    """What it has after the key: location, numel, and None in a file of torch before 1.6."""
-    view: tuple[Any, ...]
-    """Offset, size, stride, requires_grad."""
-    location_puts: tuple[Any, ...]
-    """The location if it gets a memo slot; else ()."""
-    view_puts: tuple[Any, ...]
-    """Which of size and stride get one."""
+    call: TensorCall
+    """What the bytes mean."""
 
 
 def run_tensor_calls(m: PickleMachine, pos: int) -> int:
@@ -86,7 +81,7 @@ def run_tensor_calls(m: PickleMachine, pos: int) -> int:
     Returns:
         The position after them, or `pos` if other opcodes are there: nothing was done then.
     """
-    if m.memo.sparse_slots or m.memo.is_rewritten:
+    if m.memo.sparse_slots or m.memo.is_rewritten or len(m.memo.slots) <= _LAST_SHORT_SLOT:
         return pos
     data, slots, stack, callee = m.data, m.memo.slots, m.stack, m.tensor_callee
     frame_end, layouts, references = m.frame_end, m.call_layouts, m.persistent_references
@@ -108,12 +103,11 @@ def run_tensor_calls(m: PickleMachine, pos: int) -> int:
             if matched_call is None:
                 return pos
             key, layout, end = matched_call
-        storage_id = (*layout.storage_class, key, *layout.storage_facts)
-        storage, hooks = PersistentReference(storage_id), MappingNode()
-        args = (storage, *layout.view, hooks)
-        call = stack[-1] = UnresolvedObject(callee, args)
+        call = layout.call
+        storage = PersistentReference(key, None, call)
+        tensor = stack[-1] = UnresolvedObject(callee, storage)
         references.append(storage)
-        slots += (*layout.location_puts, storage_id, *layout.view_puts, hooks, args, call)
+        slots += (*(storage,) * call.part_count, tensor)
         m.is_no_text = True
         pos = _find_next_call(m, end)
         if pos == end:
@@ -189,11 +183,15 @@ def _read_call(m: PickleMachine, match: re.Match[bytes]) -> tuple[Any, CallLayou
         match.end() - start,
         number - len(m.memo.slots) * step,
         step,
-        (kind, _get_object(m, match[2])),
-        (location, numel, None) if match[10] else (location, numel),
-        (offset, size, stride, match[17] == b"\x88"),
-        (location,) if match[7] else (),
-        (*((size,) if match[14] else ()), *((stride,) if match[16] else ())),
+        TensorCall(
+            (kind, _get_object(m, match[2])),
+            (location, numel, None) if match[10] else (location, numel),
+            (offset, size, stride),
+            match[17] == b"\x88",
+            (location,) if match[7] else (),
+            (*((size,) if match[14] else ()), *((stride,) if match[16] else ())),
+            part_count=sum(match[group] is not None for group in _PART_GROUPS),
+        ),
     )
 
 
@@ -201,10 +199,9 @@ def _get_object(m: PickleMachine, reference: bytes) -> Any:
     """Return what BINGET or LONG_BINGET pushes.
 
     Raises:
-        IndexError: the slot is empty before the call begins.
+        KeyError: the slot is empty before the call begins.
     """
-    slot = reference[1] if len(reference) == 2 else _UINT32(reference, 1)[0]
-    return m.memo.slots[slot]
+    return m.memo.get(reference[1] if len(reference) == 2 else _UINT32(reference, 1)[0])
 
 
 def _read_text(counted_text: bytes) -> str:

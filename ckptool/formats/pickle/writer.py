@@ -155,7 +155,7 @@ class _PickleWriter:
             yield node.target
             return
         self.persistent_references.append(node)
-        yield node.id
+        yield node.persistent_id
         self.output += b"Q"
 
     def _save_batches(self, items: list[Any], opcode: bytes) -> NodeIterator:

@@ -239,7 +239,7 @@ def _check_storage_keys(storages_by_key: dict[str, StorageId], keys: list[str]) 
 
 def _is_module_class(node: PersistentReference) -> bool:
     """Whether the id is ("module", class, file, source): source code of a pickled module."""
-    return type(node.id) is tuple and node.id[:1] == ("module",)
+    return type(node.persistent_id) is tuple and node.persistent_id[:1] == ("module",)
 
 
 def _apply_view(saved_storage: SavedStorage, storage: StorageId) -> SavedStorage:

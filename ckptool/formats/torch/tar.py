@@ -178,7 +178,7 @@ class _TarReader:
         if pickle.error:
             raise self._build_error(f"'pickle': {pickle.error}")
         for node in pickle.persistent_references:
-            node.target = self._resolve_id(node.id)
+            node.target = self._resolve_id(node.persistent_id)
         return data, pickle
 
     def _build_checkpoint(self, pickle: ParsedPickle) -> Checkpoint:

@@ -170,11 +170,12 @@ def resolve_storages(
     get_member, root = records.members_by_name.get, records.root_folder + folder
     prefix = records.storage_prefix if folder == "data/" else records.storage_prefix + folder
     for node in nodes:
-        storage, key = ids.read_alike(node), node.id[2]
-        if key in stored_by_key:
+        storage = ids.read_alike(node)
+        key = node.persistent_id[2] if node.call is None else node.given_id
+        member = get_member(root + key) or records.get(folder + key)
+        if member is not None and member.is_referenced and key in stored_by_key:
             node.target = check_repeated_id(stored_by_key[key], replace(storage, key=key))
             continue
-        member = get_member(root + key) or records.get(folder + key)
         is_on_meta = is_script and storage.location == "meta"
         if is_on_meta and member is not None and not member.nbytes:
             member.is_referenced = True
@@ -236,8 +237,10 @@ def _find_compressed_storages(records: ArchiveRecords) -> tuple[ContainerIssue, 
 
 def _refuse_package(records: ArchiveRecords) -> None:
     """Raise UnknownFormatError for a torch.package archive whose pickles name nothing dangerous."""
+    if records.archive.fault or not records.may_have(unrecognized.PACKAGE_RECORD):
+        return
     names = [member.name for member in records.members]
-    if not unrecognized.is_package_archive(names) or records.archive.fault:
+    if not unrecognized.is_package_archive(names):
         return
     dangerous_names = {
         name.qualified_name

@@ -91,9 +91,10 @@ def find_bad_crc(
 
     window = ReadWindow(source)
     for member in members:
-        if member.method == STORED and member.nbytes < NEAR_BYTES:
-            index = window.load_range(member.data_offset, member.nbytes)
-            is_valid = crc32(window.data[index : index + member.nbytes]) == member.crc
+        nbytes = member.nbytes
+        if member.method == STORED and nbytes < NEAR_BYTES:
+            index = window.load_range(member.data_offset, nbytes)
+            is_valid = crc32(window.data[index : index + nbytes]) == member.crc
         else:
             is_valid = is_crc_valid(source, member, limits)
         if not is_valid:

@@ -77,7 +77,7 @@ def _list_safe_parts(part: Any) -> list[Any] | None:
     if type(part) is dict:
         return [*part, *part.values()]
     if type(part) is PersistentReference:
-        return list(part.id) if type(part.id) is tuple else None
+        return list(part.persistent_id) if type(part.persistent_id) is tuple else None
     return [] if type(part) in {type(None), bool, int, float, str} else None
 
 
@@ -102,7 +102,10 @@ def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
             func = node.func.cls if type(node.func) is NewObjClass else node.func
             pending += [func, *node.args, node.kwargs, node.state, node.items, node.pairs]
         elif type(node) is PersistentReference:
-            pending += [node.id, node.target if type(node.target) is GlobalName else None]
+            pending += [
+                node.persistent_id,
+                node.target if type(node.target) is GlobalName else None,
+            ]
     return False
 
 

@@ -287,7 +287,7 @@ class _PlainTreeBuilder:
             return False
         if not self._keeps_unknown:
             for storage in storages:
-                storage.id = _put_on_cpu(storage.id)
+                storage.persistent_id = _put_on_cpu(storage.persistent_id)
         return True
 
     def _is_kept_as_is(self, node: Any) -> bool:

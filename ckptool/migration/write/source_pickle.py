@@ -81,8 +81,8 @@ def _read_archive_object(
     graph = read_graph(data, limits)
     if key_prefix:
         for node in graph.persistent_references:
-            kind, storage_class, key, *fields = node.id
-            node.id = (kind, storage_class, key_prefix + key, *fields)
+            kind, storage_class, key, *fields = node.persistent_id
+            node.persistent_id = (kind, storage_class, key_prefix + key, *fields)
     storages = {}
     for name, member in records.items():
         if name.startswith("data/"):
@@ -121,11 +121,11 @@ def _read_legacy_object(path: Location, limits: Limits) -> SourcePickle:
         graph = read_graph(source.read(*reader.object_range), limits)
     storages = {}
     for node, described_node in zip(graph.persistent_references, described_references, strict=True):
-        if node.id[0] == "module":
-            node.target = node.id[1]
+        if node.persistent_id[0] == "module":
+            node.target = node.persistent_id[1]
         else:
-            node.id, blob = _convert_legacy_id(node.id, described_node)
-            storages[node.id[2]] = blob
+            node.persistent_id, blob = _convert_legacy_id(node.persistent_id, described_node)
+            storages[node.persistent_id[2]] = blob
     return SourcePickle(graph.root, graph.protocol, storages)
 
 
@@ -142,7 +142,9 @@ def _read_bare_object(path: Location, limits: Limits) -> SourcePickle:
                 raise PickleError("a storage inside it is not a torch.save file")
             blob_slice = SourceSlice(source, offset, len(node.args[0]))
             reference = read_embedded_storage(blob_slice, limits)
-            (kind, storage_class, _, *fields), blob = _convert_legacy_id(reference.id, reference)
+            (kind, storage_class, _, *fields), blob = _convert_legacy_id(
+                reference.persistent_id, reference
+            )
             key = f"{len(storages)}"
             storages[key] = blob
             substitutes[id(node)] = PersistentReference((kind, storage_class, key, *fields))

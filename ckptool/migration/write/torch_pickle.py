@@ -98,7 +98,9 @@ def build_torch_file(
         data, persistent = writer.write_pickle(tree.root, source.protocol, source.substitutes)
     except PickleError as error:
         raise PlanError(f"{draft.checkpoint.path}: cannot be rewritten: {error}") from error
-    keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
+    keys = dict.fromkeys(
+        str(node.persistent_id[2]) for node in persistent if type(node.persistent_id) is tuple
+    )
     records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
     modules = _describe_replaced_modules(draft) if conversion is not None else ()
     return TorchFile(data, tuple(records), (*modules, *tree.changes))
@@ -119,7 +121,7 @@ def build_shard_file(draft: Draft) -> TorchFile:
     builder = _TensorNodeBuilder()
     root = _build_state_dict(None, draft, builder)
     data, persistent = writer.write_pickle(root)
-    keys = dict.fromkeys(str(node.id[2]) for node in persistent)
+    keys = dict.fromkeys(str(node.persistent_id[2]) for node in persistent)
     return TorchFile(data, tuple(ZipRecord(key, builder.blobs[key]) for key in keys))
 
 

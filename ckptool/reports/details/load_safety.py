@@ -12,7 +12,6 @@ from ckptool.model import (
     Kind,
     Safety,
     StateDict,
-    TensorInfo,
     group_by_storage,
 )
 from ckptool.phrases import pluralize, quote_code
@@ -82,25 +81,23 @@ def count_parameters(states: Sequence[StateDict]) -> int:
     ]
     dtypes = {tensor.dtype for tensor in tensors}
     number_dtypes = frozenset(dtype for dtype in dtypes if dtype.startswith(_NUMBER_DTYPES))
-    parameters = [tensor for tensor in tensors if _is_parameter(tensor, number_dtypes)]
+    parameter, buffer = Kind.PARAMETER, Kind.BUFFER
+    parameters = [
+        tensor
+        for tensor in tensors
+        if tensor.kind is parameter
+        or (
+            tensor.kind is not buffer
+            and tensor.dtype in number_dtypes
+            and tensor.key.rpartition(".")[2] not in _BATCH_NORM_BUFFERS
+        )
+    ]
     shape_counts = Counter([tensor.shape for tensor in parameters])
     total = sum(prod(shape) * count for shape, count in shape_counts.items())
     for group in group_by_storage(parameters):
         views = {(tensor.storage_offset, tensor.shape) for tensor in group}
         total -= sum(tensor.numel for tensor in group) - sum(prod(shape) for _, shape in views)
     return total
-
-
-def _is_parameter(tensor: TensorInfo, number_dtypes: frozenset[str]) -> bool:
-    kind = tensor.kind
-    if kind is Kind.PARAMETER or kind is Kind.BUFFER:
-        return kind is Kind.PARAMETER
-    if tensor.dtype not in number_dtypes:
-        return False
-    key = tensor.key
-    return not key.endswith(_BATCH_NORM_BUFFERS) or (
-        key.rpartition(".")[2] not in _BATCH_NORM_BUFFERS
-    )
 
 
 def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:

@@ -4,7 +4,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.formats.pickle.nodes import PickleTreeError, UnresolvedObject
+from ckptool.formats.pickle.nodes import PersistentReference, PickleTreeError, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.tensors.argument_checks import (
@@ -23,9 +23,12 @@ _TYPE_TAG: Final = ("torch.jit._pickle", "restore_type_tag")
 def rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    args = node.args if len(node.args) == 6 else check_args(node, key, 6, 7)
+    storage_node = node.given_args
+    if isinstance(storage_node, PersistentReference) and storage_node.call is not None:
+        return reader.read_call(storage_node, storage_node.call, key)
+    args = check_args(node, key, 6, 7)
     storage = reader.resolve_storage(args[0], key)
-    grad = args[4] is not False and read_requires_grad(args[4], storage.dtype, key)
+    grad = read_requires_grad(args[4], storage.dtype, key)
     tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
     return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
 

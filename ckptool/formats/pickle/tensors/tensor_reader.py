@@ -11,11 +11,16 @@ from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
     PersistentReference,
     PickleTreeError,
+    TensorCall,
     UnresolvedObject,
 )
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key, quote_name
-from ckptool.formats.pickle.tensors.argument_checks import format_short, is_size_or_stride
+from ckptool.formats.pickle.tensors.argument_checks import (
+    format_short,
+    is_size_or_stride,
+    read_requires_grad,
+)
 from ckptool.formats.pickle.tensors.storage import EmbeddedStorageReader, SavedStorage
 from ckptool.model import (
     DTYPE_BITS,
@@ -50,6 +55,8 @@ class TensorInfoReader:
         self._meta_count = 0
         self._attribute_count = 0
         self._places = PlaceJoiner()
+        self._valid_calls: set[TensorCall] = set()
+        """Those whose arguments were checked."""
         self._valid_views: dict[object, tuple[object, object]] = {}
         """Views from element 0 that were checked, by what they are of -> the objects of the ids.
 
@@ -92,6 +99,28 @@ class TensorInfoReader:
         if type(node) is UnresolvedObject:
             return self._find_rebuild(node) is not None
         return type(node) is PersistentReference and type(node.target) is TensorInfo
+
+    def read_call(
+        self, storage_node: PersistentReference, call: TensorCall, key: str
+    ) -> TensorInfo:
+        """Return the tensor of a call of `_rebuild_tensor_v2`; equal calls are checked once.
+
+        Raises:
+            PickleTreeError: its arguments are invalid.
+        """
+        storage = storage_node.target
+        if call not in self._valid_calls or type(storage) is not SavedStorage or storage.start:
+            storage = self.resolve_storage(storage_node, key)
+            grad = read_requires_grad(call.requires_grad, storage.dtype, key)
+            tensor = self.build_strided_tensor(key, storage, storage.dtype, call.view, grad=grad)
+            if len(self._valid_calls) < _MAX_VALID_VIEWS:
+                self._valid_calls.add(call)
+            return tensor
+        offset, size, stride = call.view
+        grad = call.requires_grad
+        return TensorInfo(
+            key, size, storage.dtype, stride, offset, storage.info, requires_grad=grad
+        )
 
     def build_strided_tensor(
         self,
