@@ -70,7 +70,7 @@ def command(
     ckptool convert shards/ -o model.safetensors
     ckptool convert runs/*.ckpt -o converted/ --weights-only
     """
-    with report_interrupt(ctx, "incomplete output was removed"):
+    with report_interrupt(ctx):
         report = api.convert(
             sources,
             target,

@@ -108,7 +108,7 @@ def command(
     if options["reverse"] and options["plan"] is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     makes_folder = max_shard_size is not None or options["merge_adapter"] is not None
-    with report_interrupt(ctx, "incomplete output was removed"):
+    with report_interrupt(ctx):
         migrate = partial(
             _choose_function(sources, target, is_folder_result=makes_folder),
             inject=reject_duplicates("--inject", map(parse_injection, injected)),

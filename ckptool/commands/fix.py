@@ -39,7 +39,7 @@ from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.model import Skipped
 from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Policy, judge
-from ckptool.reports.fix import FixReport, build_fix_report
+from ckptool.reports.fix import FixOutcome, FixReport, build_fix_report
 from ckptool.rules import Finding, run_rules
 from ckptool.rules.fixes.faults import collect_created_tensors, collect_faults
 
@@ -154,20 +154,20 @@ class _FixRun(Struct, frozen=True):
             findings = [f for proofs in edits.proofs for f in proofs.findings]
         skipped = [Skipped("writes in Python files beyond the first 5,000", "the project is large")]
         has_failed = any(proofs.failure for proofs in edits.proofs)
-        return build_fix_report(
-            [e.fix_target.label for e in self.examined],
-            judge(findings, self.policy),
-            report_edits(edits.plan),
-            report_refusals(edits.plan),
-            report_proofs(edits.proofs),
+        outcome = FixOutcome(
+            modules=tuple(e.fix_target.label for e in self.examined),
+            edits=tuple(report_edits(edits.plan)),
+            refused=tuple(report_refusals(edits.plan)),
+            proofs=tuple(report_proofs(edits.proofs)),
             diff=format_diffs(edits.plan),
-            new_files=[format_path(path) for path in new_files],
+            new_files=tuple(format_path(path) for path in new_files),
             block=block if write or has_failed else "",
-            is_written=is_written,
             is_asked=write,
-            notes=notes,
-            skipped=skipped if project.is_cut else (),
+            is_written=is_written,
+            notes=tuple(notes),
+            skipped=tuple(skipped) if project.is_cut else (),
         )
+        return build_fix_report(outcome, judge(findings, self.policy))
 
     def _select(
         self,

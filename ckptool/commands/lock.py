@@ -103,7 +103,7 @@ def lock(  # noqa: PLR0913
         source = parse_location(path)
         golden_target = need_target(source, module_options, config)
         return _record_golden(
-            golden_target, source, Path(golden), inputs, tolerances or {}, force, limits
+            golden_target, source, Path(golden), inputs, tolerances or {}, limits, force=force
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
@@ -324,8 +324,9 @@ def _record_golden(
     golden: Path,
     inputs: object,
     tolerances: Mapping[str, float],
-    force: bool,  # noqa: FBT001
     limits: Limits,
+    *,
+    force: bool,
 ) -> LockReport:
     from ckptool.formats.files.atomic import check_target
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.commands.comparison.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.migrating.plan_refusal import refuse_errors
-from ckptool.commands.migrating.result_run import OldModuleOptions, make_forward_check
+from ckptool.commands.migrating.result_run import ForwardOptions, make_forward_check
 from ckptool.commands.sources.batch import choose_suffix, list_sources, run_batch
 from ckptool.commands.sources.checkpoint_paths import PathLike, require_local_path
 from ckptool.commands.sources.module_choice import ModuleOptions, find_target, require_frameworks
@@ -153,7 +153,8 @@ def migrate(  # noqa: PLR0913
     )
     if into is not None:
         _reject_whole_module_options(module_target, emit_hook, inputs)
-    worker, old_options = get_worker(), OldModuleOptions(old_module, from_, tolerance)
+    worker = get_worker()
+    forward_options = ForwardOptions(inputs, device, old_module, from_, tolerance)
     load_module = partial(load_target_module, worker, module_target) if module_target else None
     request = MigrationRequest(
         source=location,
@@ -179,9 +180,7 @@ def migrate(  # noqa: PLR0913
         limits=limits,
         progress=progress,
         check_plan=_make_plan_check(location, judging_policy, {*(inject or {}), *drop}),
-        forward_check=make_forward_check(
-            location, module_target, inputs, device, old_options, limits, worker
-        ),
+        forward_check=make_forward_check(location, module_target, forward_options, limits, worker),
     )
     with open_migration(request) as result:
         notes = result.notes

@@ -120,7 +120,7 @@ def find_module_part(
     file_keys: Iterable[str],
     module_count: int,
 ) -> PartMatch | None:
-    """Return the prefix below which the file has the module's state, beside other sub-trees.
+    """Return the prefix below which the file has the module's state; None if there is no such part.
 
     A wrapper's prefix is no part, and neither are single keys or a loss beside the model.
 

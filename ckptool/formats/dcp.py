@@ -362,7 +362,11 @@ class _ChunkedTensor:
         self._requires_grad = state[2] is True
 
     def build_tensor(self) -> TensorInfo:
-        """Return the tensor: strided if one chunk is all of it, else with layout "chunked"."""
+        """Return the tensor: strided if one chunk is all of it, else with layout "chunked".
+
+        Raises:
+            PickleTreeError: its chunks are invalid, or do not cover it.
+        """
         if not isinstance(self._chunks, list):
             raise PickleTreeError(f"{quote_name(self._key)} has no list of chunks")
         components = [self._build_component(chunk) for chunk in self._chunks]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY_PREFIX: Final = "base_model.model."
+_DEFAULT_NUMBER: Final = 8
+"""What peft takes for a rank or an alpha that the configuration does not give."""
 _PARTS: Final = re.compile(r"(?P<path>.+)\.(?P<part>(?:lora|hada|lokr|ia3)_.+)")
 
 
@@ -43,14 +45,14 @@ class _AdaptedLayer:
     fields: Mapping[str, Any]
     """Configuration of the adapter."""
 
-    def find_field(self, name: str, pattern_name: str, default: float) -> float:
+    def find_field(self, name: str, pattern_name: str) -> float:
         """Return a number of the configuration, as the first pattern that fits gives it."""
         patterns = self.fields.get(pattern_name)
         for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
             if re.match(rf"(.*\.)?({pattern})$", self.path) and isinstance(value, int | float):
                 return value
-        value = self.fields.get(name, default)
-        return value if isinstance(value, int | float) else default
+        value = self.fields.get(name, _DEFAULT_NUMBER)
+        return value if isinstance(value, int | float) else _DEFAULT_NUMBER
 
     def require_parts(self, *names: str) -> None:
         """Raise PlanError unless the adapter has these tensors for the layer, and no other."""
@@ -147,7 +149,7 @@ def _compute_low_rank(
     layer.require_parts(*names, *extra)
     low, high = (layer.parts[name] for name in names)
     rank = low.shape[0]
-    alpha = layer.find_field("lora_alpha", "alpha_pattern", 8)
+    alpha = layer.find_field("lora_alpha", "alpha_pattern")
     scaling = alpha / (sqrt(rank) if layer.fields.get("use_rslora") else rank)
     if low.dim() > 2 and low.shape[1] != layer.weight.shape[1]:
         raise PlanError(f"`{layer.path}` is a convolution of several groups")
@@ -165,7 +167,7 @@ def _merge_loha(layer: _AdaptedLayer) -> dict[str, MergedTensor]:
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     layer.require_parts(*names)
     a1, b1, a2, b2 = (layer.parts[name] for name in names)
-    scaling = layer.find_field("alpha", "alpha_pattern", 8) / b1.shape[0]
+    scaling = layer.find_field("alpha", "alpha_pattern") / b1.shape[0]
     delta = scaling * (a1 @ b1) * (a2 @ b2)
     largest = abs(scaling) * float(((a1.abs() @ b1.abs()) * (a2.abs() @ b2.abs())).max())
     return {"weight": _add(layer.weight, delta.reshape(layer.weight.shape), largest)}
@@ -185,9 +187,7 @@ def _merge_lokr(layer: _AdaptedLayer) -> dict[str, MergedTensor]:
         parts = [layer.parts[part] for part in names]
         factors.append(parts[0] if len(parts) == 1 else parts[0] @ parts[1])
     layer.require_parts(*used_names)
-    scaling = layer.find_field("alpha", "alpha_pattern", 8) / layer.find_field(
-        "r", "rank_pattern", 8
-    )
+    scaling = layer.find_field("alpha", "alpha_pattern") / layer.find_field("r", "rank_pattern")
     first, second = factors
     first = first.reshape(*first.shape, *[1] * (second.dim() - first.dim()))
     delta = scaling * torch.kron(first, second).reshape(layer.weight.shape)

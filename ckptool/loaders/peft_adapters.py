@@ -224,6 +224,7 @@ def _build_info(
     conversions: list[TensorConversion],
     mismatched_shapes: Mapping[str, tuple[int, ...]],
 ) -> LoadingInfo:
+    """Return what peft's loader did, in the words of all loaders."""
     adapter_name = next(iter(loaded.peft_config))
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
     # What a prompt encoder takes is unexpected to load_state_dict, which does not know it.

@@ -1,6 +1,6 @@
 """PlannedResult -> the file, its checks and its MigrationResult."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -114,10 +114,22 @@ class AppliedPlan:
         if not self.early_copy.output:
             nbytes = sum(t.nbytes for t in all_tensors(self.result.checkpoint).values())
             start_step(f"writing {request.target.name}", nbytes)
-        job = WriteJob(
+        job = self._build_write_job(request.target, check_file)
+        if request.is_sharded:
+            from ckptool.migration.write.sharded_folder import write_sharded_folder
+
+            digests = write_sharded_folder(job, request.max_shard_size)
+        else:
+            digests = write_checkpoint(job)
+        return WrittenResult(tuple(checks), digests)
+
+    def _build_write_job(self, target: Path, check_file: Callable[[Path], None]) -> WriteJob:
+        """Return what is written to `target`; `check_file` checks it before it gets its name."""
+        request = self.request
+        return WriteJob(
             self.result,
             request.recorded_plan or self.planned.plan,
-            request.target,
+            target,
             self.to,
             request.force,
             request.record_provenance,
@@ -140,13 +152,6 @@ class AppliedPlan:
                 else ()
             ),
         )
-        if request.is_sharded:
-            from ckptool.migration.write.sharded_folder import write_sharded_folder
-
-            digests = write_sharded_folder(job, request.max_shard_size)
-        else:
-            digests = write_checkpoint(job)
-        return WrittenResult(tuple(checks), digests)
 
     def _check_converted_file(self, pending_file: PendingFile) -> CheckResult:
         """Have a converted file read again; compare what stands beside the state."""

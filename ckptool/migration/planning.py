@@ -157,7 +157,7 @@ def _find_loader_steps(
 
 
 def predict_load(target_module: "TargetModule | None", draft: Draft, to: str) -> ModuleDiff | None:
-    """Return what the module will do with the draft's result, written to container `to`."""
+    """Return what the module will do with the result in container `to`; None without a module."""
     if target_module is None:
         return None
     return target_module.predict_load(

@@ -105,6 +105,7 @@ def _run_stages(
     fingerprints: BackgroundFingerprints,
     early_copy: EarlyCopy,
 ) -> MigrationResult:
+    """Open the source, choose, apply and check the plan, and write the result if it is wanted."""
     conversion = request.conversion
     source_guard = _guard_source(request.source)
     _check_targets(request, to, source_guard)

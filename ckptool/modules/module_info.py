@@ -268,6 +268,7 @@ class _ModuleDescriber:
     def _describe_found(
         self, found_tensor: FoundTensor, key: str, value: Any, alias: str, *, is_saved: bool
     ) -> ModuleTensor:
+        """Describe a tensor that was found; `alias` is the key whose storage it shares, or ""."""
         cls, move_behavior = type(found_tensor.owner), self._get_move_behavior(found_tensor)
         is_foreign = not found_tensor.is_registered and is_set_from_outside(
             found_tensor.owner, found_tensor.attribute

@@ -272,13 +272,13 @@ def build_unsaved_reports(
     """Build the reports of unsaved tensors, without aliases; `state` is the file's state_dict."""
     pickled_tensors = state.unsaved_tensors if state else {}
     return tuple(
-        _build_unsaved_report(module_tensor, module_tensor.key in pickled_tensors)
+        _build_unsaved_report(module_tensor, in_file=module_tensor.key in pickled_tensors)
         for module_tensor in module.unsaved_tensors.values()
         if not module_tensor.alias_of
     )
 
 
-def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> UnsavedTensorReport:  # noqa: FBT001
+def _build_unsaved_report(module_tensor: ModuleTensor, *, in_file: bool) -> UnsavedTensorReport:
     return UnsavedTensorReport(
         key=module_tensor.key,
         kind=str(module_tensor.kind),

@@ -1,7 +1,5 @@
 """FixReport: the result of `fix`."""
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 
 from ckptool.model import Skipped
@@ -79,74 +77,62 @@ class FixReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def build_fix_report(
-    modules: Sequence[str],
-    verdict: Verdict,
-    edits: Sequence[SourceEditReport],
-    refused: Sequence[RefusedEditReport],
-    proofs: Sequence[ProofReport],
-    *,
-    diff: str = "",
-    new_files: Sequence[str] = (),
-    block: str = "",
-    is_written: bool = False,
-    is_asked: bool = False,
-    notes: Sequence[str] = (),
-    skipped: Sequence[Skipped] = (),
-) -> FixReport:
-    """Build the report; its findings are those that are left in the source as it is now.
+class FixOutcome(Struct, frozen=True, kw_only=True):
+    """What a run of `fix` found, planned, proved and wrote."""
 
-    Args:
-        modules: import targets that were looked at.
-        verdict: findings in the source as it is now.
-        edits: statements that are replaced.
-        refused: findings whose source is not edited.
-        proofs: what was asked of a copy of the project.
-        diff: of all files.
-        new_files: files that are added.
-        block: why the edits are not written although it was asked for; "" if nothing is in the way.
-        is_written: whether the files have the edits.
-        is_asked: whether the edits were to be written.
-        notes: further sentences.
-        skipped: what was not looked at.
-    """
-    has_failed = any(proof.result == "failed" for proof in proofs)
+    modules: tuple[str, ...]
+    """Import targets that were looked at."""
+    edits: tuple[SourceEditReport, ...]
+    """Statements that are replaced."""
+    refused: tuple[RefusedEditReport, ...]
+    proofs: tuple[ProofReport, ...]
+    """What was asked of a copy of the project."""
+    diff: str
+    new_files: tuple[str, ...]
+    block: str
+    """Why the edits are not written although it was asked for; "" if nothing is in the way."""
+    is_asked: bool
+    """Whether the edits were to be written."""
+    is_written: bool
+    """Whether the files have the edits."""
+    notes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def build_fix_report(outcome: FixOutcome, verdict: Verdict) -> FixReport:
+    """Build the report; the findings of `verdict` are those in the source as it is now."""
+    has_failed = any(proof.result == "failed" for proof in outcome.proofs)
     exit_code = verdict.exit_code
     if has_failed:
         exit_code = max(exit_code, ExitCode.FAILED)
-    elif is_asked and block:
+    elif outcome.is_asked and outcome.block:
         exit_code = ExitCode.COULD_NOT_CHECK
     return FixReport(
         command="fix",
         findings=build_finding_reports(verdict),
         silenced=build_silenced_reports(verdict),
-        skipped=build_skipped_reports(skipped),
+        skipped=build_skipped_reports(outcome.skipped),
         exit_code=exit_code,
-        verdict=_format_fix_verdict(edits, refused, block=block, is_written=is_written),
-        modules=tuple(modules),
-        edits=tuple(edits),
-        refused=tuple(refused),
-        proofs=tuple(proofs),
-        diff=diff,
-        new_files=tuple(new_files),
-        is_written=is_written,
-        notes=tuple(notes),
+        verdict=_format_fix_verdict(outcome),
+        modules=outcome.modules,
+        edits=outcome.edits,
+        refused=outcome.refused,
+        proofs=outcome.proofs,
+        diff=outcome.diff,
+        new_files=outcome.new_files,
+        is_written=outcome.is_written,
+        notes=outcome.notes,
     )
 
 
-def _format_fix_verdict(
-    edits: Sequence[SourceEditReport],
-    refused: Sequence[RefusedEditReport],
-    *,
-    block: str,
-    is_written: bool,
-) -> str:
+def _format_fix_verdict(outcome: FixOutcome) -> str:
+    edits, refused = outcome.edits, outcome.refused
     refused_text = f"; {pluralize(len(refused), 'finding')} not fixed" if refused else ""
     if not edits:
         return f"nothing is edited{refused_text}" if refused else "nothing to fix"
     lines_text = pluralize(sum(1 + len(edit.also_at) for edit in edits), "line")
-    if is_written:
+    if outcome.is_written:
         return f"fixed {lines_text}{refused_text}"
-    if block:
-        return f"not written: {block}"
+    if outcome.block:
+        return f"not written: {outcome.block}"
     return f"would fix {lines_text} (--write does it){refused_text}"

@@ -235,6 +235,7 @@ def _format_gate_verdict(
     silenced_count: int,
     exit_code: ExitCode,
 ) -> str:
+    """Return "gate passed: ...", "gate failed: ..." or "gate could not check: ..."."""
     total = len(checkpoints)
     unchecked_count = sum(checkpoint.is_unchecked for checkpoint in checkpoints)
     failed_count = sum(not checkpoint.passed for checkpoint in checkpoints) - unchecked_count

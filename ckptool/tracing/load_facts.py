@@ -1,6 +1,6 @@
 """A module and the mapping that it loads -> LoadRecord."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
 from ckptool.model import TensorInfo
 from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.walk import get_written_name
-from ckptool.tracing.module_states import iter_saved_tensors
+from ckptool.tracing.module_states import ModuleState, iter_saved_tensors
 from ckptool.tracing.origins import TensorOrigin, TensorOrigins
 from ckptool.tracing.records import MAX_KEYS, KeyMismatch, LoadRecord, UnsavedValue
 
@@ -35,6 +35,30 @@ class LoadKeys(Struct, frozen=True):
     mismatches: tuple[KeyMismatch, ...]
     rewrite: PrefixRewrite | None = None
     """Of keys of the mapping to missing ones of the module."""
+
+
+class LoadStart(Struct, frozen=True):
+    """What is known of a load before it runs."""
+
+    where: str
+    """"file:line" of the call."""
+    origin: MappingOrigin
+    ties: tuple[tuple[str, ...], ...]
+    """Names of the module's tensors that are tied, as `list_ties` gives them."""
+    state: ModuleState
+    keys: LoadKeys
+    key_count: int
+    """Number of keys of the mapping."""
+
+
+class LoadEnd(Struct, frozen=True):
+    """How a load ended."""
+
+    loader: str
+    """As users call it: "load_state_dict()"."""
+    is_strict: bool
+    error: str = ""
+    """What it raised, "" if it returned."""
 
 
 def find_mapping_origin(mapping: Mapping[str, Any], origins: TensorOrigins) -> MappingOrigin:
@@ -112,29 +136,26 @@ def _list_devices(module: "nn.Module") -> tuple[str, ...]:
 
 def build_load_record(
     module: "nn.Module",
-    keys: LoadKeys,
-    origin: MappingOrigin,
-    *,
-    loader: str,
-    where: str,
-    is_strict: bool,
-    error: str,
-    key_count: int,
+    start: LoadStart,
+    end: LoadEnd,
     unsaved: tuple[UnsavedValue, ...],
-    old_ties: Iterable[tuple[str, ...]],
     arguments: dict[str, str] | None,
 ) -> LoadRecord:
-    """Build the record of a load that has ended; lists of keys are cut, their counts are not."""
+    """Build the record of a load that has ended; lists of keys are cut, their counts are not.
+
+    `arguments` are those of the module's constructor, None if they are not known.
+    """
+    keys, origin = start.keys, start.origin
     ties = {name: group for group in list_ties(module) for name in group}
     return LoadRecord(
         module=get_written_name(module),
-        loader=loader,
+        loader=end.loader,
         file=origin.file,
         at=origin.at,
-        where=where,
-        is_strict=is_strict,
-        error=error,
-        key_count=key_count,
+        where=start.where,
+        is_strict=end.is_strict,
+        error=end.error,
+        key_count=start.key_count,
         missing_keys=keys.missing_keys[:MAX_KEYS],
         unexpected_keys=keys.unexpected_keys[:MAX_KEYS],
         mismatches=keys.mismatches[:MAX_KEYS],
@@ -147,7 +168,7 @@ def build_load_record(
         arguments=arguments,
         unsaved=unsaved,
         devices=_list_devices(module),
-        broken_ties=tuple(group for group in old_ties if not {*group} <= {*ties.get(group[0], ())}),
+        broken_ties=tuple(g for g in start.ties if not {*g} <= {*ties.get(g[0], ())}),
     )
 
 

@@ -105,6 +105,10 @@ def _name_from_folder(run: TracedRun, folder: Path) -> TracedRun:
 def _compare_runs(
     words: Sequence[str], resume_words: str, folders: Sequence[Path], first: TracedRun
 ) -> ResumeComparison:
+    """Run the command again: whole, interrupted after its first checkpoint, and resumed from it.
+
+    `folders` are copies of the current folder, the first that of the run that is done.
+    """
     second = _run(words, folders[1], "record")
     stopped = _run(words, folders[2], "stop")
     saves = _list_saves(stopped, folders[2])

@@ -43,11 +43,7 @@ class ResumeStates:
         self._step_count += 1
 
     def describe_save(
-        self,
-        file: str,
-        content: object,
-        trace: "ProcessTrace",
-        has_model: bool,  # noqa: FBT001
+        self, file: str, content: object, trace: "ProcessTrace", *, has_model: bool
     ) -> SavedStateRecord:
         """Describe a save that has ended."""
         self._has_saved = self._has_saved or self._step_count > 0

@@ -5,19 +5,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.tracing.construction import call_after_construction
 from ckptool.tracing.load_facts import (
+    LoadEnd,
     LoadKeys,
+    LoadStart,
     MappingOrigin,
     build_load_record,
     compare_keys,
     find_mapping_origin,
     list_ties,
 )
-from ckptool.tracing.module_states import ModuleState, iter_saved_tensors
+from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.process_trace import ProcessTrace, get_active_trace
 from ckptool.tracing.quiet import locate_caller
 from ckptool.tracing.records import KeyMismatch, SaveRecord
@@ -141,17 +142,6 @@ def _record_object(trace: ProcessTrace, value: object, kind: str) -> None:
     trace.generators.note_states(trace.states.list_modules())
 
 
-class _LoadStart(Struct, frozen=True):
-    """What is known of a load before it runs."""
-
-    where: str
-    origin: MappingOrigin
-    ties: tuple[tuple[str, ...], ...]
-    state: ModuleState
-    keys: LoadKeys
-    key_count: int
-
-
 def _run_load_state_dict(
     trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords
 ) -> Any:
@@ -162,10 +152,11 @@ def _run_load_state_dict(
         with trace.nest():
             result = original(*args, **kwargs)
     except Exception as error:
-        text = _describe_error(error)
-        trace.observe("a load", _end_load, trace, module, start, None, is_strict, text)
+        end = LoadEnd("load_state_dict()", is_strict, _describe_error(error))
+        trace.observe("a load", _end_load, trace, module, start, end)
         raise
-    trace.observe("a load", _end_load, trace, module, start, result, is_strict, "")
+    end = LoadEnd("load_state_dict()", is_strict)
+    trace.observe("a load", _end_load, trace, module, start, end, result)
     return result
 
 
@@ -173,10 +164,10 @@ def _describe_error(error: Exception) -> str:
     return str(error)[:_MAX_ERROR_CHARS] or type(error).__name__
 
 
-def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> _LoadStart:
+def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) -> LoadStart:
     trace.generators.note_states(trace.states.list_modules())
     trace.states.note_added()
-    return _LoadStart(
+    return LoadStart(
         locate_caller(),
         find_mapping_origin(mapping, trace.origins),
         list_ties(module),
@@ -187,40 +178,23 @@ def _begin_load(trace: ProcessTrace, module: Any, mapping: Mapping[str, Any]) ->
 
 
 def _end_load(
-    trace: ProcessTrace,
-    module: Any,
-    start: _LoadStart | None,
-    result: Any,
-    is_strict: bool,  # noqa: FBT001
-    error: str,
-    loader: str = "load_state_dict()",
+    trace: ProcessTrace, module: Any, start: LoadStart | None, end: LoadEnd, result: Any = None
 ) -> None:
+    """Record a load. `result` is what the loader returned: a pair of keys, if it has one."""
     if start is None:
         return
-    keys = start.keys
     if hasattr(result, "missing_keys"):
         keys = replace(
-            keys,
+            start.keys,
             missing_keys=tuple(result.missing_keys),
             unexpected_keys=tuple(result.unexpected_keys),
         )
+        start = replace(start, keys=keys)
     unsaved = trace.states.describe_unsaved(module)
-    if not error:
+    if not end.error:
         trace.states.record_load(module, start.state)
-    record = build_load_record(
-        module,
-        keys,
-        start.origin,
-        loader=loader,
-        where=start.where,
-        is_strict=is_strict,
-        error=error,
-        key_count=start.key_count,
-        unsaved=unsaved,
-        old_ties=start.ties,
-        arguments=trace.states.get_arguments(module),
-    )
-    trace.write_record(record)
+    arguments = trace.states.get_arguments(module)
+    trace.write_record(build_load_record(module, start, end, unsaved, arguments))
 
 
 def _run_load(trace: ProcessTrace, original: Function, args: Arguments, kwargs: Keywords) -> Any:
@@ -265,32 +239,27 @@ def _run_load_model(
         error = _describe_error(raised)
         raise
     finally:
-        trace.observe(
-            *("a load", _end_file_load, trace, model, start, file),
-            *((tuple(missing), tuple(unexpected), ()), is_strict, error, "load_model()"),
-        )
+        keys = LoadKeys(tuple(missing), tuple(unexpected), ())
+        end = LoadEnd("load_model()", is_strict, error)
+        trace.observe("a load", _end_file_load, trace, model, start, file, keys, end)
     return missing, unexpected
 
 
 def _end_file_load(
     trace: ProcessTrace,
     module: Any,
-    start: _LoadStart | None,
+    start: LoadStart | None,
     file: str,
-    keys: tuple[tuple[str, ...], tuple[str, ...], tuple[KeyMismatch, ...]],
-    is_strict: bool,  # noqa: FBT001
-    error: str,
-    loader: str,
+    keys: LoadKeys,
+    end: LoadEnd,
 ) -> None:
     """Record a load whose file and keys the loader itself knows."""
     if start is None:
         return
     saved_count = sum(1 for _ in iter_saved_tensors(module))
-    key_count = saved_count - len(keys[0]) + len(keys[1])
-    start = _LoadStart(
-        start.where, MappingOrigin(file), start.ties, start.state, LoadKeys(*keys), key_count
-    )
-    _end_load(trace, module, start, None, is_strict, error, loader)
+    key_count = saved_count - len(keys.missing_keys) + len(keys.unexpected_keys)
+    origin = MappingOrigin(file)
+    _end_load(trace, module, replace(start, origin=origin, keys=keys, key_count=key_count), end)
 
 
 def _make_finalize(original: Function) -> Function:
@@ -312,9 +281,11 @@ def _record_pretrained(trace: ProcessTrace, model: Any, load_config: Any, info: 
         KeyMismatch(str(key), tuple(shape), tuple(module_shape))
         for key, shape, module_shape in sorted(info.mismatched_keys, key=str)
     )
-    keys = tuple(sorted(info.missing_keys)), tuple(sorted(info.unexpected_keys)), mismatches
+    missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
+    keys = LoadKeys(tuple(missing), tuple(unexpected), mismatches)
     file = _name_file(load_config.pretrained_model_name_or_path)
-    _end_file_load(trace, model, start, file, keys, False, "", "from_pretrained()")  # noqa: FBT003
+    end = LoadEnd("from_pretrained()", is_strict=False)
+    _end_file_load(trace, model, start, file, keys, end)
 
 
 def _run_dcp_load(
@@ -394,6 +365,7 @@ def _describe_save(trace: ProcessTrace, value: Any, target: Any, saver: str) -> 
 def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any) -> None:
     trace.write_record(replace(record, error=error))
     if trace.resume_states is not None and not error:
+        has_model = bool(record.modules)
         trace.write_record(
-            trace.resume_states.describe_save(record.file, content, trace, bool(record.modules))
+            trace.resume_states.describe_save(record.file, content, trace, has_model=has_model)
         )

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from ckptool.formats.files.read_window import SpanReader
 from ckptool.formats.files.source import ByteSource, SourceCache
 from ckptool.locations import Location
-from ckptool.model import DTYPE_BITS, Span, TensorInfo
+from ckptool.model import DTYPE_BITS, Span, TensorComponent, TensorInfo
 from ckptool.values.sign_views import flip_signs, is_sign_view
 from ckptool.values.strides import (
     REGION,
@@ -28,9 +28,6 @@ _MAX_GATHERED_ELEMENTS: Final = 4 << 20
 """Maximum number of elements of a view that are gathered from scattered positions of a file."""
 _MAX_OPEN_FILES: Final = 16
 _COMPONENT_NBYTES: Final = {"complex128": 8, "complex64": 4, "complex32": 2}
-
-_PlacedChunk = tuple[tuple[int, ...], TensorInfo]
-"""(offsets of a chunk in the whole tensor, the chunk)."""
 
 
 def iter_elements(tensor: TensorInfo) -> Iterator[bytes]:
@@ -157,7 +154,7 @@ def iter_elements_from(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
         stored_tensor = replace(tensor, layout="strided")
         yield from flip_signs(tensor, iter_elements_from(stored_tensor, files))
     elif tensor.parts:
-        yield from _iter_tiled_elements(_placed_chunks(tensor), files)
+        yield from _iter_tiled_elements(_list_chunks(tensor), files)
     elif tensor.is_contiguous and (span := contiguous_span(tensor)):
         pieces = map(files.read_span, split_span(span, CHUNK))
         yield from _to_little_endian(tensor, pieces)
@@ -191,7 +188,7 @@ def iter_span_chunks(span: Span) -> Iterator[bytes]:
 
 def _chunks_unreadable_reason(tensor: TensorInfo) -> str:
     has_nested_parts = any(part.tensor.parts for part in tensor.parts)
-    if has_nested_parts or not _covers_shape(_placed_chunks(tensor), tensor.shape):
+    if has_nested_parts or not _covers_shape(_list_chunks(tensor), tensor.shape):
         return "its chunks do not tile it row by row"
     return next((reason for part in tensor.parts if (reason := unreadable_reason(part.tensor))), "")
 
@@ -249,51 +246,59 @@ def _iter_view_elements(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]
     )
 
 
-def _placed_chunks(tensor: TensorInfo) -> list[_PlacedChunk]:
-    return [(part.offsets, part.tensor) for part in tensor.parts if part.tensor.numel]
+def _list_chunks(tensor: TensorInfo) -> list[TensorComponent]:
+    """Return the chunks of a tensor that have elements."""
+    return [part for part in tensor.parts if part.tensor.numel]
 
 
-def _group_row_bands(chunks: Iterable[_PlacedChunk]) -> Iterator[tuple[int, list[_PlacedChunk]]]:
+def _group_row_bands(
+    chunks: Iterable[TensorComponent],
+) -> Iterator[tuple[int, list[TensorComponent]]]:
     """Yield (start in the first dimension, chunks that start there), in order."""
-    by_start = sorted(chunks, key=lambda chunk: chunk[0])
-    for start, band in groupby(by_start, key=lambda chunk: chunk[0][0]):
+    by_start = sorted(chunks, key=lambda chunk: chunk.offsets)
+    for start, band in groupby(by_start, key=lambda chunk: chunk.offsets[0]):
         yield start, list(band)
 
 
-def _covers_shape(chunks: list[_PlacedChunk], shape: tuple[int, ...]) -> bool:
+def _covers_shape(chunks: list[TensorComponent], shape: tuple[int, ...]) -> bool:
     """Whether the chunks cover the shape exactly once, in bands of chunks of equal height."""
     if not shape:
         return len(chunks) == 1
     end = 0
     for start, band in _group_row_bands(chunks):
-        height = band[0][1].shape[0]
-        rows = [(offsets[1:], _select_row(chunk, 0)) for offsets, chunk in band]
-        same_height = all(chunk.shape[0] == height for _, chunk in band)
+        height = _get_height(band)
+        same_height = all(chunk.tensor.shape[0] == height for chunk in band)
+        rows = [_select_row(chunk, 0) for chunk in band]
         if start != end or not same_height or not _covers_shape(rows, shape[1:]):
             return False
         end = start + height
     return end == shape[0]
 
 
-def _iter_tiled_elements(chunks: list[_PlacedChunk], files: OpenFiles) -> Iterator[bytes]:
+def _get_height(band: list[TensorComponent]) -> int:
+    return band[0].tensor.shape[0]
+
+
+def _iter_tiled_elements(chunks: list[TensorComponent], files: OpenFiles) -> Iterator[bytes]:
     """Yield the elements, in C order, of the tensor that the chunks tile."""
     if len(chunks) == 1:
-        yield from iter_elements_from(chunks[0][1], files)
+        yield from iter_elements_from(chunks[0].tensor, files)
         return
     for _, band in _group_row_bands(chunks):
         if len(band) == 1:
-            yield from iter_elements_from(band[0][1], files)
+            yield from iter_elements_from(band[0].tensor, files)
             continue
-        for row in range(band[0][1].shape[0]):
-            yield from _iter_tiled_elements(
-                [(offsets[1:], _select_row(chunk, row)) for offsets, chunk in band], files
-            )
+        for row in range(_get_height(band)):
+            yield from _iter_tiled_elements([_select_row(chunk, row) for chunk in band], files)
 
 
-def _select_row(tensor: TensorInfo, row: int) -> TensorInfo:
-    return replace(
+def _select_row(chunk: TensorComponent, row: int) -> TensorComponent:
+    """Return one index of the first dimension of a chunk, as a chunk without that dimension."""
+    tensor = chunk.tensor
+    row_tensor = replace(
         tensor,
         shape=tensor.shape[1:],
         stride=tensor.stride[1:],
         storage_offset=tensor.storage_offset + row * tensor.stride[0],
     )
+    return TensorComponent(chunk.name, chunk.offsets[1:], row_tensor)

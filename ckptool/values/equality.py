@@ -46,7 +46,7 @@ def equal_many(
     jobs: int = JOBS,
     runner: BatchRunner | None = None,
 ) -> list[bool | None]:
-    """Return `are_equal` of each pair, in order; large tensors are split into several tasks.
+    """Return `are_equal` of each pair, in order, None as there; large tensors are split.
 
     Args:
         pairs: the tensors to compare.

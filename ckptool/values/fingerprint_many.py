@@ -36,7 +36,7 @@ def fingerprint_tensor(tensor: TensorInfo) -> str | None:
 def fingerprint_many(
     tensors: Iterable[TensorInfo], jobs: int = JOBS, runner: BatchRunner | None = None
 ) -> list[str | None]:
-    """Return `fingerprint_tensor` of each, in order; large tensors are split into several tasks."""
+    """Return `fingerprint_tensor` of each, in order, None as there; large ones are split."""
     tensor_list = list(tensors)
     fingerprints: list[str | None] = [None] * len(tensor_list)
     pieces: dict[int, list[bytes]] = {}

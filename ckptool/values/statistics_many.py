@@ -39,9 +39,9 @@ _Block = Sequence[tuple[int, TensorInfo, Span | None]]
 
 
 def compute_statistics_many(
-    tensors: Iterable[TensorInfo], jobs: int = JOBS
+    tensors: Iterable[TensorInfo],
 ) -> list[TensorStatistics | None]:
-    """Return `compute_statistics` of each tensor, in order, using `jobs` threads.
+    """Return `compute_statistics` of each tensor, in order, None as there; `JOBS` threads.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.
@@ -49,7 +49,7 @@ def compute_statistics_many(
     tensor_list = list(tensors)
     results: list[TensorStatistics | None] = [None] * len(tensor_list)
     batches = ((len(block) * block[0][1].nbytes, block) for block in _iter_blocks(tensor_list))
-    for block, block_statistics in BatchRunner(jobs).map_batches(_compute_block, batches):
+    for block, block_statistics in BatchRunner(JOBS).map_batches(_compute_block, batches):
         for (index, *_), statistics in zip(block, block_statistics, strict=True):
             results[index] = statistics
     return results

@@ -140,6 +140,7 @@ def _compare_leaf(actual: Any, expected: Any, tolerance: float | None) -> _LeafD
 
 
 def _compare_tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _LeafDifference:
+    """Compare in float64 or complex128; `tolerance` is absolute and relative, None is by dtype."""
     if actual.shape != expected.shape:
         reason = f"has shape {list(actual.shape)}, and had {list(expected.shape)}"
         return _LeafDifference(is_exact=False, is_close=False, reason=reason)

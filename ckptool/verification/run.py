@@ -224,6 +224,10 @@ def _run_equality(
     inputs: Inputs | None,
     tolerance: float | None,
 ) -> LevelResult:
+    """Compare the outputs with those of `old`, on the CPU and where the new module ran.
+
+    Skipped without an old module, or without inputs.
+    """
     if old is None:
         return LevelResult(
             VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "nothing to compare with: pass --old"

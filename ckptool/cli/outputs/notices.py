@@ -72,7 +72,7 @@ def announce_old_spelling(old: str, new: str) -> None:
 def take_old_spelling(
     value: Location | None, old_value: Location | None, *, old: str, new: str
 ) -> Location | None:
-    """Return the value of the option `new`, else that of its old name `old`, with a notice."""
+    """Return the value of the option `new`, else that of its old name, with a notice; else None."""
     if old_value is None:
         return value
     announce_old_spelling(old, new)

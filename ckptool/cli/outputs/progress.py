@@ -11,10 +11,10 @@ from ckptool.values.progress import LISTENER
 
 
 @contextmanager
-def report_interrupt(ctx: click.Context, message: str = "") -> Iterator[None]:
-    """Context manager: on SIGINT or SIGTERM, print one line and exit with 128 + signal number.
+def report_interrupt(ctx: click.Context) -> Iterator[None]:
+    """Context manager of what writes files, and removes them where it does not complete them.
 
-    `message` is appended to the line.
+    On SIGINT or SIGTERM, print that as one line and exit with 128 + signal number.
     """
     try:
         yield
@@ -25,7 +25,7 @@ def report_interrupt(ctx: click.Context, message: str = "") -> Iterator[None]:
     else:
         return
     close_progress()
-    click.echo(f"ckptool: ended by {name}{': ' if message else ''}{message}", err=True)
+    click.echo(f"ckptool: ended by {name}: incomplete output was removed", err=True)
     ctx.exit(code)
 
 

@@ -47,7 +47,7 @@ def run_move(
 ) -> None:
     """Upgrade or downgrade, and print the report."""
     target = options.pop("target")
-    with report_interrupt(ctx, "incomplete output was removed"):
+    with report_interrupt(ctx):
         report = function(
             source,
             target,

@@ -194,7 +194,7 @@ def _format_class_hook(class_name: str, added: _AddedState) -> str:
         f"{'each' if len(assumed) > 1 else 'it'} stays as the constructor made it, as before."
     )
     subject = HookSubject(class_name, added.version, (note,) if assumed else ())
-    return format_hook(HookTrace(steps, {}, True, True), subject)  # noqa: FBT003
+    return format_hook(HookTrace(steps, {}, is_recognizable=True, has_versions=True), subject)
 
 
 def _build_test(target: FixTarget, hook_path: Path) -> dict[Path, bytes]:

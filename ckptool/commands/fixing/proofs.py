@@ -116,6 +116,7 @@ def prove_edits(
 def _prove_target(
     target: FixTarget, worker: ModuleWorker, overlay: Path, scope: ProjectScope, policy: Policy
 ) -> TargetProofs:
+    """Build and run the edited module in `overlay`; compare it with what `target` was."""
     moved = scope.move_target(target.target, overlay)
     try:
         facts = worker.ask(DescribeModule(moved, inputs=target.inputs))

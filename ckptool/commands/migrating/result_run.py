@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OldModuleOptions:
-    """Old module to compare the migrated file's outputs with, and the tolerance."""
+class ForwardOptions:
+    """How the migrated file is run, and the old module to compare its outputs with."""
 
-    module: "str | nn.Module | Callable[..., nn.Module] | None"
+    inputs: object
+    """Arguments of forward; None for none."""
+    device: str
+    """"auto", "cuda", "simulated" or "cpu"."""
+    old_module: "str | nn.Module | Callable[..., nn.Module] | None"
     donor: PathLike | None
     """File with its pickled attributes, if the source lacks them."""
     tolerance: float | None
+    """Absolute and relative, of its outputs; None: they are bitwise equal."""
 
 
 def make_forward_check(
     source: Location,
     module_target: ModuleTarget | None,
-    inputs: object,
-    device: str,
-    old_options: OldModuleOptions,
+    options: ForwardOptions,
     limits: Limits,
     worker: ModuleWorker,
 ) -> "ForwardCheck | None":
@@ -48,13 +51,14 @@ def make_forward_check(
     Raises:
         UsageError: there are inputs and no module, or options that need inputs without any.
     """
+    inputs = options.inputs
     is_part = module_target is not None and bool(module_target.into)
     if inputs is None and module_target is not None and not is_part:
         inputs = module_target.inputs or None
     if inputs is None:
         unused_options = {
-            "--old-module": old_options.module is not None,
-            "--device": device != "auto",
+            "--old-module": options.old_module is not None,
+            "--device": options.device != "auto",
         }
         reject_unused_options(unused_options, "applies to running the result: --input is required")
         return None
@@ -63,16 +67,16 @@ def make_forward_check(
     from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
 
     def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
-        donor = old_options.donor
+        donor = options.donor
         request = RunMigrated(
             replace(module_target, into=""),
             pending_file,
             open_checkpoint_or_stdin(source, limits),
             None if donor is None else open_checkpoint_or_stdin(donor, limits),
-            old_options.module,
+            options.old_module,
             inputs,
-            device,
-            old_options.tolerance,
+            options.device,
+            options.tolerance,
             limits,
         )
         run = worker.ask(request)

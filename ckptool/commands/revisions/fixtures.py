@@ -39,6 +39,24 @@ class NewFixture(Struct, frozen=True):
     """Where the file is from, and why it has no outputs, as a sentence."""
 
 
+class OutputRecorder(Struct, frozen=True):
+    """Today's module, and what it is run with, to record its outputs with a fixture."""
+
+    target: ModuleTarget
+    inputs: object
+    """Arguments of forward; None takes those of the configuration."""
+    worker: ModuleWorker
+
+    def record_outputs(self, path: Path) -> tuple[bytes, str]:
+        """Return the golden file of the module with a fixture, or b"" and why there is none."""
+        checkpoint = open_checkpoint(path, DEFAULT_LIMITS)
+        try:
+            recording = self.worker.ask(RecordGolden(self.target, checkpoint, self.inputs, {}))
+        except (UsageError, ModuleError) as error:
+            return b"", f"its outputs are not recorded: {error}"
+        return recording.content, ""
+
+
 def find_fixture(revision: Revision) -> Path | None:
     """Return the fixture of a revision, or None."""
     folder = revision.path.parent / FIXTURES_FOLDER
@@ -68,9 +86,7 @@ def take_fixture(
     path: Path,
     chain: Chain,
     new: Revision,
-    target: ModuleTarget,
-    inputs: object,
-    worker: ModuleWorker,
+    recorder: OutputRecorder,
     limits: Limits,
 ) -> NewFixture:
     """Return a file that the user gives, as the fixture of the revision that it is at.
@@ -95,24 +111,22 @@ def take_fixture(
     origin = f"{path.name} is the fixture of {revision.name}"
     if revision != new:
         return NewFixture(revision, path.read_bytes(), path.suffix, origin=origin)
-    golden, reason = _record_outputs(path, target, inputs, worker)
+    golden, reason = recorder.record_outputs(path)
     return NewFixture(new, path.read_bytes(), path.suffix, golden, _join(origin, reason))
 
 
-def build_fixture(
-    new: Revision, target: ModuleTarget, inputs: object, worker: ModuleWorker
-) -> NewFixture | str:
+def build_fixture(new: Revision, recorder: OutputRecorder) -> NewFixture | str:
     """Return a fixture with the values of today's constructor, or why there is none."""
     with tempfile.TemporaryDirectory(prefix="ckptool-fixture-") as folder:
         path = Path(folder, f"{new.name}.pth")
         try:
-            worker.ask(SaveBuiltState(target, path, MAX_BUILT_NBYTES))
+            recorder.worker.ask(SaveBuiltState(recorder.target, path, MAX_BUILT_NBYTES))
             tensors = all_tensors(open_checkpoint(path, DEFAULT_LIMITS))
         except (UsageError, ModuleError, ReadError) as error:
             return f"no fixture of {new.name}: {error}"
         if not tensors:
             return f"no fixture of {new.name}: the state has no tensors"
-        golden, reason = _record_outputs(path, target, inputs, worker)
+        golden, reason = recorder.record_outputs(path)
         origin = f"the fixture of {new.name} has the values of the constructor"
         return NewFixture(new, path.read_bytes(), path.suffix, golden, _join(origin, reason))
 
@@ -124,18 +138,6 @@ def list_fixture_files(fixture: NewFixture) -> dict[Path, bytes]:
     if fixture.golden:
         files[stem.with_name(stem.name + GOLDEN_SUFFIX)] = fixture.golden
     return files
-
-
-def _record_outputs(
-    path: Path, target: ModuleTarget, inputs: object, worker: ModuleWorker
-) -> tuple[bytes, str]:
-    """Return the golden file of today's module with a fixture, or b"" and why there is none."""
-    checkpoint = open_checkpoint(path, DEFAULT_LIMITS)
-    try:
-        recording = worker.ask(RecordGolden(target, checkpoint, inputs, {}))
-    except (UsageError, ModuleError) as error:
-        return b"", f"its outputs are not recorded: {error}"
-    return recording.content, ""
 
 
 def _join(origin: str, reason: str) -> str:

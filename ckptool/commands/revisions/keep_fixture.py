@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ckptool.commands.revisions.fixtures import list_fixture_files, take_fixture
+from ckptool.commands.revisions.fixtures import OutputRecorder, list_fixture_files, take_fixture
 from ckptool.commands.revisions.revision_files import write_chain_files
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.worker import get_worker
@@ -31,7 +31,7 @@ def keep_fixture(
         RevisionError: it is at no revision, or at one that has a fixture; or there are two heads.
     """
     head = chain.head
-    fixture = take_fixture(path, chain, head, target, inputs, get_worker(), limits)
+    fixture = take_fixture(path, chain, head, OutputRecorder(target, inputs, get_worker()), limits)
     files = list_fixture_files(fixture)
     if not dry_run:
         write_chain_files(chain.folder, [head.revision], files)

@@ -19,6 +19,7 @@ from ckptool.commands.revisions.drafting import (
 )
 from ckptool.commands.revisions.fixtures import (
     NewFixture,
+    OutputRecorder,
     build_fixture,
     find_fixture,
     list_fixture_files,
@@ -161,7 +162,8 @@ def revision(  # noqa: PLR0913
     )
     outcome = job.draft()
     fixture_path = None if fixture is None else Path(fixture)
-    outcome = _add_fixture(job, outcome, fixture_path, inputs, limits)
+    recorder = OutputRecorder(job.target, inputs, job.worker)
+    outcome = _add_fixture(project, outcome, fixture_path, recorder, limits)
     if not dry_run:
         parent = outcome.revisions[0].parent
         write_chain_files(project.folder, [parent] if parent else [], outcome.files)
@@ -312,10 +314,10 @@ class _DraftJob(Struct, frozen=True):
 
 
 def _add_fixture(
-    job: _DraftJob,
+    project: ProjectChain,
     outcome: RevisionOutcome,
     path: Path | None,
-    inputs: object,
+    recorder: OutputRecorder,
     limits: Limits,
 ) -> RevisionOutcome:
     """Return the outcome with the files of a fixture, or with the reason why there is none."""
@@ -323,16 +325,16 @@ def _add_fixture(
     fixtures: list[NewFixture] = []
     notes: list[str] = []
     if path is not None:
-        folder = job.project.folder
+        folder = project.folder
         has_chain = folder.is_dir() and any(folder.glob("*.toml"))
-        old = job.project.read().revisions if has_chain else ()
+        old = project.read().revisions if has_chain else ()
         chain = order_revisions(folder, [*old, *outcome.revisions])
-        fixtures.append(take_fixture(path, chain, new, job.target, inputs, job.worker, limits))
+        fixtures.append(take_fixture(path, chain, new, recorder, limits))
     kept_fixture = find_fixture(new)
     if kept_fixture is not None:
         notes.append(f"{kept_fixture.name} is kept as the fixture of {new.name}")
     elif all(fixture.revision != new for fixture in fixtures):
-        built = build_fixture(new, job.target, inputs, job.worker)
+        built = build_fixture(new, recorder)
         if isinstance(built, str):
             notes.append(built)
         else:

@@ -57,6 +57,10 @@ class _SubtreeSearch:
         self._used_module_keys: set[str] = set()
 
     def find_links(self) -> Iterator[tuple[RenameLink, SubtreeMove]]:
+        """Yield the moves that most keys of a subtree follow, those of many keys first.
+
+        A move that explains nearly as many of the same keys is a rival, and makes both ambiguous.
+        """
         all_pairs = {move: self._pair_keys(move) for move in self._propose_moves()}
         counts = {move: len(pairs) for move, pairs in all_pairs.items()}
         by_side: dict[object, list[SubtreeMove]] = defaultdict(list)

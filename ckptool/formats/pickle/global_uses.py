@@ -60,7 +60,11 @@ def build_damaged_checkpoint(
 def damaged_with_uses(
     path: Location, container: Container, nbytes: int, uses: Iterable[GlobalUse], reason: str
 ) -> Checkpoint:
-    """As `build_damaged_checkpoint`, for names that are classified already."""
+    """As `build_damaged_checkpoint`, for names that are classified already.
+
+    Raises:
+        CorruptCheckpointError: none of the names is dangerous.
+    """
     global_uses = tuple(uses)
     if all(use.safety is not Safety.DANGEROUS for use in global_uses):
         raise CorruptCheckpointError(path, reason)

@@ -197,6 +197,7 @@ class _TreeWalk:
         self.tree.opaque += packed.opaque
 
     def _visit_container(self, node: Any, at: str, depth: int, outer_state: int | None) -> None:
+        """Add a plain value, or the state that its tensors are; the rest of it is visited later."""
         value = self._plain_values.convert_node(node)
         if value is not NOT_PLAIN:
             self.tree.entries.append(PlainEntry(at, describe_value(node, value), value))

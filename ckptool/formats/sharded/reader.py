@@ -74,9 +74,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         entries=tuple(entry for shard in shards.values() for entry in shard.entries),
         globals=tuple(dict.fromkeys(name for shard in shards.values() for name in shard.globals)),
         metadata=metadata | _intersect_metadata(shards.values()),
-        damage=next(
-            (f"{name}: {shard.damage}" for name, shard in shards.items() if shard.damage), ""
-        ),
+        damage=_find_first(shards, lambda shard: shard.damage),
         unread=tuple(part for shard in shards.values() for part in shard.unread),
         skipped=tuple(
             dict.fromkeys(
@@ -89,21 +87,18 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         ),
         files=tuple(index.parent / name for name in shards),
         faults=tuple(_iter_issues(index, weight_map, shards, sibling_names)),
-        load_refusal=next(
-            (f"{name}: {s.load_refusal}" for name, s in shards.items() if s.load_refusal), ""
-        ),
+        load_refusal=_find_first(shards, lambda shard: shard.load_refusal),
         opaque=tuple(part for shard in shards.values() for part in shard.opaque),
         contents=_merge_contents(metadata, shards) if limits.contents else {},
-        weights_only_refusal=next(
-            (
-                f"{name}: {shard.weights_only_refusal}"
-                for name, shard in shards.items()
-                if shard.weights_only_refusal
-            ),
-            "",
-        ),
+        weights_only_refusal=_find_first(shards, lambda shard: shard.weights_only_refusal),
         byte_storages=_merge_byte_storages(shards),
     )
+
+
+def _find_first(shards: Mapping[str, Checkpoint], get_reason: Callable[[Checkpoint], str]) -> str:
+    """Return "NAME: reason" of the first shard for which there is a reason; "" without one."""
+    reasons = ((name, get_reason(shard)) for name, shard in shards.items())
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), "")
 
 
 def _merge_byte_storages(parts: Mapping[str, Checkpoint]) -> dict[str, StorageInfo]:

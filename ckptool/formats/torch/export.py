@@ -184,7 +184,11 @@ class _PayloadReader:
             raise PickleTreeError(f"its byteorder record is {quote_name(byteorder)}")
 
     def iter_tensors(self, folder: str, config: str) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield (key, tensor) for each entry of one config record."""
+        """Yield (key, tensor) for each entry of one config record.
+
+        Raises:
+            PickleTreeError: an entry is invalid, or has no data.
+        """
         data = self._records.read_record(config, _MAX_JSON_BYTES) or b""
         content, _ = decode_object(self._records.source.path, data, self._records.limits, config)
         for key, entry in _require_object(content.get("config"), config).items():
@@ -202,6 +206,11 @@ class _PayloadReader:
     def _build_tensor(
         self, key: str, entry: dict[str, Any], folder: str, member: ZipMember
     ) -> TensorInfo | None:
+        """Return the tensor of an entry; None if it is pickled and not a tensor.
+
+        Raises:
+            PickleTreeError: its dtype, layout or view is invalid.
+        """
         if entry.get("use_pickle") is True:
             return self._read_pickled_tensor(key, member)
         tensor_meta = _require_object(entry.get("tensor_meta"), key)

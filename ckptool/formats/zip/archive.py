@@ -177,7 +177,6 @@ _MIN_BOMB_BYTES: Final = 1 << 20
 _LOCAL_HEADER: Final = Struct("<4s5H3L2H")
 _LOCAL_HEADER_CHECKED_FIELDS: Final = Struct("<4s2x2H4x12s2H")
 """Same layout as fewer fields: magic, flags, method, CRC and sizes, name and extra lengths."""
-_unpack_header: Final = _LOCAL_HEADER_CHECKED_FIELDS.unpack_from
 _DESCRIPTOR_FLAG: Final = 0x0008
 _TORCH_FLAGS: Final = 0x0808
 """A descriptor after the data, and a name in UTF-8."""

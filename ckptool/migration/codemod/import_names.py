@@ -1,6 +1,6 @@
 """Imports of a file -> the names by which it calls torch and torch.nn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import libcst as cst
@@ -55,29 +55,28 @@ def add_imports(module: cst.Module, statements: list[str]) -> cst.Module:
     return module.with_changes(body=[*module.body[:place], *new_lines, *module.body[place:]])
 
 
-def _iter_names(module: cst.Module) -> "list[tuple[str, str]]":
-    """Return (module, name in the file) of the imports at the top of the file."""
-    pairs: list[tuple[str, str]] = []
-    for line in _iter_lines(module.body):
-        for statement in line.body:
-            if isinstance(statement, cst.Import):
-                for alias in statement.names:
-                    name = alias.evaluated_name
-                    pairs.append((name, alias.evaluated_alias or name))
-                    if not alias.evaluated_alias and name.startswith("torch."):
-                        pairs.append(("torch", "torch"))
-            elif isinstance(statement, cst.ImportFrom) and not isinstance(
-                statement.names, cst.ImportStar
-            ):
-                source = module.code_for_node(statement.module) if statement.module else ""
-                pairs += [
-                    (
-                        f"{source}.{alias.evaluated_name}",
-                        alias.evaluated_alias or alias.evaluated_name,
-                    )
-                    for alias in statement.names
-                ]
-    return pairs
+def _iter_names(module: cst.Module) -> Iterator[tuple[str, str]]:
+    """Yield (module, name in the file) of the imports at the top of the file."""
+    statements = (statement for line in _iter_lines(module.body) for statement in line.body)
+    for statement in statements:
+        if isinstance(statement, cst.Import):
+            yield from _iter_module_names(statement.names)
+        elif isinstance(statement, cst.ImportFrom) and not isinstance(
+            statement.names, cst.ImportStar
+        ):
+            source = module.code_for_node(statement.module) if statement.module else ""
+            for alias in statement.names:
+                name = alias.evaluated_name
+                yield f"{source}.{name}", alias.evaluated_alias or name
+
+
+def _iter_module_names(aliases: Iterable[cst.ImportAlias]) -> Iterator[tuple[str, str]]:
+    """Yield the names of `import a, b.c as d`; of `import torch.nn` that of torch as well."""
+    for alias in aliases:
+        name = alias.evaluated_name
+        yield name, alias.evaluated_alias or name
+        if not alias.evaluated_alias and name.startswith("torch."):
+            yield "torch", "torch"
 
 
 def _iter_lines(statements: Sequence[cst.BaseStatement]) -> Iterator[cst.SimpleStatementLine]:

@@ -118,7 +118,11 @@ def _is_same_statement(first: TracedStep, step: TracedStep) -> bool:
             return False
 
 
-def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> Iterator[str]:  # noqa: C901, PLR0912, PLR0915
+def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> Iterator[str]:
+    """Yield the lines of the function for steps that are one loop or one statement.
+
+    The keys are those of `state`, the dict that the hook is given.
+    """
     step = group[0]
     match step.op:
         case InjectTensor(source="constructor"):
@@ -138,6 +142,21 @@ def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> I
             yield from _write_extraction(step, op)
         case CastTensors() as op:
             yield from _write_cast(step, op, code)
+        case CompactViews(keys=pattern):
+            yield from _write_loop(step, pattern, "state[key] = state[key].clone()", code)
+        case _ as op:
+            yield from _write_tensor_step(op)
+
+
+_TensorOperation = (
+    ReshapeTensor | TransposeTensor | SplitTensor | ConcatTensors | TieTensors | UntieTensor
+    | BakeMask | RemoveWeightNorm | AddWeightNorm | RemoveSpectralNorm
+)  # fmt: skip
+
+
+def _write_tensor_step(op: _TensorOperation) -> Iterator[str]:  # noqa: C901 - a case each
+    """Yield the lines of a step that makes tensors of tensors, whose keys the plan names."""
+    match op:
         case ReshapeTensor(key=key, shape=shape):
             yield from _write_change(key, f".reshape({_format_shape(shape)})")
         case TransposeTensor(key=key, dims=(first, second)):
@@ -152,8 +171,6 @@ def _write_group(group: list[TracedStep], trace: HookTrace, code: StepCode) -> I
             yield "    state[key] = state[other]"
         case UntieTensor(key=key):
             yield from _write_change(key, ".clone()")
-        case CompactViews(keys=pattern):
-            yield from _write_loop(step, pattern, "state[key] = state[key].clone()", code)
         case BakeMask(key=key, original=original, mask=mask):
             yield from _name_keys(key=key, original=original, mask=mask)
             yield "if original in state and mask in state:"
@@ -209,6 +226,7 @@ def _write_injection(step: TracedStep, op: InjectTensor, trace: HookTrace) -> It
 
 
 def _write_rename(step: TracedStep, op: RenameKeys, code: StepCode) -> Iterator[str]:
+    """Yield the lines of a rename: a prefix, a regular expression, or the table of its keys."""
     if op.how == "prefix" and not op.keys:
         yield from _name_keys(old=op.key, new=op.to)
         yield from _write_moves(

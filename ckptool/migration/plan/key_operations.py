@@ -132,7 +132,11 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
             raise PlanError("rename: two keys of the table would get the same name")
 
     def rename_key(self, key: str) -> str:
-        """Return the new name of `key`, "" if it keeps its own."""
+        """Return the new name of `key`, "" if it keeps its own.
+
+        Raises:
+            PlanError: the pattern cannot be applied.
+        """
         if self.keys:
             return self.keys.get(key, "")
         if self.how == "exact":

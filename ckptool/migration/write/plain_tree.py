@@ -139,7 +139,7 @@ class _PlainTreeBuilder:
     def _convert_new_node(self, node: Any, place: str, depth: int) -> Any:
         converters: dict[type, NodeConverter] = {
             dict: self._convert_pairs,
-            list: self._convert_list,
+            list: self._convert_items,
             tuple: self._convert_tuple,
             SetMembers: self._convert_set,
             bytes: lambda node, *_: _encode_bytes(node),
@@ -149,9 +149,6 @@ class _PlainTreeBuilder:
         }
         convert = converters.get(type(node))
         return convert(node, place, depth) if convert else self._leave_out(node, place)
-
-    def _convert_list(self, node: Any, place: str, depth: int) -> Any:
-        return self._convert_items(node, place, depth)
 
     def _convert_tuple(self, node: Any, place: str, depth: int) -> Any:
         items = self._convert_items(node, place, depth)

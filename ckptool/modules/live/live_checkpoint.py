@@ -91,6 +91,11 @@ class LiveObjects:
         return checkpoint
 
     def _describe_saved(self, value: object, label: str) -> Checkpoint:
+        """Describe `value` as the file that torch.save would write, without storage bytes.
+
+        Raises:
+            UsageError: it cannot be pickled, or its pickle cannot be described.
+        """
         pickler = _StoragePickler()
         try:
             with warnings.catch_warnings(), user_code():

@@ -68,7 +68,7 @@ class LocalAliases:
         return reference or (name, ())
 
     def resolve_expression(self, expression: ast.AST | None) -> _Reference | None:
-        """Return the reference of self.layers[0].mean.data, self._buffers["mean"] and the like."""
+        """Return the reference of self.layers[0].mean.data, self._buffers["mean"], or None."""
         match expression:
             case ast.Name(id=name):
                 return self.resolve_name(name, expression.lineno)
@@ -99,7 +99,7 @@ class LocalAliases:
     def resolve_items(
         self, iterable: ast.expr, target: ast.expr
     ) -> Iterator[tuple[str, int, _Reference | None]]:
-        """Yield (name, line, reference) of the variables of `for target in iterable`."""
+        """Yield (name, line, reference or None) of the variables of `for target in iterable`."""
         match iterable, target:
             case ast.Call(func=ast.Name(id="enumerate"), args=[inner, *_]), ast.Tuple(
                 elts=[_, item]

@@ -72,6 +72,7 @@ def analyze_method(
     node: ast.FunctionDef,
     in_place_functions: dict[str, InPlaceFunction],
 ) -> MethodSource:
+    """Return what a method reads, writes, moves and casts of its object, with first lines."""
     self_name = _get_self_name(node)
     moves, casts = find_safe_reads(node, self_name)
     reads = [

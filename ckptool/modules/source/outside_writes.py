@@ -145,13 +145,12 @@ def _iter_code(
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef):
             yield from ((code, "", False) for code in _list_later_code(statement))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef):
-                    self_name = next(iter(list_parameters(method)), "")
-                    for code in _list_later_code(method):
-                        yield code, self_name, node.name in class_names
+    for cls in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for method in cls.body:
+            if isinstance(method, ast.FunctionDef):
+                self_name = next(iter(list_parameters(method)), "")
+                is_analyzed = cls.name in class_names
+                yield from ((code, self_name, is_analyzed) for code in _list_later_code(method))
 
 
 def _list_later_code(function: ast.FunctionDef) -> Sequence[ast.AST]:

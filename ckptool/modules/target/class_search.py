@@ -85,7 +85,7 @@ class _ProjectClasses:
             modules |= subclasses
 
     def find_constructor(self, node: _ClassNode) -> ast.FunctionDef | None:
-        """Return the `__init__` of a class, or of the first base in the project that has one."""
+        """Return the `__init__` of a class or of its first base with one, or None."""
         visited: set[tuple[str, str]] = set()
         current: _ClassNode | None = node
         while current is not None and current.key not in visited:

@@ -33,12 +33,12 @@ def build_state_tree(report: "AnyReport", options: RenderOptions) -> SideBySideS
         case AuditReport():
             sides = ("In a state_dict", "In the module")
             return build_side_by_side_tree(
-                "state", "State of the module", sides, _iter_audit_leaves(report), options
+                "State of the module", sides, _iter_audit_leaves(report), options
             )
         case DiffModuleReport():
             leaves = _build_module_diff_leaves(report, _get_drawing(report))
             return build_side_by_side_tree(
-                "state", "State side by side", ("In the file", "In the module"), leaves, options
+                "State side by side", ("In the file", "In the module"), leaves, options
             )
         case _:
             return None
@@ -68,7 +68,7 @@ def build_charts(report: "AnyReport") -> Iterator[PageSection | None]:
                 "",
             )
             yield build_histograms_section("histograms", "How far elements moved", report.changes)
-            yield build_dtype_shares_section("dtypes", drawing.tensors)
+            yield build_dtype_shares_section(drawing.tensors)
         case _:
             yield from _build_bytes_charts(drawing.tensors, frozenset(), "")
 
@@ -87,7 +87,7 @@ def _build_inspect_charts(report: InspectReport) -> Iterator[PageSection | None]
             f"bytes-{index}", title, tile_items, tones, "dtype", "not in the state_dict"
         )
     yield build_dtype_shares_section(
-        "dtypes", [t for c in report.checkpoints for s in c.states for t in s.tensors]
+        [t for c in report.checkpoints for s in c.states for t in s.tensors]
     )
 
 
@@ -116,7 +116,7 @@ def _build_bytes_charts(
     yield build_treemap_section(
         "bytes", "Bytes by module", tile_items, build_dtype_legend(tones), "dtype", mark
     )
-    yield build_dtype_shares_section("dtypes", tensors)
+    yield build_dtype_shares_section(tensors)
 
 
 def _build_module_diff_leaves(

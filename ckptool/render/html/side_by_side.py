@@ -43,7 +43,6 @@ class _SideBySideNode:
 
 
 def build_side_by_side_tree(
-    id_: str,
     title: str,
     sides: tuple[str, str],
     leaves: Iterable[SideBySideLeaf],
@@ -61,7 +60,7 @@ def build_side_by_side_tree(
         return None
     rows = list(_iter_rows(root, "", 0))
     return SideBySideSection(
-        id=id_,
+        id="state",
         title=title,
         sides=sides,
         rows=tuple(rows[:_MAX_ROWS]),

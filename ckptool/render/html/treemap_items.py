@@ -109,7 +109,7 @@ def _select_change_tone(change: ChangeReport | None) -> str:
 
 
 def build_dtype_shares_section(
-    id_: str, tensors: Sequence[TensorReport | UnsavedTensorReport]
+    tensors: Sequence[TensorReport | UnsavedTensorReport],
 ) -> DtypeSharesSection | None:
     """Build the table of bytes by dtype; None if there are no tensors."""
     tones = assign_dtype_tones(tensors)
@@ -118,7 +118,7 @@ def build_dtype_shares_section(
         return None
     by_dtype = {dtype: [t.nbytes for t in tensors if t.dtype == dtype] for dtype in tones}
     return DtypeSharesSection(
-        id=id_,
+        id="dtypes",
         title="Size by dtype",
         shares=tuple(
             DtypeShare(dtype, tones[dtype], len(sizes), format_size(sum(sizes)),

@@ -40,6 +40,25 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
         return
+    sides = f"{report.path} against {report.module}"
+    lines = (*_iter_cause_lines(report), sides, _format_key_counts(report), *report.notes)
+    yield LinesBlock(lines)
+    if report.explanation:
+        yield from build_explanation_blocks(report.explanation, options)
+        return
+    if report.verdicts:
+        yield _build_verdict_table(report.verdicts, options)
+    if report.load_steps:
+        yield _build_step_table(report, options)
+    if report.unsaved:
+        yield build_unsaved_table(report.unsaved, options)
+    yield from iter_fix_hint(report.module, report.findings)
+
+
+def _format_key_counts(report: DiffModuleReport) -> str:
+    """Return "keys: 3 match, 1 missing ...", with the share of the parameters that would load."""
+    if not report.are_keys_known:
+        return "keys: not compared"
     counts = (
         f"{len(report.matched)} match",
         f"{len(report.missing_keys)} missing",
@@ -49,42 +68,27 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
     )
     percent = f"{100 * report.coverage:.0f}%"
     share = f"; {percent} of the parameters would load" if report.is_coverage_known else ""
-    yield LinesBlock(
-        (
-            *_iter_cause_lines(report),
-            f"{report.path} against {report.module}",
-            f"keys: {', '.join(counts)}{share}" if report.are_keys_known else "keys: not compared",
-            *report.notes,
-        )
+    return f"keys: {', '.join(counts)}{share}"
+
+
+def _build_step_table(report: DiffModuleReport, options: RenderOptions) -> TableBlock:
+    """Build the table of what the loader does with keys that it does not merely copy."""
+    steps = (
+        (step.key, (_describe_step(step), replace_layer_numbers(step.file_key)), step)
+        for step in report.load_steps
     )
-    if report.explanation:
-        yield from build_explanation_blocks(report.explanation, options)
-        return
-    if report.verdicts:
-        yield _build_verdict_table(report.verdicts, options)
-    if report.load_steps:
-        groups = fold_unless_verbose(
-            (
-                (s.key, (_describe_step(s), replace_layer_numbers(s.file_key)), s)
-                for s in report.load_steps
-            ),
-            options,
+    rows = [
+        (
+            group.key,
+            f"{len(group.items):,}",
+            _describe_step(group.items[0]),
+            name_like(group, group.items[0].file_key) or "-",
         )
-        rows = [
-            (
-                group.key,
-                f"{len(group.items):,}",
-                _describe_step(group.items[0]),
-                name_like(group, group.items[0].file_key) or "-",
-            )
-            for group in groups
-        ]
-        columns = ("key", COUNT, _EFFECT, "from")
-        whose = "module's own loading code" if report.loader == "torch" else "framework's loader"
-        yield build_table(f"What the {whose} does", columns, rows, options)
-    if report.unsaved:
-        yield build_unsaved_table(report.unsaved, options)
-    yield from iter_fix_hint(report.module, report.findings)
+        for group in fold_unless_verbose(steps, options)
+    ]
+    columns = ("key", COUNT, _EFFECT, "from")
+    whose = "module's own loading code" if report.loader == "torch" else "framework's loader"
+    return build_table(f"What the {whose} does", columns, rows, options)
 
 
 def build_explanation_blocks(

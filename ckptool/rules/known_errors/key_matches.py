@@ -227,7 +227,7 @@ def find_tied_head(difference: KeyDifference) -> PatternMatch | None:
 
 
 def find_extra_layers(difference: KeyDifference) -> PatternMatch | None:
-    """Find keys of one side that are all layers of a higher number than the other side has."""
+    """Find keys of one side that are all layers beyond those of the other side; else None."""
     for keys, side in ((difference.unexpected, "file"), (difference.missing, "module")):
         other = difference.missing if side == "file" else difference.unexpected
         matches = [re.match(r"((?:[^.]+\.){0,6}?)(\d{1,6})\.(.+)", key) for key in keys]

@@ -146,7 +146,7 @@ def _count_enough(difference: KeyDifference) -> int:
 
 
 def find_renamed_subtrees(difference: KeyDifference) -> PatternMatch | None:
-    """Find prefixes under which both sides have the same names, and nothing else has."""
+    """Find prefixes under which both sides have the same names, and nothing else has; else None."""
     missing, unexpected = map(_group_suffixes, (difference.missing, difference.unexpected))
     new_prefixes: dict[frozenset[str], list[str]] = {}
     for prefix, suffixes in missing.items():

@@ -59,6 +59,7 @@ class BlockMeasurer:
         new_dtype: str,
         tolerances: Tolerances,
     ) -> DifferenceSums:
+        """Measure them, where numpy warns of nothing: infinities and NaN are expected."""
         a, b = view_numbers(old, old_dtype), view_numbers(new, new_dtype)
         old_buffer, new_buffer, distances = self._buffers[:, : a.size]
         mask = self._mask[: a.size]

@@ -36,22 +36,40 @@ def check_equality(
             reason = f"the {name} module's pass on the CPU raised {forward_pass.error}"
             return LevelResult(VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason, "cpu")
     is_exact = tolerance is None
-    comparisons = [
-        ("cpu", compare_outputs(cpu_passes.new.output, cpu_passes.old.output, tolerance), is_exact)
-    ]
+    old_output = cpu_passes.old.output
+    difference = compare_outputs(cpu_passes.new.output, old_output, tolerance)
+    comparisons = [_Comparison("cpu", difference, is_exact)]
     if _has_valid_output(device_passes.new):
         output = device_passes.new.output
         if _has_valid_output(device_passes.old):
-            comparisons.append(
-                (
-                    device.label,
-                    compare_outputs(output, device_passes.old.output, tolerance),
-                    is_exact,
-                )
-            )
-        cross_device_difference = compare_outputs(output, cpu_passes.old.output, tolerance)
-        comparisons.append((f"{device.label} against cpu", cross_device_difference, False))
+            difference = compare_outputs(output, device_passes.old.output, tolerance)
+            comparisons.append(_Comparison(device.label, difference, is_exact))
+        difference = compare_outputs(output, old_output, tolerance)
+        comparisons.append(_Comparison(f"{device.label} against cpu", difference, is_exact=False))
     return _judge_comparisons(comparisons, device, tolerance)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Comparison:
+    """Outputs of the old and the new module, compared."""
+
+    place: str
+    """Where they were computed: "cpu", "cuda:0", "cuda:0 against cpu"."""
+    difference: OutputDifference
+    is_exact: bool
+    """Whether they have to be equal bit for bit; else within the tolerance."""
+
+    @property
+    def has_passed(self) -> bool:
+        return self.difference.is_exact if self.is_exact else self.difference.is_close
+
+    @property
+    def description(self) -> str:
+        """Place, result and figures, as one clause."""
+        match = "bit for bit" if self.difference.is_exact else "not the same"
+        if not (self.is_exact or self.difference.is_exact) and self.difference.is_close:
+            match = "within the tolerance"
+        return f"{self.place}: {match}, {self.difference.summary}"
 
 
 def _has_valid_output(forward_pass: ForwardPass | None) -> TypeGuard[ForwardPass]:
@@ -64,55 +82,37 @@ def _has_valid_output(forward_pass: ForwardPass | None) -> TypeGuard[ForwardPass
 
 
 def _judge_comparisons(
-    comparisons: list[tuple[str, OutputDifference, bool]],
-    device: RunDevice,
-    tolerance: float | None,
+    comparisons: list[_Comparison], device: RunDevice, tolerance: float | None
 ) -> LevelResult:
-    details = [
-        f"{device_label}: {_describe_match(output_difference, is_exact=is_exact)},"
-        f" {output_difference.summary}"
-        for device_label, output_difference, is_exact in comparisons
-    ]
-    skipped_leaves = comparisons[0][1].skipped_leaves
-    if skipped_leaves:
-        details.append(
-            f"not compared, of a different type: {join_limited(skipped_leaves, 3, more='')}"
-        )
-    failing_comparison = next(
-        (
-            comparison
-            for comparison in comparisons
-            if not (comparison[1].is_exact if comparison[2] else comparison[1].is_close)
-        ),
-        None,
-    )
-    ran_on = device.label if len(comparisons) > 1 else "cpu"
-    if failing_comparison is not None:
-        suffix = "" if failing_comparison[2] else f" (tolerance {_format_tolerance(tolerance)})"
-        if failing_comparison[2] and failing_comparison[1].is_close:
-            suffix = (
-                ": such a small difference may be rounding, for example if a refactor fuses or "
-                "reorders sums: --tolerance accepts it"
-            )
-        reason = (
-            f"on {failing_comparison[0]} {failing_comparison[1].first_difference},"
-            f" {failing_comparison[1].summary}{suffix}"
-        )
-        return LevelResult(
-            VerificationLevel.EQUALITY, LevelStatus.FAILED, reason, ran_on, tuple(details)
-        )
-    if not comparisons[0][1].compared_count:
+    """Return FAILED for the first comparison that differs, PASSED if none does.
+
+    `comparisons` begin with that of the CPU, which says how much there is to compare.
+    """
+    on_cpu = comparisons[0].difference
+    details = [comparison.description for comparison in comparisons]
+    if on_cpu.skipped_leaves:
+        skipped = join_limited(on_cpu.skipped_leaves, 3, more="")
+        details.append(f"not compared, of a different type: {skipped}")
+    status, reason = LevelStatus.PASSED, ""
+    failing = next((comparison for comparison in comparisons if not comparison.has_passed), None)
+    if failing is not None:
+        status, reason = LevelStatus.FAILED, _explain_failure(failing, tolerance)
+    elif not on_cpu.compared_count:
+        status = LevelStatus.INCONCLUSIVE
         reason = "the output contains nothing that can be compared"
-        return LevelResult(
-            VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason, ran_on, tuple(details)
+    ran_on = device.label if len(comparisons) > 1 else "cpu"
+    return LevelResult(VerificationLevel.EQUALITY, status, reason, ran_on, tuple(details))
+
+
+def _explain_failure(failing: _Comparison, tolerance: float | None) -> str:
+    difference = failing.difference
+    suffix = "" if failing.is_exact else f" (tolerance {_format_tolerance(tolerance)})"
+    if failing.is_exact and difference.is_close:
+        suffix = (
+            ": such a small difference may be rounding, for example if a refactor fuses or "
+            "reorders sums: --tolerance accepts it"
         )
-    return LevelResult(VerificationLevel.EQUALITY, LevelStatus.PASSED, "", ran_on, tuple(details))
-
-
-def _describe_match(output_difference: OutputDifference, *, is_exact: bool) -> str:
-    if output_difference.is_exact:
-        return "bit for bit"
-    return "within the tolerance" if output_difference.is_close and not is_exact else "not the same"
+    return f"on {failing.place} {difference.first_difference}, {difference.summary}{suffix}"
 
 
 def _format_tolerance(tolerance: float | None) -> str:

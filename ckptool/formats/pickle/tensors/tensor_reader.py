@@ -298,3 +298,4 @@ def _check_bounds(key: str, dtype: str, storage: SavedStorage, view: tuple[Any, 
 
 
 RebuildFunction = Callable[[TensorInfoReader, UnresolvedObject, str, int], TensorInfo]
+"""(reader, node of the call, key, depth of the nesting) -> tensor; raises PickleTreeError."""
