@@ -59,13 +59,13 @@ def command(
 
 
 def _read_argument(log: str | None) -> tuple[str, str]:
-    """Return the text to explain, and what the report calls it."""
+    """Return the text to explain, and its path: "-" of standard input, "" of a message."""
     if log is None or log == "-":
         if sys.stdin.isatty():
             click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
         return _read_stdin(), "-"
     if len(log.split()) > 1 and not _is_file_name(log):
-        return log, "the given text"
+        return log, ""
     return _read_log(Path(log)), log
 
 
