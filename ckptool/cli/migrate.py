@@ -11,6 +11,7 @@ from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import (
     at_option,
+    base_option,
     input_options,
     into_option,
     limit_options,
@@ -41,6 +42,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @module_options
 @at_option
 @into_option
+@base_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",
@@ -95,6 +97,7 @@ def command(  # noqa: PLR0913
     loader: str | None,
     at: str | None,
     into: str | None,
+    base: Location | None,
     to: str | None,
     dry_run: bool,
     injected: tuple[str, ...],
@@ -140,6 +143,7 @@ def command(  # noqa: PLR0913
             loader=loader,
             at=at,
             into=into,
+            base=base,
             to=to,
             plan=plan,
             reverse=reverse,
