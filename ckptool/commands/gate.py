@@ -33,13 +33,9 @@ from ckptool.reports.gate import (
     build_policy_report,
 )
 from ckptool.rules import Finding, run_rules
-from ckptool.rules.policy_requirements import (
-    POLICY_ISSUE_CODES,
-    PolicyIssues,
-    ReleaseCandidate,
-    select_required_codes,
-)
 from ckptool.rules.registry import codes_for_subjects
+from ckptool.rules.release.policy_issues import POLICY_ISSUE_CODES, PolicyIssues
+from ckptool.rules.release.requirements import ReleaseCandidate, select_required_codes
 
 if TYPE_CHECKING:
     from torch import nn

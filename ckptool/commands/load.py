@@ -276,7 +276,7 @@ class _LoadJob:
         from ckptool.migration.load.planned_load import describe_state_choice
         from ckptool.migration.load.state_dict import build_state_dict, place_tensors
         from ckptool.migration.load.tensor_reader import TensorReader
-        from ckptool.verification.load_probe import loads_by_own_code
+        from ckptool.verification.loading.loading_code import loads_by_own_code
 
         start_step(f"loading {self.checkpoint.path.name}")
         only_copies = not assign and not loads_by_own_code(self.module)

@@ -167,7 +167,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.loaders.describe import describe_for_loader
         from ckptool.modules import examine_and_build
         from ckptool.modules.submodule import select_submodule
-        from ckptool.verification.load_probe import check_own_load
+        from ckptool.verification.loading.load_probe import check_own_load
 
         spec = self.build_spec(file_arguments)
         module_info, module = examine_and_build(spec)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.modules.live.snapshot import ModuleSnapshot
-    from ckptool.verification.object_round_trip import ObjectState
+    from ckptool.verification.loading.object_round_trip import ObjectState
     from ckptool.verification.result import ObjectChanges
 
 _NOT_ENTERED: Final = "nothing was watched: use with ckptool.watch(model) as watched: ..."
@@ -196,7 +196,7 @@ class WatchedObject(_WatchedBlock):
         self._changes: ObjectChanges | None = None
 
     def _begin(self) -> None:
-        from ckptool.verification.object_round_trip import record_object
+        from ckptool.verification.loading.object_round_trip import record_object
 
         self._changes = None
         with self._examine():
@@ -218,7 +218,7 @@ class WatchedObject(_WatchedBlock):
         return build_object_report(changes, judge(run_rules([changes]), self._policy))
 
     def _find_changes(self) -> "ObjectChanges":
-        from ckptool.verification.object_round_trip import find_lost_changes
+        from ckptool.verification.loading.object_round_trip import find_lost_changes
         from ckptool.verification.usage_changes import SINCE_BLOCK_START
 
         if self._before is None:

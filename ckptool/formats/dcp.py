@@ -17,16 +17,17 @@ from ckptool.formats.files.source import ByteSource, open_source, path_exists
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import damaged_with_uses, find_global_uses
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PersistentReference,
+    PickleTreeError,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle
 from ckptool.formats.pickle.safe_globals import classify_global
-from ckptool.formats.pickle.tensor_rebuild import (
-    PickleTreeError,
-    TensorInfoReader,
-    is_size_or_stride,
-    read_dtype,
-)
+from ckptool.formats.pickle.tensors.argument_checks import is_size_or_stride, read_dtype
+from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
 from ckptool.formats.torch.nested_files import read_nested_file
 from ckptool.formats.torch.streams import SourceSlice
 from ckptool.locations import Location, RemotePath
@@ -350,7 +351,7 @@ class _ChunkedTensor:
     ) -> None:
         self._key = key
         self._data_files = data_files
-        self._tensors = TensorInfoReader(limits)
+        self._tensors = create_tensor_reader(limits)
         self._shape = self._tensors.check_shape(key, fields.get("size"))
         self._chunks = fields.get("chunks")
         properties = fields.get("properties")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from math import prod
 
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.model import TensorComponent
 
 

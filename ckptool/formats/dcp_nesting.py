@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 
 _MAX_PATH_STEPS: Final = 64
 

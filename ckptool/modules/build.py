@@ -15,7 +15,8 @@ from ckptool.modules.assignment_hooks import hook_assignments
 from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.import_target import ModuleSpec, bind_arguments, make_build_error
 from ckptool.modules.meta_parameters import MetaParameters
-from ckptool.modules.tensor_info import ModuleStorages, count_bytes
+from ckptool.modules.tensors.elements import count_bytes
+from ckptool.modules.tensors.tensor_info import ModuleStorages
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import ModuleWalk, walk_module
 
@@ -127,7 +128,7 @@ def _add_second_build(
     *,
     on_meta: bool,
 ) -> BuildPair:
-    from ckptool.modules.uninitialized import UninitializedMemoryFill
+    from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
 
     second: ModuleBuild | None = None
     try:

@@ -22,17 +22,16 @@ from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
 from ckptool.modules.source.outside_writes import OutsideWrites
 from ckptool.modules.source.source_analysis import SourceAnalysis
-from ckptool.modules.tensor_info import (
-    ModuleStorages,
+from ckptool.modules.tensors.elements import (
     compute_fingerprint,
     compute_half_precision_fingerprints,
-    describe_tensor,
-    find_blank_fill,
     get_dtype_name,
     has_integer_values,
     iter_nested_tensors,
     preview_values,
 )
+from ckptool.modules.tensors.fill import find_blank_fill
+from ckptool.modules.tensors.tensor_info import ModuleStorages, describe_tensor
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import (
     MAX_DEPTH,

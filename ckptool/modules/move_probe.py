@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.model import Constancy, Skipped
 from ckptool.modules.build import BuildPair
-from ckptool.modules.tensor_info import (
-    ModuleStorages,
-    get_dtype_name,
-    have_same_bytes,
-    is_uninitialized,
-)
-from ckptool.modules.tensor_parts import is_lazy
+from ckptool.modules.tensors.elements import get_dtype_name, have_same_bytes
+from ckptool.modules.tensors.fill import is_uninitialized
+from ckptool.modules.tensors.tensor_info import ModuleStorages
+from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, ModuleWalk, walk_module
 

@@ -22,7 +22,7 @@ from ckptool.reports.common import (
     build_skipped_reports,
 )
 from ckptool.reports.problems import count_problems, group_by_cause
-from ckptool.rules.policy_requirements import POLICY_ISSUE_CODES
+from ckptool.rules.release.policy_issues import POLICY_ISSUE_CODES
 from ckptool.verification.result import GoldenReplay
 
 if TYPE_CHECKING:

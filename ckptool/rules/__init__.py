@@ -18,19 +18,23 @@
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK315, CK317, CK322, CK601-CK603 | container.py | content of files |
-| CK305, CK309, CK320-CK321, CK327, CK336-CK337, CK604 | training_state.py | what training writes |
-| CK213, CK401-CK405 | values.py | values of tensors |
+| CK305, CK309 | training_state.py | files of a training run |
+| CK320-CK321, CK327, CK604 | partial_weights.py | weights of one rank, or without values |
+| CK336-CK337 | object_state.py | what the state_dict of an optimizer or sampler lacks |
+| CK213, CK401, CK404-CK405 | values.py | values of tensors |
+| CK402-CK403 | running_statistics.py | running statistics that nothing trained |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
-| CK801-CK806 | release_contract.py | backward compatibility with an older release |
-| CK328, CK329, CK851-CK860 | policy_requirements.py | what a policy requires, and the policy |
+| CK801-CK806 | release/contract.py | backward compatibility with an older release |
+| CK329, CK851-CK856, CK860 | release/requirements.py | what a policy requires |
+| CK328, CK857-CK859 | release/policy_issues.py | entries of a policy that are out of date |
 | CK870-CK875 | chain/file_revisions.py | a checkpoint's place in the chain of migrations |
 | CK876-CK879 | chain/arrivals.py | the chain, its module and its old files |
 | CK901, CK902 | optimizer.py | optimizer state against parameters |
 
 registry.py holds `Rule`, `Finding` and the decorators `check` and `check_other_subject`.
 A code may have further checks in other files: CK110 also in runtime.py, CK210 also in
-policy_requirements.py.
+release/requirements.py.
 """
 
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
@@ -38,14 +42,15 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     framework_loading,
     module_moves,
     module_state,
+    object_state,
     optimizer,
+    partial_weights,
     parts,
     pickled_code,
     plan_errors,
-    policy_requirements,
     quantization,
-    release_contract,
     reparametrization,
+    running_statistics,
     runtime,
     ties,
     training_state,
@@ -54,6 +59,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
 from ckptool.rules.chain import arrivals, file_revisions  # noqa: F401
 from ckptool.rules.load import keys, renames, shapes, summary  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
+from ckptool.rules.release import contract, policy_issues, requirements  # noqa: F401
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
 
 __all__ = ["RULES", "Finding", "Level", "Rule", "run_rules"]

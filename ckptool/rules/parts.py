@@ -9,9 +9,9 @@ from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.load.renames import WRAPPER_PREFIX
+from ckptool.rules.partial_weights import PARTITIONED_PARAMETERS
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.rules.training_state import PARTITIONED_PARAMETERS
 
 WHOLE_LOAD_FINDINGS: Final = frozenset({WRAPPER_PREFIX, "CK224", "CK225"})
 """Codes of the one finding that explains nearly all keys of a load."""

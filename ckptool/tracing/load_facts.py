@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
 from ckptool.model import TensorInfo
-from ckptool.modules.tensor_parts import is_lazy
+from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.walk import get_written_name
 from ckptool.tracing.module_states import iter_saved_tensors
 from ckptool.tracing.origins import TensorOrigin, TensorOrigins

@@ -16,7 +16,7 @@ from ckptool.modules.live.snapshot import (
     list_unsaved_tensors,
     take_snapshot,
 )
-from ckptool.modules.tensor_info import content_digest
+from ckptool.modules.tensors.elements import content_digest
 from ckptool.modules.walk import FoundTensor
 from ckptool.tracing.quiet import torch_unobserved
 from ckptool.tracing.records import UnsavedValue

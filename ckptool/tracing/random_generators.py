@@ -10,7 +10,7 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Final
 
-from ckptool.modules.tensor_info import content_digest
+from ckptool.modules.tensors.elements import content_digest
 from ckptool.modules.walk import get_qualified_name
 from ckptool.tracing.quiet import is_own_code
 from ckptool.tracing.records import TrainingObject

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.modules.tensor_info import content_digest
+from ckptool.modules.tensors.elements import content_digest
 from ckptool.modules.walk import get_qualified_name, get_written_name
 from ckptool.tracing.origins import iter_places
 from ckptool.tracing.quiet import torch_unobserved

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ckptool.modules.tensor_parts import get_wrapper_name, has_all_elements
+from ckptool.modules.tensors.tensor_parts import get_wrapper_name, has_all_elements
 
 if TYPE_CHECKING:
     from torch import Tensor

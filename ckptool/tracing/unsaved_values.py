@@ -3,8 +3,8 @@
 import inspect
 from typing import Any, Final
 
-from ckptool.modules.tensor_info import get_dtype_name
-from ckptool.modules.tensor_parts import get_shape, get_wrapper_name, has_all_elements
+from ckptool.modules.tensors.elements import get_dtype_name
+from ckptool.modules.tensors.tensor_parts import get_shape, get_wrapper_name, has_all_elements
 from ckptool.modules.walk import FoundTensor, get_written_name, is_set_from_outside
 from ckptool.tracing.records import UnsavedValue
 

@@ -12,7 +12,6 @@ from ckptool.loaders.registry import get_loader
 from ckptool.model import Kind, Skipped
 from ckptool.phrases import join_limited, quote_code
 from ckptool.verification import inputs as input_sources
-from ckptool.verification import pickled_attributes
 from ckptool.verification.backends import cpu
 from ckptool.verification.forward_pass import Inputs
 from ckptool.verification.levels import device_and_forward, load
@@ -20,6 +19,7 @@ from ckptool.verification.levels.device_and_forward import ForwardResults, RunDe
 from ckptool.verification.levels.equality import OldNewPair, check_equality
 from ckptool.verification.levels.load import LoadedModuleFactory
 from ckptool.verification.levels.round_trip import check_persistence, check_round_trip
+from ckptool.verification.loading import pickled_attributes
 from ckptool.verification.module_fault import explain_module_fault
 from ckptool.verification.result import (
     DeviceMismatch,

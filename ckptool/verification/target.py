@@ -8,7 +8,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.loaders.describe import describe_for_loader
 from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, examine_and_build
-from ckptool.verification.load_probe import compare_with_loader
+from ckptool.verification.loading.load_probe import compare_with_loader
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
 
 

@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from types import FunctionType
 
 from msgspec import Struct
@@ -65,10 +66,17 @@ def page() -> str:
             lines += _class(f"ckptool.{name}", one)
     lines += ["## Parameters and results", ""]
     for one in OTHERS:
-        lines += _class(f"{one.__module__}.{one.__name__}", one)
+        lines += _class(f"{_home(one)}.{one.__name__}", one)
     lines += ["## Errors", "", "In `ckptool.errors`, and `ckptool.CkptoolError` itself.", ""]
     tree = (errors.__doc__ or "").partition("\n\n")[2].strip()
     return "\n".join([*lines, "```text", tree, "```", ""])
+
+
+def _home(one: type) -> str:
+    """The package that exports it, else its module."""
+    package = one.__module__.rpartition(".")[0]
+    exports = getattr(import_module(package), "__all__", ())
+    return package if one.__name__ in exports else one.__module__
 
 
 def _function(title: str, function: Callable[..., object], mark: str) -> list[str]:

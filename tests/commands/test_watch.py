@@ -171,7 +171,7 @@ def test_a_value_is_its_bits_its_shape_and_its_dtype(change, changed):
     "ignore:Sparse CSR tensor support", "ignore:.*quantized tensor creation"
 )
 def test_tensors_of_every_layout_have_a_mark(make):
-    from ckptool.modules.tensor_info import content_digest
+    from ckptool.modules.tensors.elements import content_digest
 
     assert content_digest(make())
     assert content_digest(make()) == content_digest(make().clone())

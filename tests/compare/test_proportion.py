@@ -25,7 +25,7 @@ from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.model import TensorInfo
 from ckptool.modules import describe_module
 from ckptool.rules.optimizer import find_slot_shape_mismatches
-from ckptool.rules.values import find_stale_ema_buffers
+from ckptool.rules.running_statistics import find_stale_ema_buffers
 from ckptool.values.checkpoint_statistics import compute_checkpoint_statistics
 
 ONE = torch.ones(1)

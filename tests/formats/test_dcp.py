@@ -21,7 +21,7 @@ from ckptool.errors import ReadError
 from ckptool.formats.dcp import matches, read
 from ckptool.formats.dcp_chunks import check_chunks_cover
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.model import Container, Safety, TensorComponent, TensorInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,9 +10,8 @@ from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.read_window import SpanReader
 from ckptool.formats.files.source import SourceCache
 from ckptool.formats.files.writer import Blob, FileWriter, blob_from_bytes
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, PickleTreeError
 from ckptool.formats.pickle.storage_ids import StorageIdReader
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.model import Span
 
 SIZES = (0, 1, 16, 1000, 16_383, 16_384, 70_000, 1 << 20)

@@ -16,9 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import ckptool
 from ckptool.errors import CkptoolError
-from ckptool.modules.tensor_parts import find_memory_address, list_memory_tensors
+from ckptool.modules.tensors.tensor_parts import find_memory_address, list_memory_tensors
 from ckptool.verification.levels import load, round_trip
-from ckptool.verification.load_tensors import set_versions
+from ckptool.verification.loading.load_tensors import set_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 INPUTS = (torch.ones(2),)

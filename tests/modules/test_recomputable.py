@@ -8,7 +8,7 @@ from modules.waiting_buffers import INPUT, N, Trainer, calibrate
 
 from ckptool.model import Constancy
 from ckptool.modules import ModuleSpec, examine_module
-from ckptool.modules.tensor_info import find_blank_fill
+from ckptool.modules.tensors.fill import find_blank_fill
 
 
 def train(module):

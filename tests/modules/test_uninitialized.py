@@ -9,7 +9,7 @@ from torch import nn
 
 from ckptool.modules.describe import examine_module
 from ckptool.modules.import_target import ModuleSpec
-from ckptool.modules.uninitialized import END_ELEMENTS, UninitializedMemoryFill, is_filled
+from ckptool.modules.tensors.uninitialized import END_ELEMENTS, UninitializedMemoryFill, is_filled
 
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

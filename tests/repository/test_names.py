@@ -99,9 +99,9 @@ def test_a_folder_can_be_surveyed():
     entries = {"auto"}  # `import ckptool.auto` is an entry, as `python -m ckptool` is
     loose = [path for path in SOURCES if path.parent == PACKAGE and path.stem not in entries]
     loose = [path for path in loose if not path.stem.startswith("__")]
-    assert len(loose) <= 10
+    assert len(loose) <= 9
     packages = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
-    assert len(packages) <= 15
+    assert len(packages) <= 16
     files = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
     assert {folder.name: count for folder, count in files.items() if count > 20} == {}
 

@@ -19,7 +19,7 @@ from ckptool import api
 from ckptool.compare.digest import compute_state_digest, digest_checkpoint
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.modules.tensor_info import compute_fingerprint
+from ckptool.modules.tensors.elements import compute_fingerprint
 from ckptool.values import elements, fingerprint
 from ckptool.values.fingerprint_many import fingerprint_many, fingerprint_tensor
 

@@ -10,7 +10,7 @@ from verification.loading_modules import CASES
 import ckptool
 from ckptool.config import ReleaseRequirements
 from ckptool.policy import Policy
-from ckptool.verification.load_probe import find_loading_code
+from ckptool.verification.loading.loading_code import find_loading_code
 
 
 def load_with_torch(module, state):
@@ -154,7 +154,7 @@ def test_steps_say_what_the_code_did(tmp_path):
 
 
 def test_what_cannot_be_asked_is_not_checked(tmp_path, monkeypatch):
-    from ckptool.verification import load_probe
+    from ckptool.verification.loading import load_probe
 
     monkeypatch.setattr(load_probe, "MAX_READ_NBYTES", 0)
     path = tmp_path / "model.pth"

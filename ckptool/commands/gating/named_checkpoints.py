@@ -21,7 +21,7 @@ from ckptool.errors import ReadError
 from ckptool.formats.files.source import is_directory
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.locations import Location, RemotePath, is_remote, list_glob_names, parse_location
-from ckptool.rules.policy_requirements import UnmatchedEntry
+from ckptool.rules.release.policy_issues import UnmatchedEntry
 
 
 class NamedCheckpoints(Struct, frozen=True):

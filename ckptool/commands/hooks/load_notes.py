@@ -14,7 +14,7 @@ from ckptool.compare.module_comparison import build_module_diff
 from ckptool.model import Checkpoint, Container, Kind, StateDict
 from ckptool.modules import describe_module
 from ckptool.modules.target.rebuild import find_rebuild
-from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
+from ckptool.modules.tensors.tensor_info import ModuleStorages, describe_tensor
 from ckptool.phrases import format_literal
 from ckptool.rules import Finding, run_rules
 from ckptool.rules.causes import attribute_findings

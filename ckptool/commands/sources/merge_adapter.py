@@ -86,7 +86,7 @@ def _require_local(place: Location) -> Path:
 
 
 def _load_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
-    from ckptool.verification.load_tensors import load_tensors
+    from ckptool.verification.loading.load_tensors import load_tensors
 
     return load_tensors(checkpoint, checkpoint.states[0], {})
 

@@ -154,7 +154,7 @@ def _import_early() -> None:
     # On import torch warns if numpy is missing; numpy is optional for torch and for ckptool.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     with suppress(ImportError):
-        import ckptool.verification.load_probe
+        import ckptool.verification.loading.load_probe
         import ckptool.verification.target  # noqa: F401
 
 

@@ -194,7 +194,7 @@ def _digest_initial_values(create_module: "Callable[[], nn.Module]") -> InitialV
     """Return digests of what a new instance holds, with the memory of torch.empty() marked."""
     import torch
 
-    from ckptool.modules.uninitialized import UninitializedMemoryFill
+    from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
     from ckptool.modules.walk import walk_module
 
     with UninitializedMemoryFill():
@@ -217,7 +217,7 @@ def _is_uninitialized(tensor: "Tensor") -> bool:
     """Whether a tensor that was made under UninitializedMemoryFill was never written."""
     import torch
 
-    from ckptool.modules.uninitialized import is_filled
+    from ckptool.modules.tensors.uninitialized import is_filled
 
     is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and not tensor.is_quantized
     has_memory = is_plain and tensor.layout is torch.strided and not tensor.is_meta

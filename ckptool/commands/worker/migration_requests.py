@@ -133,7 +133,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
         from ckptool.verification import run
         from ckptool.verification.inputs import parse_inputs
         from ckptool.verification.levels import device_and_forward
-        from ckptool.verification.rename_confirmation import find_unconfirmed_keys
+        from ckptool.verification.loading.rename_confirmation import find_unconfirmed_keys
         from ckptool.verification.target import open_verification_target
 
         device = device_and_forward.select_device(self.device)

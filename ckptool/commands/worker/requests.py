@@ -91,7 +91,7 @@ class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
     """What keys and shapes say."""
 
     def answer(self, session: "ModuleSession") -> LoaderAnswer:
-        from ckptool.verification.load_probe import ask_loader
+        from ckptool.verification.loading.load_probe import ask_loader
 
         _, module = session.examine_module(self.target, self.file_arguments)
         with self.target.enter_module_code(self.file_arguments):

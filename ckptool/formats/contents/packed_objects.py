@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, UnresolvedObject
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import escape_unprintable, format_key
-from ckptool.formats.pickle.tensor_rebuild import TensorInfoReader
+from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
 from ckptool.model import Kind, Skipped, StateDict, TensorInfo, join_key
 
 PACKED_PLACE: Final = "packed"

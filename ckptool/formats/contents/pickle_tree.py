@@ -20,7 +20,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.numpy_arrays import is_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner, iter_children
-from ckptool.formats.pickle.tensor_rebuild import TENSOR_CLASSES
+from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 
 _HOLDS_TENSOR: Final = b"tensor"
 _UNKNOWN: Final = b""

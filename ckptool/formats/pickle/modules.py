@@ -6,11 +6,11 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from ckptool.formats.contents.packed_objects import PackedObjectReader, is_packed_object
-from ckptool.formats.pickle.nodes import ATOMIC_TYPES, SetNode, UnresolvedObject
+from ckptool.formats.pickle.nodes import ATOMIC_TYPES, PickleTreeError, SetNode, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
 from ckptool.model import Kind, PickledModule, StateDict, StorageInfo, TensorInfo
 
 

@@ -21,6 +21,10 @@ class BrokenPickleError(PickleError):
     """The data are no pickle from here on, for every unpickler."""
 
 
+class PickleTreeError(ValueError):
+    """The content of a pickle contradicts itself or its container."""
+
+
 class GlobalName:
     """A name that the pickle would import; one object per name, so that it can be a dict key."""
 

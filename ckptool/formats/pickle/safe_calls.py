@@ -13,7 +13,7 @@ from ckptool.formats.pickle.nodes import (
     require_hashable_key,
 )
 from ckptool.formats.pickle.storage_ids import DEVICE_TYPE
-from ckptool.formats.pickle.tensor_rebuild import REBUILD_FUNCTIONS
+from ckptool.formats.pickle.tensors.rebuild_functions import REBUILD_FUNCTIONS
 
 _MAX_BYTEARRAY_BYTES: Final = 1 << 20
 """Maximum n of a `bytearray(n)`, in bytes."""

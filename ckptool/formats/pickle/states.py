@@ -12,7 +12,13 @@ from ckptool.formats.contents.packed_objects import PackedObjectReader
 from ckptool.formats.contents.pickle_tree import collect_contents
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.modules import is_module, read_module_state
-from ckptool.formats.pickle.nodes import ATOMIC_TYPES, MappingNode, SetNode, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    MappingNode,
+    PickleTreeError,
+    SetNode,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import (
     CONTAINER_TYPES,
@@ -31,11 +37,9 @@ from ckptool.formats.pickle.plain_values import (
     is_optimizer_state,
     number_parameters,
 )
-from ckptool.formats.pickle.tensor_rebuild import (
-    EmbeddedStorageReader,
-    PickleTreeError,
-    TensorInfoReader,
-)
+from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
+from ckptool.formats.pickle.tensors.storage import EmbeddedStorageReader
+from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
 from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo
 from ckptool.phrases import pluralize
 
@@ -75,11 +79,11 @@ def describe_tree(
     Raises:
         PickleTreeError: it has a view beyond its storage, or nests deeper than `Limits.nesting`.
     """
-    walk = _TreeWalk(limits, TensorInfoReader(limits, read_embedded))
+    walk = _TreeWalk(limits, create_tensor_reader(limits, read_embedded))
     walk.walk_tree(root)
     tree = walk.finish_tree()
     if limits.contents:
-        tree.contents = collect_contents(root, TensorInfoReader(limits).is_tensor)
+        tree.contents = collect_contents(root, create_tensor_reader(limits).is_tensor)
     return tree
 
 

@@ -7,9 +7,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.model import BYTE_DTYPES, DTYPE_BITS, StorageInfo
 
 

@@ -17,8 +17,8 @@ from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pic
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.global_uses import find_global_uses
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.reader import scan_globals, select_unsafe
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import CHECKPOINT_PATTERN
 from ckptool.formats.strict_json import quote_text

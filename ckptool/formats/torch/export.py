@@ -9,8 +9,10 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.pickle.global_uses import find_global_uses
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
+from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.formats.strict_json import decode_object
 from ckptool.formats.torch import zip_reader
 from ckptool.formats.torch.archive_integrity import check_integrity
@@ -176,7 +178,7 @@ class _PayloadReader:
         self.unread: list[Skipped] = []
         self._records = records
         self._byteorder = byteorder
-        self._tensors = TensorInfoReader(records.limits)
+        self._tensors = create_tensor_reader(records.limits)
         if byteorder not in {"little", "big"}:
             raise PickleTreeError(f"its byteorder record is {quote_name(byteorder)}")
 

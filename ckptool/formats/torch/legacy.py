@@ -12,7 +12,7 @@ from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_pickle, select_dangerous
 from ckptool.formats.pickle.storage_ids import (
@@ -23,7 +23,7 @@ from ckptool.formats.pickle.storage_ids import (
     parse_storage_id,
     select_byte_storages,
 )
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
 from ckptool.formats.torch.without_tensors import describe_tensorless_pickle
 from ckptool.model import Checkpoint, Container, Skipped, Span, StateDict, StorageInfo

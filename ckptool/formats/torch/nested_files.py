@@ -8,10 +8,9 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.global_uses import find_global_uses
-from ckptool.formats.pickle.nodes import GlobalName
+from ckptool.formats.pickle.nodes import GlobalName, PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import select_dangerous
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.formats.torch import tar
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records

@@ -13,7 +13,7 @@ from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
-from ckptool.formats.pickle.nodes import GlobalName
+from ckptool.formats.pickle.nodes import GlobalName, PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import (
     ParsedPickle,
@@ -22,7 +22,8 @@ from ckptool.formats.pickle.reader import (
     select_unsafe,
 )
 from ckptool.formats.pickle.storage_ids import get_storage_dtype
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
+from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.formats.torch.streams import PickleStream
 from ckptool.model import DTYPE_BITS, Checkpoint, Container, Span, StorageInfo, TensorInfo
 
@@ -249,7 +250,7 @@ class _TarReader:
 
     def _read_tensors(self, stream: PickleStream) -> None:
         """Read the count, then for each tensor: pickled (key, storage, class), sizes, strides."""
-        tensors = TensorInfoReader(self._limits)
+        tensors = create_tensor_reader(self._limits)
         for _ in range(self._read_count(stream)):
             key, storage, _ = self._read_triple(stream)
             stored_object = self._objects_by_number.get(storage) if type(storage) is int else None

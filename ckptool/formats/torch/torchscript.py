@@ -16,7 +16,7 @@ from ckptool.formats.contents.packed_objects import (
 from ckptool.formats.contents.pickle_tree import add_tree_contents
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.modules import iter_access_steps
-from ckptool.formats.pickle.nodes import ATOMIC_TYPES, GlobalName, UnresolvedObject
+from ckptool.formats.pickle.nodes import ATOMIC_TYPES, GlobalName, PickleTreeError, UnresolvedObject
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
@@ -26,7 +26,8 @@ from ckptool.formats.pickle.plain_values import (
 )
 from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.formats.pickle.storage_ids import SCRIPT_STORAGE_DTYPES
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
+from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
 from ckptool.formats.torch.archive_integrity import check_integrity
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata
 from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
@@ -71,7 +72,9 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
     resolve_storages(pickle.persistent_references, records, byteorder, is_script=True)
-    module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits, is_script=True))
+    module_reader = _ScriptModuleReader(
+        records, create_tensor_reader(records.limits, is_script=True)
+    )
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
         raise PickleTreeError("data.pkl contains no TorchScript module")
@@ -342,7 +345,7 @@ def _read_constants(
     has_own_folder = any(name.startswith("constants/") for name, _ in records.items())
     folder = "constants/" if has_own_folder else "data/"
     resolve_storages(pickle.persistent_references, records, byteorder, folder, is_script=True)
-    tensors = TensorInfoReader(records.limits, is_script=True)
+    tensors = create_tensor_reader(records.limits, is_script=True)
     nodes = pickle.root if type(pickle.root) is tuple else ()
     packed = PackedObjectReader(tensors)
     constants: dict[str, TensorInfo] = {}
@@ -362,7 +365,7 @@ def _collect_contents(records: ArchiveRecords, *roots: object) -> dict[str, str]
     if not records.limits.contents:
         return {}
     collector = ContentCollector()
-    is_tensor = TensorInfoReader(records.limits, is_script=True).is_tensor
+    is_tensor = create_tensor_reader(records.limits, is_script=True).is_tensor
     for root, place in zip(roots, ("", "constants"), strict=True):
         if root is not None:
             add_tree_contents(collector, root, is_tensor, place)

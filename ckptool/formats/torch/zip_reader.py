@@ -12,7 +12,7 @@ from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, PickleTreeError
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle, select_dangerous
 from ckptool.formats.pickle.storage_ids import (
@@ -20,7 +20,7 @@ from ckptool.formats.pickle.storage_ids import (
     check_repeated_id,
     select_byte_storages,
 )
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.formats.torch.archive_integrity import assess_integrity
 from ckptool.formats.torch.archive_layout import fold_case
 from ckptool.formats.torch.archive_records import ArchiveRecords, read_metadata

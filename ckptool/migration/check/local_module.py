@@ -16,12 +16,18 @@ from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.model import Skipped
 from ckptool.modules import ModuleSpec, rebuild_with_seed
-from ckptool.modules.tensor_info import get_dtype_name
+from ckptool.modules.tensors.elements import get_dtype_name
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
-from ckptool.verification.load_probe import ask_loader, needs_values, try_strict_load
-from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file, set_versions
+from ckptool.verification.loading.load_probe import ask_loader
+from ckptool.verification.loading.load_tensors import (
+    format_refusal,
+    get_value_at,
+    load_file,
+    set_versions,
+)
+from ckptool.verification.loading.recorded_load import needs_values, try_strict_load
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

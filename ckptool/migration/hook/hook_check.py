@@ -148,7 +148,7 @@ def build_example_state(state: StateDict, plan: Plan) -> "OrderedDict[str, Tenso
         if isinstance(op, TieTensors) and {op.key, op.to} <= example.keys():
             example[op.key] = example[op.to]
     if state.versions is not None:
-        from ckptool.verification.load_tensors import set_version_numbers
+        from ckptool.verification.loading.load_tensors import set_version_numbers
 
         set_version_numbers(example, state.versions)
     return example

@@ -10,10 +10,10 @@ import torch
 from ckptool.errors import PlanError
 from ckptool.migration.load.file_copies import ChunkedTensor, FileCopies, MappedFile
 from ckptool.modules.live.registered import list_members, list_registered
-from ckptool.modules.tensor_info import have_same_bytes
+from ckptool.modules.tensors.elements import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
-from ckptool.verification.load_probe import loads_by_own_code
+from ckptool.verification.loading.loading_code import loads_by_own_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

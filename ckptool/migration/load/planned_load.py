@@ -40,7 +40,7 @@ from ckptool.modules import ModuleSpec
 from ckptool.modules.live.saved_state import describe_saved_state
 from ckptool.modules.world.user_world import user_world
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-from ckptool.verification.load_probe import loads_by_own_code
+from ckptool.verification.loading.loading_code import loads_by_own_code
 
 
 class PlannedLoad(Struct, frozen=True):

@@ -13,9 +13,9 @@ from ckptool.migration.load.tensor_reader import TensorReader
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.model import Checkpoint
 from ckptool.modules.live.registered import RegisteredTensor, list_members, list_registered
-from ckptool.modules.tensor_parts import get_wrapper_name
+from ckptool.modules.tensors.tensor_parts import get_wrapper_name
 from ckptool.modules.walk import get_qualified_name
-from ckptool.verification.load_tensors import set_version_numbers
+from ckptool.verification.loading.load_tensors import set_version_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,7 +19,7 @@ from ckptool.migration.load.mapped_files import MappedFiles
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, Checkpoint, TensorComponent, TensorInfo
 from ckptool.values.elements import unreadable_reason, unwrap_single_chunk
-from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
+from ckptool.verification.loading.load_tensors import can_be_mapped, load_with_torch
 
 _MIN_CHUNKED_NBYTES: Final = 1 << 16
 """Size below which putting chunks together in memory costs nothing."""

@@ -23,7 +23,7 @@ from ckptool.formats.pickle.plain_values import (
     is_torch_constant,
 )
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_global
-from ckptool.formats.pickle.tensor_rebuild import TENSOR_CLASSES
+from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 from ckptool.migration.plan.conversion import TreeChange
 from ckptool.model import Safety, TensorInfo, join_key
 

@@ -21,10 +21,11 @@ from torch.serialization import location_tag
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.memory import forget_memory, register_memory
 from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.nodes import PickleTreeError
 from ckptool.formats.pickle.reader import parse_whole_pickle
 from ckptool.formats.pickle.states import describe_tree
 from ckptool.formats.pickle.storage_ids import check_repeated_id, parse_storage_id
-from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.tensors.storage import SavedStorage
 from ckptool.model import (
     Checkpoint,
     Container,
@@ -38,8 +39,8 @@ from ckptool.model import (
 )
 from ckptool.modules.live.snapshot import PythonValue, take_snapshot
 from ckptool.modules.module_info import call_state_dict
-from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
-from ckptool.modules.tensor_parts import find_memory_address
+from ckptool.modules.tensors.tensor_info import ModuleStorages, describe_tensor
+from ckptool.modules.tensors.tensor_parts import find_memory_address
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, walk_module
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ckptool.modules.live.snapshot import shorten_repr
 from ckptool.modules.object_children import iter_children
-from ckptool.modules.tensor_info import content_digest, get_dtype_name
-from ckptool.modules.tensor_parts import get_shape
+from ckptool.modules.tensors.elements import content_digest, get_dtype_name
+from ckptool.modules.tensors.tensor_parts import get_shape
 
 _MAX_DEPTH: Final = 6
 _PATCHED_NAMES: Final = frozenset({"_opt_called"})

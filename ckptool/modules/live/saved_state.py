@@ -13,7 +13,7 @@ from ckptool.modules.module_info import (
     describe_non_tensor,
     split_tensors,
 )
-from ckptool.modules.tensor_info import ModuleStorages, describe_tensor
+from ckptool.modules.tensors.tensor_info import ModuleStorages, describe_tensor
 from ckptool.modules.walk import get_qualified_name
 
 if TYPE_CHECKING:

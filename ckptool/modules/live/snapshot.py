@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ckptool.model import Kind, join_key
 from ckptool.modules.object_children import is_plain_object
-from ckptool.modules.tensor_info import content_digest
+from ckptool.modules.tensors.elements import content_digest
 from ckptool.modules.walk import FoundTensor, get_written_name, walk_module
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ckptool.modules.lightning import configure_module
-from ckptool.modules.tensor_info import iter_nested_tensors
+from ckptool.modules.tensors.elements import iter_nested_tensors
 from ckptool.modules.user_code import read_message
 from ckptool.modules.world.patched_cuda import patched_cuda_queries
 

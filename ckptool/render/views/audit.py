@@ -27,8 +27,8 @@ from ckptool.reports.common import FindingReport, UnsavedTensorReport
 from ckptool.rules.fixes.commands import format_fix_command
 from ckptool.rules.fixes.faults import FIXABLE
 from ckptool.rules.fixes.source_lines import is_in_package
+from ckptool.rules.object_state import LOST_OBJECT_STATE
 from ckptool.rules.runtime import PYTHON_STATE
-from ckptool.rules.training_state import LOST_OBJECT_STATE
 
 
 def _format_audit_verdict(report: AuditReport) -> str:

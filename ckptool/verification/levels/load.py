@@ -13,11 +13,11 @@ from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
-from ckptool.modules.uninitialized import UninitializedMemoryFill
+from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited
-from ckptool.verification.load_tensors import load_tensors, set_versions
+from ckptool.verification.loading.load_tensors import load_tensors, set_versions
 from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
 

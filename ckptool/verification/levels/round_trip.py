@@ -12,8 +12,8 @@ from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.model import Constancy, Kind, ModuleInfo
 from ckptool.modules.target.rebuild import UNKNOWN_ARGUMENTS
-from ckptool.modules.tensor_info import have_same_bytes
-from ckptool.modules.tensor_parts import is_lazy, list_memory_tensors
+from ckptool.modules.tensors.elements import have_same_bytes
+from ckptool.modules.tensors.tensor_parts import is_lazy, list_memory_tensors
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited, quote_code

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ckptool.modules.tensor_parts import find_memory_address
+from ckptool.modules.tensors.tensor_parts import find_memory_address
 
 CPU: Final = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ckptool.modules.dispatch_mode import DispatchMode
-from ckptool.modules.tensor_info import iter_nested_tensors
+from ckptool.modules.tensors.elements import iter_nested_tensors
 from ckptool.verification.backends.simulated import cpu_fallbacks
 from ckptool.verification.backends.simulated.device_tags import CPU, OUTSIDE_FORWARD, Origin
 from ckptool.verification.backends.simulated.operands import (

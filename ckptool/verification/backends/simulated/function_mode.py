@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.dlpack import from_dlpack
 
-from ckptool.modules.tensor_info import iter_nested_tensors
+from ckptool.modules.tensors.elements import iter_nested_tensors
 from ckptool.verification.backends.simulated.device_tags import CPU, Origin
 from ckptool.verification.backends.simulated.tracker import DeviceTracker, innermost_user_frame
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ckptool.modules.tensor_info import iter_nested_tensors
+from ckptool.modules.tensors.elements import iter_nested_tensors
 from ckptool.verification.backends.simulated.device_tags import CPU
 
 _ATEN: Final = torch.ops.aten

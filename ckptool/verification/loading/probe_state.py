@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, TensorInfo
-from ckptool.verification.load_tensors import (
+from ckptool.verification.loading.load_tensors import (
     can_be_mapped,
     load_tensors,
     load_with_torch,

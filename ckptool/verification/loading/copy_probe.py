@@ -21,7 +21,7 @@ from ckptool.model import Skipped, TensorInfo
 from ckptool.modules.live.registered import list_registered
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import quote_code, summarize_message
-from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
+from ckptool.verification.loading.load_tensors import can_be_mapped, load_with_torch
 
 _MAX_READ_NBYTES: Final = 256 << 20
 """Maximum size of a file that is loaded whole, where torch cannot map it into memory."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ckptool.modules.dispatch_mode import DispatchMode
-from ckptool.modules.tensor_parts import is_lazy
+from ckptool.modules.tensors.tensor_parts import is_lazy
 
 _COPY: Final = torch.ops.aten.copy_.default
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ckptool.model import Kind, TensorInfo
 from ckptool.modules.walk import FoundTensor, walk_module
-from ckptool.verification.load_tensors import read_plain_tensor
+from ckptool.verification.loading.load_tensors import read_plain_tensor
 
 
 def restore_attributes(module: nn.Module, pickled_tensors: Mapping[str, TensorInfo]) -> None:

@@ -1,0 +1,1 @@
+"""Calls of a pickle that rebuild tensors -> `TensorInfo`s; none of the calls is executed."""

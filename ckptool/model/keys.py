@@ -1,0 +1,27 @@
+"""Keys of a state_dict: joined, and in natural order."""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+
+def join_key(prefix: str, name: str) -> str:
+    """Return "prefix.name", or `name` if `prefix` is ""."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def natural_sort_key(key: str) -> tuple[object, ...]:
+    """Sort key that puts layer 2 before layer 10."""
+    return tuple(map(_rank_piece, filter(None, _DIGITS.split(key))))
+
+
+_DIGITS: Final = re.compile(r"([0-9]+)")
+
+
+@lru_cache(maxsize=4096)
+def _rank_piece(piece: str) -> tuple[object, ...]:
+    """Return the sort key of a number, or of the text between numbers; few of them are new."""
+    if piece[0] not in "0123456789":
+        return (1, 0, piece, "")
+    number = piece.lstrip("0")
+    return (0, len(number), number, piece)

@@ -1,0 +1,1 @@
+"""Live tensors and arrays -> descriptions, fingerprints and comparisons of their elements."""

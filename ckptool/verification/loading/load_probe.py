@@ -1,0 +1,181 @@
+"""nn.Module x StateDict -> LoadOutcome: what the module's own `load_state_dict` does with a state.
+
+The loader copies tensors without data (on meta) into a copy of the module on meta, so that nothing
+of the file's elements is read; which file tensor went where is recorded.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
+
+from msgspec.structs import replace
+from torch import nn
+
+from ckptool.compare.left_out_ties import find_load_model_refusal
+from ckptool.compare.load_outcome import LoadOutcome
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.errors import ReadError
+from ckptool.loaders.describe import find_rewrite, load_with_framework
+from ckptool.locations import RemotePath
+from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
+from ckptool.modules.build import preserve_random_state
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.verification.loading.copy_probe import find_copy_error
+from ckptool.verification.loading.load_recorder import LoadRecorder
+from ckptool.verification.loading.loading_code import (
+    find_loading_code,
+    has_hooks,
+    is_user_class,
+    only_fills_keys,
+)
+from ckptool.verification.loading.module_copy import copy_module
+from ckptool.verification.loading.probe_state import ValuesNeededError, build_probe_state
+from ckptool.verification.loading.recorded_load import call_load_state_dict, run_loads, with_retied
+
+CHECK_NAME: Final = "the module's own loading code"
+MAX_READ_NBYTES: Final = 256 << 20
+"""Maximum size of a state whose values are read for loading code that looks at them."""
+
+
+def compare_with_loader(
+    checkpoint: Checkpoint,
+    module_info: ModuleInfo,
+    module: nn.Module,
+    at: str | None,
+) -> ModuleDiff:
+    """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
+
+    Keys and shapes decide for a module that has no loading code of its own: that is torch's whole
+    algorithm. Otherwise the code is asked; where it cannot be, the keys decide, and the check is
+    among the module's `skipped`.
+
+    Args:
+        checkpoint: the file.
+        module_info: description of `module`.
+        module: an instance of the module; it is copied, not changed.
+        at: place of the state; None takes the one that matches best.
+    """
+    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, module))
+
+
+def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
+    """Ask the loading code of `module`, which is copied and not changed, about the state of `diff`.
+
+    The answer is empty where keys and shapes are all that a load looks at.
+    """
+    if diff.module.loader != "torch":
+        answer = load_with_framework(diff.module.loader, module, diff.state)
+        if isinstance(answer, Skipped):
+            return LoaderAnswer(unchecked=answer)
+        rewrite = find_rewrite(diff.module.loader, module, diff.state, answer)
+        return LoaderAnswer(loading_info=replace(answer, rewrite=rewrite))
+    refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
+    result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
+    if isinstance(result, Skipped):
+        return LoaderAnswer(unchecked=result, retie_refusal=refusal)
+    return LoaderAnswer(outcome=result, retie_refusal=refusal)
+
+
+def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
+    """Return why `safetensors.torch.load_model` refuses the file; "" if it loads, or has shards."""
+    if diff.checkpoint.container is not Container.SAFETENSORS:
+        return ""
+    missing, unexpected = diff.missing_keys, diff.unexpected_keys
+    if find_loading_code(module):
+        # What the loader is given: the names of the file alone.
+        outcome = _probe_load(
+            module, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
+        )
+        if isinstance(outcome, Skipped):
+            return f"{outcome.what} was not asked: {outcome.reason}"
+        if outcome.missing_keys is None or outcome.unexpected_keys is None:
+            return outcome.error
+        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
+    tensors = {key: saved.tensor for key, saved in diff.module.saved_tensors.items()}
+    return find_load_model_refusal(tensors, diff.state.tensors, missing, unexpected)
+
+
+def _drop_versions(diff: ModuleDiff) -> StateDict:
+    """Return the state as `load_file` gives it: without the versions of the modules."""
+    return replace(diff.state, versions=None)
+
+
+def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+    """Return what the loader does; None if keys and shapes are all that it looks at."""
+    prefixes = find_loading_code(module)
+    is_asked = prefixes and not (
+        diff.is_strict and all(only_fills_keys(module.get_submodule(p)) for p in prefixes)
+    )
+    outcome = _probe_load(module, diff) if is_asked else None
+    if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
+        return outcome
+    # The probe assigns tensors, and a load copies them.
+    copy_error = find_copy_error(diff, module)
+    if isinstance(copy_error, Skipped):
+        # With values, the probe has made the copies already.
+        return outcome if outcome is not None and outcome.has_read_values else copy_error
+    if copy_error and any(is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
+        return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
+    return LoadOutcome(copy_error, None, None) if copy_error else outcome
+
+
+def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
+    """Return the description with what loading the module's own state_dict() into a copy raises.
+
+    A module can write a key that it does not read, or ask for one that it leaves out. Torch's own
+    classes read what they write.
+    """
+    parts = [module.get_submodule(prefix) for prefix in find_loading_code(module)]
+    if not any(is_user_class(part) or has_hooks(part) for part in parts):
+        return module_info
+    try:
+        with preserve_random_state(), user_code():
+            state = copy_module(module, on_meta=False).state_dict()
+        error = call_load_state_dict(
+            copy_module(module, on_meta=False),
+            state,
+            LoadRecorder(),
+            strict=True,
+            has_values=False,
+        )
+    except (UserCodeError, ValuesNeededError) as caught:
+        skipped = Skipped("loading the module's own state_dict()", str(caught))
+        return replace(module_info, skipped=(*module_info.skipped, skipped))
+    return replace(module_info, own_load_error=error)
+
+
+def _probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
+    """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
+
+    Values are read only where the loading code needs them, first of what is no parameter, and of at
+    most MAX_READ_NBYTES.
+
+    Args:
+        module: an instance of the module; it is copied, not changed.
+        diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
+            given under both names.
+    """
+    reason = ""
+    with preserve_random_state():
+        for keys in _choose_read_keys(module, diff):
+            nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
+            is_remote = isinstance(diff.checkpoint.path, RemotePath)
+            if keys and (diff.is_planned or is_remote or nbytes > MAX_READ_NBYTES):
+                break
+            try:
+                tensors = with_retied(build_probe_state(diff, keys), diff.retied_keys)
+                has_values = len(keys) == len(diff.state.tensors)
+                return run_loads(module, tensors, keys, has_values=has_values)
+            except ValuesNeededError as error:
+                reason = str(error)
+            except (ReadError, UserCodeError) as error:
+                return Skipped(CHECK_NAME, str(error))
+    return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+
+
+def _choose_read_keys(module: nn.Module, diff: ModuleDiff) -> Iterator[frozenset[str]]:
+    """Yield the keys whose values are read: none, then all but the parameters', then all."""
+    keys = frozenset(diff.state.tensors)
+    parameter_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    yield from dict.fromkeys((frozenset(), keys - parameter_names, keys))

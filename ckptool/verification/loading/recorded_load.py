@@ -1,0 +1,201 @@
+"""Copy of a module x tensors -> what one call of load_state_dict does, recorded."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from ckptool.compare.load_outcome import LoadOutcome
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import summarize_message
+from ckptool.verification.loading.load_recorder import (
+    ElementOrder,
+    LoadRecorder,
+    describe_element_order,
+    identify_storage,
+)
+from ckptool.verification.loading.load_tensors import set_versions
+from ckptool.verification.loading.module_copy import copy_module
+from ckptool.verification.loading.probe_state import ValuesNeededError
+
+_NEEDS_VALUES: Final = ("meta tensor", "Cannot copy out of", "on device meta", "'meta'", "no data")
+"""Parts of torch's messages when code asks a tensor on meta for its values."""
+_LOAD_ERRORS: Final = "Error(s) in loading state_dict"
+
+
+def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
+    """Load real tensors strictly into a copy of `module`; return what it raises, "" if it loads.
+
+    The copy has its parameters on meta: shapes are compared, and only tensors that torch may refuse
+    to copy, or that the module's own code reads, need memory.
+
+    Raises:
+        UserCodeError: the module cannot be copied.
+    """
+    recorder = LoadRecorder(has_values=True)
+    copy = copy_module(module, on_meta=False)
+    try:
+        return call_load_state_dict(copy, state_dict, recorder, strict=True, has_values=True)
+    except ValuesNeededError as error:
+        raise UserCodeError(error) from error
+
+
+def needs_values(error: str) -> bool:
+    """Whether a load raised because the module's own code used a tensor without memory."""
+    return any(part in error for part in _NEEDS_VALUES)
+
+
+@dataclass(slots=True, eq=False)
+class _KeyRecorder:
+    """Records the keys that torch itself found missing and unexpected, before anybody drops them.
+
+    An override may call `super().load_state_dict(strict=False)` and swallow them.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG002
+        self.missing += incompatible_keys.missing_keys
+        self.unexpected += incompatible_keys.unexpected_keys
+
+
+def _record_keys(module: nn.Module) -> _KeyRecorder:
+    """Put a recorder before the post hooks of `module`, which may clear the lists."""
+    recorder = _KeyRecorder()
+    hooks: dict[int, Callable[..., Any]] = {-1: recorder}
+    hooks |= module._load_state_dict_post_hooks  # noqa: SLF001
+    module._load_state_dict_post_hooks = OrderedDict(hooks)  # noqa: SLF001
+    return recorder
+
+
+def with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> Mapping[str, Any]:
+    result = _copy_state(tensors)
+    result.update({name: result[kept_key] for name, kept_key in retied_keys.items()})
+    return result
+
+
+def run_loads(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    read_keys: frozenset[str],
+    *,
+    has_values: bool,
+) -> LoadOutcome:
+    """Load strictly into one copy; where that raises, load with strict=False into another.
+
+    Raises:
+        ValuesNeededError: the loading code needs values, and `tensors` have none.
+        UserCodeError: the module cannot be copied.
+    """
+    loaded = copy_module(module, on_meta=not read_keys)
+    with user_code():
+        initial_storages = {key: identify_storage(tensor) for key, tensor in _iter_state(loaded)}
+    key_recorder, load_recorder = _record_keys(loaded), LoadRecorder(has_values=has_values)
+    error = call_load_state_dict(loaded, tensors, load_recorder, strict=True, has_values=has_values)
+    if error:
+        lenient = copy_module(module, on_meta=not read_keys)
+        key_recorder = _record_keys(lenient)
+        load_recorder = LoadRecorder(has_values=has_values)
+        lenient_error = call_load_state_dict(
+            lenient, tensors, load_recorder, strict=False, has_values=has_values
+        )
+        return LoadOutcome(
+            error=error,
+            missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
+            unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
+            has_read_values=bool(read_keys),
+        )
+    sources = dict(_find_sources(loaded, tensors, initial_storages, load_recorder))
+    return LoadOutcome(
+        missing_keys=tuple(key_recorder.missing),
+        unexpected_keys=tuple(key_recorder.unexpected),
+        sources={key: source for key, (source, _) in sources.items()},
+        rearranged_keys=frozenset(key for key, (_, is_whole) in sources.items() if not is_whole),
+        has_read_values=bool(read_keys),
+    )
+
+
+def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """Return a shallow copy with `_metadata`: loading code may change its argument."""
+    copy = OrderedDict(tensors)
+    versions = getattr(tensors, "_metadata", None)
+    if versions is not None:
+        set_versions(copy, versions)
+    return copy
+
+
+def call_load_state_dict(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    recorder: LoadRecorder,
+    *,
+    strict: bool,
+    has_values: bool,
+) -> str:
+    """Call `load_state_dict`; return what it raises, "" if nothing.
+
+    With `has_values`, a tensor is on meta only where it is so in the file.
+
+    Raises:
+        ValuesNeededError: it raised since tensors on meta have no values.
+    """
+    try:
+        with warnings.catch_warnings(), user_code(), recorder:
+            # The load is part of the probe: torch's warnings about it do not concern the user.
+            warnings.simplefilter("ignore")
+            module.load_state_dict(_copy_state(tensors), strict=strict)
+    except UserCodeError as error:
+        text = error.text
+        is_torchs = has_values and _LOAD_ERRORS in text
+        if not is_torchs and any(part in text for part in _NEEDS_VALUES):
+            raise ValuesNeededError(str(error)) from error
+        return _format_load_error(error)
+    return ""
+
+
+def _format_load_error(error: UserCodeError) -> str:
+    """Return torch's lines on what does not fit, or the exception of the module's own code."""
+    text = error.text
+    if _LOAD_ERRORS not in text:
+        return str(error)
+    _, _, lines = text.partition("\n")
+    return summarize_message(lines or text)
+
+
+def _iter_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of all sub-modules by key, tied ones under each name."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _find_sources(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    initial_storages: Mapping[str, int],
+    recorder: LoadRecorder,
+) -> Iterator[tuple[str, tuple[str | None, bool]]]:
+    """Yield module key -> key of the file whose elements it has, and whether all, in their order.
+
+    Instead of the key of the file, "" stands for a value that was computed, None for one that did
+    not change. A key that has its own tensor of the file is its own source, also if that is tied
+    to others.
+    """
+    file_tensors: dict[int, dict[str, ElementOrder]] = {}
+    for key, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            orders = file_tensors.setdefault(identify_storage(tensor), {})
+            orders[key] = describe_element_order(tensor)
+    for key, tensor in _iter_state(module):
+        source = recorder.find_source(tensor)
+        if source is None or source.storage not in file_tensors:
+            is_initial = source is not None and initial_storages.get(key) == source.storage
+            yield key, (None if is_initial else "", True)
+            continue
+        orders = file_tensors[source.storage]
+        equal_keys = [name for name, order in orders.items() if order == source.order]
+        candidates = equal_keys or list(orders)
+        yield key, (key if key in candidates else candidates[0], bool(equal_keys))
