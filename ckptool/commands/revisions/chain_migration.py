@@ -42,7 +42,7 @@ from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.migration.run import run_migration
 from ckptool.migration.write.provenance import RevisionStamp
 from ckptool.model import Checkpoint, Container
-from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_path, quote_shell
 from ckptool.reports.common import format_load_failure
 from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
@@ -146,7 +146,7 @@ def _require_one_model(direction: Direction, source: Location, target: Path | No
         return
     names = [*list_components(pipeline)]
     source_text, target_text = (
-        quote_shell(str(Path(str(folder)) / next(iter(names), "MODEL")))
+        quote_path(str(Path(str(folder)) / next(iter(names), "MODEL")))
         for folder in (source, target)
     )
     raise UsageError(
