@@ -165,6 +165,16 @@ def quote_shell(text: str) -> str:
     return "$'" + make_printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
+def protect_path(path: str) -> str:
+    """Return a path that no command takes for an option: "./-a.pth" for "-a.pth"."""
+    return f"./{path}" if path.startswith("-") and path != "-" else path
+
+
+def quote_path(path: str) -> str:
+    """Return a path as one word of a shell, which no command takes for an option."""
+    return quote_shell(protect_path(path))
+
+
 def make_printable(text: str) -> str:
     """Escape unprintable characters: control characters, bidi marks, surrogates."""
     if text.isprintable():

@@ -153,7 +153,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise _to_one_line_error(error) from error
+            name = f"ckptool {ctx.invoked_subcommand or ''}".strip()
+            raise _to_one_line_error(error, name=name) from error
         except CkptoolError as error:
             _report_error(ctx, *error.lines)
         except KeyboardInterrupt:
@@ -163,7 +164,9 @@ class LazyGroup(click.Group):
         except OSError as error:
             # A name that is too long, a folder that may not be searched, a full disk.
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-            _report_error(ctx, f"{name}: " * bool(name) + (error.strerror or str(error)))
+            is_missing = isinstance(error, FileNotFoundError)
+            reason = "no such file" if is_missing else error.strerror or str(error)
+            _report_error(ctx, f"{name}: " * bool(name) + reason)
         except MemoryError:
             _report_error(ctx, "there is not enough memory")
 
@@ -210,8 +213,11 @@ def _end_at_closed_pipe() -> NoReturn:
     raise Exit(CLOSED_PIPE)
 
 
-def _to_one_line_error(error: click.UsageError, words: Iterable[str] = ()) -> click.ClickException:
-    return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, "ckptool", words)
+def _to_one_line_error(
+    error: click.UsageError, words: Iterable[str] = (), name: str = "ckptool"
+) -> click.ClickException:
+    """Return the error in one line; `name` is the command, where the error does not have it."""
+    return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, name, words)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> None:

@@ -12,7 +12,7 @@ from ckptool.cli.options.module import module_name_options
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.errors import UsageError
-from ckptool.phrases import quote_shell
+from ckptool.phrases import quote_path
 from ckptool.policy import Policy
 from ckptool.rules.known_errors.log_text import MAX_CHARS
 
@@ -59,13 +59,13 @@ def command(
 
 
 def _read_argument(log: str | None) -> tuple[str, str]:
-    """Return the text to explain, and what the report calls it."""
+    """Return the text to explain, and its path: "-" of standard input, "" of a message."""
     if log is None or log == "-":
         if sys.stdin.isatty():
             click.echo("ckptool: paste the traceback, then Ctrl-D (Ctrl-Z on Windows)", err=True)
         return _read_stdin(), "-"
     if len(log.split()) > 1 and not _is_file_name(log):
-        return log, "the given text"
+        return log, ""
     return _read_log(Path(log)), log
 
 
@@ -87,7 +87,7 @@ def _read_log(path: Path) -> str:
         raise UsageError(f"{path} is a folder: give the file of a log")
     with path.open("rb") as stream:
         if stream.read(2) in _BINARY_MAGICS:
-            command = quote_shell(str(path))
+            command = quote_path(str(path))
             raise UsageError(f"{path}: is not a log: ckptool inspect {command} shows what it is")
         size = stream.seek(0, 2)
         stream.seek(0)

@@ -8,7 +8,13 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
-from ckptool.cli.options.module import at_option, input_options, limit_options, module_options
+from ckptool.cli.options.module import (
+    at_option,
+    base_option,
+    input_options,
+    limit_options,
+    module_options,
+)
 from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput
@@ -25,6 +31,7 @@ _OPTIONS_OF_ONE_LOCK: Final = {
     "kwargs": "-k",
     "loader": "--loader",
     "at": "--at",
+    "base": "--base",
     "golden": "--golden",
     "inputs": "--input",
     "force": "--force",
@@ -40,6 +47,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
 @module_options
 @at_option
+@base_option
 @click.option("--all", "takes_all", is_flag=True,
               help="Every lock in the configuration (`against` in [[models]]).")  # fmt: skip
 @click.option("--update", is_flag=True,

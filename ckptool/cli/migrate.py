@@ -12,6 +12,7 @@ from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import (
     at_option,
+    base_option,
     input_options,
     into_option,
     limit_options,
@@ -40,6 +41,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @module_options
 @at_option
 @into_option
+@base_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",

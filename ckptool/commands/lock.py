@@ -50,6 +50,7 @@ def lock(  # noqa: PLR0913
     fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     at: str | None = None,
+    base: PathLike | None = None,
     output: str | Path | None = None,
     check: bool = False,
     update: bool = False,
@@ -74,6 +75,7 @@ def lock(  # noqa: PLR0913
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None selects it by the folder.
         at: dotted place of the state in the file ("state_dict").
+        base: folder of an adapter's base model; None takes the one that its configuration names.
         output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
         check: write nothing; report whether the lock on disk is up to date.
         update: the lock has to be there already; without a module, the configuration's entry whose
@@ -92,8 +94,12 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
-    module_options = ModuleOptions(module, kwargs, at, loader=loader, fresh=fresh)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base, fresh=fresh)
     reject_unused_options({"--check": check and update}, "writes nothing, and --update writes")
+    reject_unused_options(
+        {"--base": base is not None and golden is None},
+        "is for --golden, which runs an adapter in its base",
+    )
     if golden is not None:
         if path is None or output is not None or check or update:
             raise UsageError(

@@ -52,6 +52,7 @@ def _read_shard(path: Path) -> DiffShard:
     try:
         data = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid JSON: {error}") from error
+        reason = "not a part of a diff, which ckptool diff OLD NEW --shard 1/2 writes"
+        raise UsageError(f"{path}: {reason}: not valid JSON: {error}") from error
     evidence = data.get("evidence") if isinstance(data, dict) else None
     return decode_shard(str(path), evidence)

@@ -53,6 +53,7 @@ def migrate(  # noqa: PLR0913
     loader: str | None = None,
     at: str | None = None,
     into: str | None = None,
+    base: PathLike | None = None,
     to: str | None = None,
     plan: "str | Path | Plan | None" = None,
     reverse: bool = False,
@@ -96,6 +97,7 @@ def migrate(  # noqa: PLR0913
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get
             it as prefix, and the rest of the module is not looked at.
+        base: folder of an adapter's base model; None takes the one that its configuration names.
         to: "safetensors" or "pth"; None decides by the target's suffix.
         plan: a plan, or the path of a plan file; None derives the plan.
         reverse: invert the plan.
@@ -149,7 +151,7 @@ def migrate(  # noqa: PLR0913
             MergeRequest(location, base, folder, limits, dry_run, force, provenance)
         )
     module_target = find_target(
-        location, ModuleOptions(module, kwargs, at, into, loader, fresh=fresh), config
+        location, ModuleOptions(module, kwargs, at, into, loader, base, fresh), config
     )
     if into is not None:
         _reject_whole_module_options(module_target, emit_hook, inputs)

@@ -28,6 +28,9 @@ _MAX_LISTED: Final = 3
 _MAX_COMPARED_NBYTES: Final = 64 << 20
 """Bytes of tensors up to which two files of one run are compared."""
 
+OTHER_TENSORS: Final = "each contains other tensors"
+"""What is said of files that have no key in common with another, or not all of its keys."""
+
 ReadCheckpoint = Callable[[Location], Checkpoint]
 
 
@@ -57,6 +60,7 @@ def find_rank_files(
         "count": str(len(others) + 1),
         "others": join_limited(others, _MAX_LISTED, quote_text),
         "content": content,
+        "names": "\n".join(sorted([path.name, *others])) if "/" not in others[0] else "",
     }
     return (ContainerIssue(IssueKind.RANK_FILE, path.name, facts),)
 
@@ -93,7 +97,7 @@ def _compare_contents(
         if any(tensor.wrapper.startswith("torch.distributed.") for tensor in tensors.values()):
             return "each contains one rank's shard of each tensor"
         if tensors.keys() != other_tensors.keys():
-            return "each contains other tensors"
+            return OTHER_TENSORS
         if any(tensor.shape != other_tensors[key].shape for key, tensor in tensors.items()):
             return "each contains a slice of the tensors, and their shapes differ"
         pairs = [(tensor, other_tensors[key]) for key, tensor in tensors.items()]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.strict_json import decode_object, quote_text
-from ckptool.phrases import join_limited, quote_shell
+from ckptool.phrases import join_limited, quote_path
 
 HEAD_BYTES: Final = 1 << 16
 """Bytes read to identify a format; pointer files (git-LFS, DVC ...) are smaller."""
@@ -87,10 +87,10 @@ def describe_unpacked_archive(name: str, names: Iterable[str]) -> str:
     """Return a description of the folder `name` if it is a torch archive, unpacked; else ""."""
     if not {"data.pkl", "version"} <= {*names}:
         return ""
-    folder = quote_shell(name)
+    folder = quote_path(name)
     return (
         "is an unpacked torch.save archive: repack it without compression, from its parent "
-        f"folder: zip -0 -D -r {quote_shell(f'{name}.pth')} {folder}"
+        f"folder: zip -0 -D -r {quote_path(f'{name}.pth')} {folder}"
     )
 
 

@@ -60,7 +60,7 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG0
         raise ModuleError(
             str(folder),
             f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is not a local folder:"
-            " give it with --base FOLDER",
+            " give it with --base FOLDER, or write it there",
         )
     return build_adapter_model(folder, base)
 

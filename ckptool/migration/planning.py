@@ -32,7 +32,7 @@ from ckptool.migration.request import MigrationRequest, choose_output_container
 from ckptool.migration.write.provenance import is_applied, read_provenance_text
 from ckptool.model import Checkpoint, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
-from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_path
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -190,7 +190,7 @@ def add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Unde
         save_plan(request, error.draft_plan_text)
         hint = (
             f"the plan so far is in {request.save_plan}, with the questions as comments: answer"
-            f" them there, then run with --plan {quote_shell(str(request.save_plan))}"
+            f" them there, then run with --plan {quote_path(str(request.save_plan))}"
         )
     if error.accepts_renames:
         hint = f"--accept-renames accepts the unambiguous renames; {hint}"

@@ -16,8 +16,14 @@ from ckptool.errors import (
 )
 from ckptool.formats.files.atomic import check_target
 from ckptool.formats.files.signals import raise_on_signal
+from ckptool.formats.files.weight_names import (
+    LOOKUP_ORDERS,
+    find_unsharded_loader,
+    is_weights_name,
+)
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.loaders.folder_weights import open_weights
+from ckptool.loaders.model_folder import find_model_folder
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.applied_plan import UNWRITTEN, AppliedPlan
 from ckptool.migration.hook.hook_trace import HookTrace, trace_plan
@@ -89,6 +95,7 @@ def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
         as `run_migration`.
     """
     to = choose_output_container(request)
+    _reject_unread_shards(request, to)
     with (
         raise_on_signal(),
         AnonymousFile() as anonymous_file,
@@ -299,6 +306,26 @@ def _start_early_work(
         )
     elif request.record_provenance:
         fingerprints.start_fingerprints(state)
+
+
+def _reject_unread_shards(request: MigrationRequest, to: str) -> None:
+    """Check that the framework whose weights the source has loads shards of this format.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if request.max_shard_size is None:
+        return
+    model_folder = find_model_folder(request.source)
+    loader = model_folder.loader if model_folder is not None else ""
+    suffix = ".safetensors" if to == SAFETENSORS else ".bin"
+    framework = find_unsharded_loader(request.source.name, loader, suffix)
+    if framework:
+        names = join_limited([n for n in LOOKUP_ORDERS[framework] if is_weights_name(n)], MAX_NAMED)
+        raise UsageError(
+            f"--max-shard-size: {framework} loads one file ({names}) and no shards of {suffix} "
+            "files: leave the option out"
+        )
 
 
 def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard) -> None:

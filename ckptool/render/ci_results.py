@@ -1,4 +1,4 @@
-"""Report -> LocatedFinding: findings with file and line, for the formats of CI systems."""
+"""Report -> findings and explained errors with file and line, for the formats of CI systems."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,16 +10,19 @@ from msgspec import Struct
 from ckptool.locations import is_remote
 from ckptool.phrases import make_printable
 from ckptool.render.views import digest
+from ckptool.render.views.explain import format_advice, iter_placeholders
 from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import FindingReport
+from ckptool.reports.convert import ConvertReport
 from ckptool.reports.diff import DiffModuleReport
 from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.digest import DigestReport
+from ckptool.reports.explain import ExplainReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.load import LoadReport
 from ckptool.reports.lock import LockReport, ProjectLockReport
-from ckptool.reports.migrate import MigrateReport
+from ckptool.reports.migrate import MigrateManyReport, MigrateReport
 from ckptool.reports.problems import group_by_cause
 from ckptool.reports.revisions.check import ChainCheckReport
 from ckptool.reports.revisions.current import CurrentReport
@@ -35,6 +38,10 @@ _SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)", re.DOTALL)
 MAX_OF_CAUSE: Final = 20
 """Maximum findings of one rule and one cause in a checkpoint that formats of CI systems list."""
 _ALL_FINDINGS: Final = "--format json lists all"
+
+
+_ERROR_LINES: Final = (ProjectAuditReport, ProjectLockReport, MigrateManyReport, ConvertReport)
+"""Reports whose errors are lines that begin with the name of a module or the path of a file."""
 
 
 class LocatedFinding(Struct, frozen=True):
@@ -75,6 +82,47 @@ class OmittedFindings(Struct, frozen=True):
         path = f"{finding.path}: " if finding.path else ""
         like = f", like `{finding.key}`" if finding.key else ""
         return f"{path}{self.count:,} more findings of {self.first.title}{like}: {_ALL_FINDINGS}"
+
+
+class LocatedCause(Struct, frozen=True):
+    """The cause of an error in a log, with its place in the log; no rule has it."""
+
+    name: str
+    """Name of the kind of error: "wrapped-file"."""
+    summary: str
+    """Certainty and cause: "certain: the checkpoint was saved from a GPU"."""
+    quote: str
+    """The line of the log with the error, and how often the log has it."""
+    steps: tuple[str, ...]
+    """What to do next, and what the words in capitals in it stand for."""
+    file: str
+    """The log, "" if it is not a file."""
+    line: int
+    """Line of the log, from 1; 0 if it is not a file."""
+
+    @property
+    def text(self) -> str:
+        """All of it, a line each."""
+        lines = (self.summary, self.quote, *self.steps)
+        return "\n".join(map(make_printable, lines))
+
+
+def list_causes(report: "AnyReport", root: Path | None) -> tuple[LocatedCause, ...]:
+    """Return the causes that `explain` found, in the order of the log; () of other reports."""
+    if not isinstance(report, ExplainReport):
+        return ()
+    is_file = report.source not in {"", "-"}
+    return tuple(
+        LocatedCause(
+            name=error.name,
+            summary=f"{error.certainty}: {error.cause}",
+            quote=f"{error.quote} ({error.count} times)" if error.count > 1 else error.quote,
+            steps=(*map(format_advice, error.advice), *iter_placeholders([error])),
+            file=make_relative(report.source, root) if is_file else "",
+            line=error.line if is_file else 0,
+        )
+        for error in report.errors
+    )
 
 
 def list_limited_findings(
@@ -144,7 +192,9 @@ def get_subjects(report: "AnyReport") -> tuple[str, ...]:
 
 def list_errors(report: "AnyReport", root: Path | None) -> tuple[tuple[str, str], ...]:
     """Return (path, reason) of the checkpoints that could not be checked."""
-    if isinstance(report, ProjectAuditReport | ProjectLockReport):
+    if isinstance(
+        report, ProjectAuditReport | ProjectLockReport | MigrateManyReport | ConvertReport
+    ):
         return tuple((error.partition(": ")[0], error) for error in report.errors)
     if not isinstance(report, GateReport | InspectReport | DigestReport):
         return ()

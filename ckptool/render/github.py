@@ -10,6 +10,7 @@ from ckptool.render.blocks import build_silenced_lines, build_skipped_lines
 from ckptool.render.ci_results import (
     get_subjects,
     get_unexplained_verdict,
+    list_causes,
     list_errors,
     locate_finding,
     make_relative,
@@ -35,7 +36,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     if omitted_count := len(annotations) - len(lines):
         title = {"title": f"ckptool {report.command}"}
         summary = count_problems(group_by_cause(report.findings))
-        text = f"and {omitted_count:,} more; in all: {summary or 'no findings'}"
+        text = f"and {omitted_count:,} more{f'; in all: {summary}' if summary else ''}"
         lines.append(_format_command(_get_worst_command(report), title, text))
     lines += _iter_silenced_lines(report)
     lines += _iter_skipped_lines(report, options)
@@ -53,6 +54,9 @@ def _iter_annotations(report: "AnyReport", options: RenderOptions) -> Iterator[s
         yield _format_command("error", properties, make_printable(verdict))
     for problem in group_by_cause(report.findings):
         yield _format_problem(problem, report, options)
+    for cause in list_causes(report, options.root):
+        location = {"file": cause.file, "line": str(cause.line)} if cause.file else {}
+        yield _format_command("error", {"title": cause.name, **location}, cause.text)
 
 
 def _get_worst_command(report: "AnyReport") -> str:

@@ -14,6 +14,7 @@ from ckptool.render.ci_results import (
     get_subjects,
     get_unexplained_verdict,
     index_main_findings,
+    list_causes,
     list_errors,
     list_limited_findings,
     make_relative,
@@ -41,6 +42,12 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     entries += [_build_finding_entry(f, default_file, main_findings) for f in located_findings]
     entries += [
         _build_entry("omitted", o.text, "info", o.first.file or default_file) for o in omitted
+    ]
+    entries += [
+        _build_entry(
+            c.name, c.text.replace("\n", "; "), "critical", c.file or default_file, max(c.line, 1)
+        )
+        for c in list_causes(report, options.root)
     ]
     for skipped in dict.fromkeys(report.skipped):
         text = f"not checked: {skipped.what}: {skipped.reason}"

@@ -16,6 +16,7 @@ from ckptool.render.ci_results import (
     get_subjects,
     get_unexplained_verdict,
     index_main_findings,
+    list_causes,
     list_errors,
     list_limited_findings,
 )
@@ -54,16 +55,20 @@ def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSu
     )
     omitted_by_path = _group_by_path((o.first.finding.path, o) for o in omitted)
     main_findings = index_main_findings(report, options.root)
-    for path in get_subjects(report):
-        yield _build_suite(
+    for path in get_subjects(report) or ("",):
+        paths = dict.fromkeys((path, ""))
+        suite = _build_suite(
             report,
             path,
             rules_by_path.get(path, ()),
-            [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
-            [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
-            [*omitted_by_path.get(path, ()), *omitted_by_path.get("", ())],
+            [f for name in paths for f in findings_by_path.get(name, ())],
+            [s for name in paths for s in skipped_by_path.get(name, ())],
+            [o for name in paths for o in omitted_by_path.get(name, ())],
             main_findings,
+            options,
         )
+        if path or len(suite):
+            yield suite
     known_paths = {*get_subjects(report), ""}
     other_findings = [
         located_finding
@@ -91,16 +96,18 @@ def _build_suite(
     skipped_checks: list[SkippedReport],
     omitted: list[OmittedFindings],
     main_findings: Mapping[str, LocatedFinding],
+    options: RenderOptions,
 ) -> TestSuite:
     cases = [
         *_iter_verdict_cases(report, path),
+        *_iter_cause_cases(report, options),
         *_iter_rule_cases(path, rule_codes, located_findings, omitted, main_findings),
     ]
     for skipped in skipped_checks:
         case = _create_case(f"checks {skipped.what}", path)
         case.result = [Skipped(_escape_text(skipped.reason))]
         cases.append(case)
-    return _create_suite(path, cases)
+    return _create_suite(path or f"ckptool {report.command}", cases)
 
 
 def _create_suite(name: str, cases: list[TestCase]) -> TestSuite:
@@ -195,6 +202,17 @@ def _iter_verdict_cases(report: "AnyReport", path: str) -> Iterator[TestCase]:
     if verdict:
         case = _create_case("verdict", path)
         case.result = [Failure(_escape_text(verdict), "error")]
+        yield case
+
+
+def _iter_cause_cases(report: "AnyReport", options: RenderOptions) -> Iterator[TestCase]:
+    """Yield a failed test for each error of a log, with its cause and what to do next."""
+    for cause in list_causes(report, options.root):
+        case = _create_case(cause.name, cause.file)
+        failure = Failure(_escape_text(cause.summary), "error")
+        location = f"{cause.file}:{cause.line}: " if cause.file else ""
+        failure.text = f"{_escape_text(location)}{cause.text}"
+        case.result = [failure]
         yield case
 
 

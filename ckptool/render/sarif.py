@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,9 +12,11 @@ from ckptool.locations import is_remote
 from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
+    LocatedCause,
     LocatedFinding,
     format_message,
     get_unexplained_verdict,
+    list_causes,
     list_errors,
     list_limited_findings,
 )
@@ -29,19 +32,23 @@ SCHEMA_URL: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT_BASE_ID: Final = "SRCROOT"
 RULES_URL: Final = "https://github.com/OWNER/ckptool/blob/main/docs/rules.md"
 """Page of all rules, with a heading for each."""
+EXPLAIN_URL: Final = "https://github.com/OWNER/ckptool/blob/main/docs/howto/explain.md"
+"""Page on the errors that `explain` knows."""
 _MAX_RELATED: Final = 10
 """Maximum consequences that a result names as related locations."""
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
     located_findings, omitted = list_limited_findings(report, options.root)
+    causes = list_causes(report, options.root)
+    names = sorted({cause.name for cause in causes})
     codes = sorted({located_finding.finding.code for located_finding in located_findings})
     error_texts = [
         f"could not be checked: {reason}" for _, reason in list_errors(report, options.root)
     ]
     verdict = get_unexplained_verdict(report)
     run = {
-        "tool": {"driver": _build_driver(codes)},
+        "tool": {"driver": _build_driver(codes, names)},
         "originalUriBaseIds": {ROOT_BASE_ID: {"description": {"text": "Where ckptool was run."}}},
         "invocations": [
             {
@@ -57,16 +64,46 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 ],
             }
         ],
-        "results": list(_iter_results(located_findings, codes, index_fixes(report))),
+        "results": [
+            *_iter_results(located_findings, codes, index_fixes(report)),
+            *(_build_cause_result(cause, [*codes, *names].index(cause.name)) for cause in causes),
+        ],
         "columnKind": "unicodeCodePoints",
     }
     return json.dumps({"$schema": SCHEMA_URL, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def _build_driver(codes: list[str]) -> dict[str, Any]:
+def _build_driver(codes: list[str], names: list[str]) -> dict[str, Any]:
     version = get_installed_version("ckptool")
     version_field = {} if version == NOT_INSTALLED else {"semanticVersion": version}
-    return {"name": "ckptool", **version_field, "rules": [_build_rule(code) for code in codes]}
+    rules = [*map(_build_rule, codes), *map(_build_known_error, names)]
+    return {"name": "ckptool", **version_field, "rules": rules}
+
+
+def _build_known_error(name: str) -> dict[str, Any]:
+    """Return the rule of an error that `explain` knows; what it means is in its results."""
+    text = f"{name}: an error in a log, explained by ckptool explain"
+    return {
+        "id": name,
+        "name": "".join(word.capitalize() for word in name.split("-")),
+        "shortDescription": {"text": text},
+        "fullDescription": {"text": text},
+        "helpUri": EXPLAIN_URL,
+        "help": {"text": "The message of each result has the probable cause and what to do next."},
+        "defaultConfiguration": {"level": "error"},
+    }
+
+
+def _build_cause_result(cause: LocatedCause, rule_index: int) -> dict[str, Any]:
+    fingerprint = sha256(f"{cause.name}\n{cause.summary}".encode(errors="surrogatepass"))
+    return {
+        "ruleId": cause.name,
+        "ruleIndex": rule_index,
+        "level": "error",
+        "message": {"text": cause.text},
+        "locations": [_build_physical_location(cause.file, cause.line)],
+        "partialFingerprints": {"ckptool/v1": fingerprint.hexdigest()},
+    }
 
 
 def _build_rule(code: str) -> dict[str, Any]:
@@ -172,17 +209,19 @@ def _build_fix(edit: SourceEditReport) -> dict[str, Any]:
 
 
 def _build_location(located_finding: LocatedFinding) -> dict[str, Any]:
-    location: dict[str, Any] = {}
-    if located_finding.file:
-        location["physicalLocation"] = {
-            "artifactLocation": _build_artifact_location(located_finding.file)
-        }
-    if located_finding.line:
-        location["physicalLocation"]["region"] = {"startLine": located_finding.line}
+    location = _build_physical_location(located_finding.file, located_finding.line)
     if located_finding.finding.key:
         name = make_printable(located_finding.finding.key)
         location["logicalLocations"] = [{"fullyQualifiedName": name, "kind": "member"}]
     return location
+
+
+def _build_physical_location(file: str, line: int) -> dict[str, Any]:
+    """Return {"physicalLocation": ...}; {} without a file, and no region where `line` is 0."""
+    if not file:
+        return {}
+    region = {"region": {"startLine": line}} if line else {}
+    return {"physicalLocation": {"artifactLocation": _build_artifact_location(file), **region}}
 
 
 def _build_artifact_location(file: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptool.errors import CkptoolError
 from ckptool.locations import mask_credentials
 from ckptool.model import Skipped
-from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code, quote_path
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
@@ -150,7 +150,7 @@ def build_step_report(op: "Operation") -> StepReport:
 def _describe_refusal_fix(migration: "MigrationResult") -> Iterator[str]:
     """Yield how to get a file that torch.load reads by default, if the result is none."""
     if migration.refused_globals:
-        path = quote_shell(str(migration.target or "FILE"))
+        path = quote_path(str(migration.target or "FILE"))
         yield (
             "for a file that torch.load reads by default: --drop-extra writes the state alone;"
             f" ckptool convert {path} -o NEW.pth keeps the rest as plain data"

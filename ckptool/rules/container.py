@@ -357,7 +357,8 @@ def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         why=(
             "An object of a compiled class is pickled in its own format: weights in it do not "
             "appear in any report, two files with different weights look the same, and "
-            "migrations do not copy them."
+            "migrations do not copy them. Only the library of the class can unpack it, so that "
+            "no command of ckptool does."
         ),
         fix="Release the checkpoint with plain tensors, and pack them after loading.",
         example=(

@@ -80,7 +80,11 @@ def _format_restore_code(path: str) -> str:
             "A checkpoint of it can be written, and training cannot be resumed from it: "
             "load_state_dict() raises."
         ),
-        fix="Have load_state_dict() of {key} take what its state_dict() returns.",
+        fix=(
+            "Have load_state_dict() of {key} take what its state_dict() returns. If the keys are"
+            " names of its attributes, in class {key}: def load_state_dict(self, state):"
+            " vars(self).update(state)"
+        ),
         example=(
             "class Average:\n"
             "    def state_dict(self):\n"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
+from pathlib import PurePath
 from typing import Final
 
 from ckptool.compare.states import (
@@ -10,16 +11,26 @@ from ckptool.compare.states import (
     list_placeholders,
     list_valueless_keys,
 )
+from ckptool.formats.rank_files import OTHER_TENSORS
 from ckptool.formats.torch.archive_integrity import MISSING_CHECKSUMS
-from ckptool.model import Checkpoint, Container, IssueKind
-from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fixes.state_code import FULL_STATE_DICT
+from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind
+from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.rules.fixes.commands import name_result
+from ckptool.rules.fixes.state_code import FULL_STATE_DICT, format_place, format_save_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
 
 PARTITIONED_PARAMETERS: Final = "CK320"
 """Code of the one finding for all placeholders without elements."""
 _MAX_LISTED: Final = 3
+_MAX_MERGED: Final = 16
+"""Files that a fix lists to be merged."""
+_MERGE_WITH_FRAMEWORK: Final = (
+    "Merge the files with the tool of the framework that wrote them: Megatron's"
+    " tools/checkpoint/convert.py, DeepSpeed's zero_to_fp32.py or ds_to_universal.py, the"
+    " conversion script of transformers."
+)
+_IGNORE_WHOLE_FILES: Final = "If each file is whole: --ignore CK321"
 
 
 @check(
@@ -64,8 +75,13 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             " silently, and loading the file gives no weights."
         ),
         fix=(
-            "Save it again when its weights are on a real device: a migration cannot restore data"
-            " that is not in the file."
+            "The values are not in the file, so that no migration restores them. In the script that"
+            " has them, with model on a real device and after its first forward: {code}"
+        ),
+        general_advice=(
+            "The values are not in the file, so that no migration restores them. In the script that"
+            " has them, with model on a real device and after its first forward: "
+            'torch.save(model.state_dict(), "FILE")'
         ),
         example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',
         gate=Level.ERROR,
@@ -84,6 +100,7 @@ def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 total=len(state.tensors),
                 reason=f"{listed_keys} {'was' if len(keys) == 1 else 'were'} {reason}",
                 at=state.at,
+                code=format_save_code(checkpoint, state.at),
             )
 
 
@@ -96,7 +113,10 @@ _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
     "CK327",
     summary="the file has no values",
     detail="{reason}",
-    fix="Save module.state_dict() of the module that was trained. If none is meant: ignore CK327.",
+    fix=(
+        "Save the state of the module that was trained: {code}. If no values are meant to be in"
+        " it: --ignore CK327"
+    ),
 )
 def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
@@ -114,6 +134,7 @@ def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         reason=f"none of its {len(tensors)} tensors has an element"
         if tensors
         else "there is no tensor in it",
+        code=format_save_code(checkpoint, ""),
     )
 
 
@@ -124,7 +145,7 @@ def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     detail="all of its {count} floating-point tensors are zeros, and its records have no checksum:"
     " torch.save leaves space for them so, under torch.serialization.skip_data() and in"
     " FakeTensorMode",
-    fix="Write the values into the file as well, or save it again without skip_data().",
+    fix="Write the values into the file as well, or save it again without skip_data(): {code}",
 )
 def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
     has_checksums = all(
@@ -138,7 +159,10 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
         if tensor.dtype.startswith(("float", "bfloat")) and key in statistics.statistics
     ]
     if is_zero and all(is_zero):
-        yield hit("", count=len(is_zero))
+        states = statistics.checkpoint.states
+        at = states[0].at if len(states) == 1 else ""
+        code = format_save_code(statistics.checkpoint, at)
+        yield hit("", count=len(is_zero), code=code)
 
 
 @check(
@@ -159,10 +183,15 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
             "whose uninitialized parameters are cast by half(): the values are in no file."
         ),
         fix=(
-            "In a folder that DeepSpeed saved: python zero_to_fp32.py FOLDER OUTPUT (the script is"
-            " in it). From now on gather first: stage3_gather_16bit_weights_on_model_save in the"
-            " configuration and save_16bit_model(), or a full state_dict of FSDP. With lazy"
-            " modules, run forward once and save again."
+            "Gather the parameters and save again. FSDP: on all ranks: "
+            f"{FULL_STATE_DICT}; then on rank 0: {{code}}. DeepSpeed:"
+            " engine.save_16bit_model(FOLDER), with stage3_gather_16bit_weights_on_model_save in"
+            " its configuration; a folder that it saved has a script that gathers: python"
+            " zero_to_fp32.py FOLDER OUTPUT. Lazy modules: run forward once first."
+        ),
+        general_advice=(
+            f"Gather the parameters and save again. FSDP: on all ranks: {FULL_STATE_DICT}; then on"
+            ' rank 0: torch.save(state_dict, "FILE"). DeepSpeed: engine.save_16bit_model(FOLDER)'
         ),
         example=(
             "engine, *_ = deepspeed.initialize(model=model, config=zero_stage_3)\n"
@@ -181,6 +210,7 @@ def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 total=len(list_float_weights(state)),
                 first=join_limited(keys, _MAX_LISTED, quote_code),
                 at=state.at,
+                code=format_save_code(checkpoint, state.at, "state_dict"),
             )
 
 
@@ -195,12 +225,11 @@ def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         why=(
             "Tensor parallelism (Megatron, DeepSpeed, Meta's consolidated.00.pth) splits each"
             " weight over the ranks: all keys are there, and shapes are a fraction of the module's."
+            " Along which dimension a weight is split is only in the framework's code, so that"
+            " slices are merged by its tool."
         ),
-        fix=(
-            "Merge the files with the tool of the framework that wrote them: Megatron's"
-            " tools/checkpoint/convert.py, DeepSpeed's zero_to_fp32.py or ds_to_universal.py, the"
-            " conversion script of transformers. If each file is whole, ignore CK321."
-        ),
+        fix="{advice}",
+        general_advice=f"{_MERGE_WITH_FRAMEWORK} {_IGNORE_WHOLE_FILES}",
         example=(
             'torch.save(model.state_dict(), f"mp_rank_{rank:02d}/model_optim_rng.pt")'
             "  # on each rank"
@@ -210,4 +239,22 @@ def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.RANK_FILE:
-            yield hit(issue.key, None, (), **issue.facts)
+            advice = _advise_merge(checkpoint, issue)
+            yield hit(issue.key, None, (), **issue.facts, advice=advice)
+
+
+def _advise_merge(checkpoint: Checkpoint, issue: ContainerIssue) -> str:
+    """Return how the files of all ranks become one: in code, if each has other keys."""
+    names = issue.facts.get("names", "").split("\n")
+    if issue.facts["content"] != OTHER_TENSORS or len(names) > _MAX_MERGED:
+        return f"{_MERGE_WITH_FRAMEWORK} {_IGNORE_WHOLE_FILES}"
+    at = checkpoint.states[0].at if len(checkpoint.states) == 1 else ""
+    folder = PurePath(str(checkpoint.path)).parent
+    paths = ", ".join(quote_python(str(folder / name)) for name in names)
+    place = format_place(at).removeprefix("checkpoint")
+    result = quote_python(name_result(checkpoint, participle="merged"))
+    return (
+        "Each has other keys, so that they are merged by their keys: state_dict = {}; "
+        f"[state_dict.update(torch.load(path){place}) for path in ({paths})]; "
+        f"torch.save(state_dict, {result}). {_IGNORE_WHOLE_FILES}"
+    )

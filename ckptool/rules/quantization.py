@@ -38,7 +38,8 @@ _MAX_LISTED: Final = 3
         why=(
             "A quantised layer has different keys and dtypes than the float layer. With "
             "strict=False the float layer stays randomly initialised, or integers are loaded as "
-            "weights."
+            "weights. What packed integers stand for is decided by the library that wrote them, "
+            "and only it builds the layers that take them."
         ),
         fix="The file and the module must be quantised in the same way. {remedy}.",
         general_advice=(
@@ -62,7 +63,8 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
     remedy = (
         f"To load this file, {file_layers[0].scheme.remedy}"
         if file_layers
-        else "Load the float file into the float module, and quantise that afterwards"
+        else "Load the float file into the float module, and quantise that afterwards: "
+        "module.load_state_dict(state_dict), then as the module is built now"
     )
     file_text, module_text = format_sides(quantization)
     yield hit(
@@ -238,7 +240,8 @@ def _advise_declaration(
         detail="their values were not compared{misfit}",
         why=(
             "A quantised weight is stored in tensors with different names, shapes and dtypes. "
-            "Code that loads one file strictly does not load the other."
+            "Code that loads one file strictly does not load the other. The library that wrote "
+            "the quantised file unpacks it; ckptool does not."
         ),
         fix="To load the {which} file, {remedy}.",
         general_advice=(

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
-from ckptool.phrases import MAX_KEY_CHARS, cut_middle, quote_python, quote_shell
+from ckptool.phrases import MAX_KEY_CHARS, cut_middle, quote_path, quote_python, quote_shell
 
 S = TypeVar("S")
 
@@ -203,6 +203,8 @@ class _FactText(str):
                 return quote_python(text)
             case "sh":
                 return quote_shell(text)
+            case "path":
+                return quote_path(text)
             case _:
                 return format(text, format_spec)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from ckptool.compare.contracts.contract_diff import ContractDiff
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.phrases import quote_shell
+from ckptool.phrases import quote_path
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.rules.release.contract import describe_acceptance
 from ckptool.values.checkpoint_statistics import CheckpointStatistics
@@ -47,7 +47,7 @@ _GARBAGE_DTYPES: Final = frozenset(["float32", "bfloat16", "float64", "complex64
     ),
 )
 def find_non_finite_values(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
-    command = f"ckptool diff EARLIER {quote_shell(str(statistics.checkpoint.path))}"
+    command = f"ckptool diff EARLIER {quote_path(str(statistics.checkpoint.path))}"
     for key, tensor_statistics in statistics.statistics.items():
         if (
             tensor_statistics.nan_count or tensor_statistics.infinite_count

@@ -101,6 +101,8 @@ def _explain_start_error(error: OSError, words: Sequence[str]) -> str:
     """Return why a command did not start; a script is given to Python."""
     if words[0].endswith(".py") and Path(words[0]).is_file():
         return f"is not a command but a script: ckptool run -- {shlex.join(['python', *words])}"
+    if isinstance(error, FileNotFoundError) and error.filename == words[0]:
+        return "no such command"
     return error.strerror or str(error)
 
 

@@ -146,3 +146,28 @@ def test_closed_streams(tmp_path, words):
         out, err, code = ran[streams]
         assert (code, err) == (0, ""), (streams, ran)
         assert out or words[0] == "lock"
+
+
+def test_an_empty_path_is_said_to_be_empty(run_command, tmp_path) -> None:
+    """`ckptool inspect "$UNSET"` looked at the current folder."""
+    for words in (("inspect", ""), ("diff", "", ""), ("convert", "", "-o", "x.pth")):
+        ran = run_command(*words, cwd=tmp_path)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err == "ckptool: a path is empty: is a variable of the shell not set?\n"
+
+
+def test_an_option_without_its_value_refers_to_the_help_of_its_command(run_command) -> None:
+    ran = run_command("diff", "a.pth", "-m")
+    assert ran.code == 2
+    assert ran.err == (
+        "ckptool diff: option '-m' requires an argument (see `ckptool diff --help`)\n"
+    )
+
+
+def test_a_missing_file_is_called_the_same_by_each_command(run_command, tmp_path) -> None:
+    commands = (("inspect",), ("explain",), ("convert", "-o", "x.pth"), ("digest",))
+    for words in commands:
+        ran = run_command(words[0], "none.pth", *words[1:], cwd=tmp_path)
+        assert (ran.code, ran.err) == (2, "ckptool: none.pth: no such file\n"), words
+    ran = run_command("run", "--", "no-such-command-here", cwd=tmp_path)
+    assert (ran.code, ran.err) == (2, "ckptool: no-such-command-here: no such command\n")

@@ -1,10 +1,14 @@
 """`ckptool explain`: formats, standard input, exit codes, long logs."""
 
 import json
+import re
 import shlex
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+from junitparser import JUnitXml
 from rules.known_errors.error_texts import QUOTED
 from torch import nn
 
@@ -12,6 +16,7 @@ import ckptool
 from ckptool.rules.known_errors import log_text
 
 TEXT = QUOTED["no GPU"][0]
+SARIF_SCHEMA = Path(__file__).parents[1] / "data/sarif-2.1.0-rtm.5.json"
 
 
 def test_a_file(run_command, tmp_path):
@@ -110,22 +115,66 @@ def test_formats(run_command, tmp_path):
     assert ran.out.startswith("### 2 causes; first, certain:")
 
 
-@pytest.mark.parametrize(
-    ("format_", "text"),
-    [
-        ("html", "the checkpoint was saved from a GPU"),
-        ("github", "::notice title=ckptool explain::"),
-        ("gitlab", "[]"),
-        ("sarif", '"results": []'),
-        ("junit", 'tests="0"'),
-    ],
-)
-def test_other_formats(run_command, tmp_path, format_, text):
-    """A cause is not a finding: formats of findings have none."""
-    (tmp_path / "train.log").write_text(TEXT)
-    ran = run_command("explain", "train.log", "--format", format_, cwd=tmp_path)
+def _read_messages(form, text):
+    """Return what a consumer of the format shows as failed: (file, line, message)."""
+    if form == "github":
+        pattern = r"::error title=[^:]*?(?:,file=([^:,]*),line=(\d+))?::(.*)"
+        found = [re.fullmatch(pattern, line) for line in text.splitlines()]
+        return [(m[1] or "", int(m[2] or 0), m[3].replace("%0A", "\n")) for m in found if m]
+    if form == "gitlab":
+        return [
+            (e["location"]["path"], e["location"]["lines"]["begin"], e["description"])
+            for e in json.loads(text)
+            if e["severity"] == "critical"
+        ]
+    if form == "sarif":
+        report = json.loads(text)
+        jsonschema.validate(report, json.loads(SARIF_SCHEMA.read_text()))
+        (run,) = report["runs"]
+        rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+        assert all(rules[r["ruleIndex"]] == r["ruleId"] for r in run["results"])
+        places = [r["locations"][0].get("physicalLocation") for r in run["results"]]
+        return [
+            (
+                place["artifactLocation"]["uri"] if place else "",
+                place["region"]["startLine"] if place else 0,
+                r["message"]["text"],
+            )
+            for place, r in zip(places, run["results"], strict=True)
+        ]
+    cases = [case for suite in JUnitXml.fromstring(text.encode()) for case in suite]
+    return [(c.classname, 0, f"{r.message}\n{r.text}") for c in cases for r in c.result]
+
+
+@pytest.mark.parametrize("form", ["github", "gitlab", "sarif", "junit"])
+def test_machine_formats_have_the_causes_and_their_fixes(form, run_command, tmp_path):
+    """A cause is not a finding: these formats were empty."""
+    (tmp_path / "train.log").write_text("epoch 1\n" + TEXT + "\n" + QUOTED["dcp"][0])
+    ran = run_command("explain", "train.log", "--format", form, cwd=tmp_path)
     assert ran.code == 0, ran.err
-    assert text in ran.out
+    expected = json.loads(run_command("explain", "train.log", "--format", "json", cwd=tmp_path).out)
+    messages = _read_messages(form, ran.out)
+    assert len(messages) == len(expected["errors"]) == 2
+    for (file, line, message), error in zip(messages, expected["errors"], strict=True):
+        assert file == "train.log"
+        assert line == error["line"] or form == "junit"
+        for text in (error["cause"], error["certainty"], error["quote"]):
+            assert text in message
+        for advice in error["advice"]:
+            assert advice["text"] in message
+            assert (advice["command"] or advice["code"]) in message
+    (tmp_path / "piped").mkdir()
+    ran = run_command("explain", TEXT, "--format", form, cwd=tmp_path / "piped")
+    (message,) = _read_messages(form, ran.out)
+    assert (message[0], message[1]) == ({"gitlab": "."}.get(form, ""), int(form == "gitlab"))
+
+
+@pytest.mark.parametrize("form", ["github", "gitlab", "sarif", "junit"])
+def test_machine_formats_say_that_nothing_was_explained(form, run_command, tmp_path):
+    """The exit code is 2, and the test report of JUnit had no test."""
+    (tmp_path / "train.log").write_text("epoch 1\n")
+    ran = run_command("explain", "train.log", "--format", form, cwd=tmp_path)
+    assert (ran.code, "no known error in 1 line" in ran.out) == (2, True), ran
 
 
 def test_powershell_writes_utf16(run_command, tmp_path):

@@ -136,12 +136,36 @@ def test_what_is_assumed_and_what_was_not_looked_at_is_said(project: Path):
     outcomes = {model.path: model.outcome for model in report.models}
     assert outcomes["old.ckpt"] == "assumed: 2 of 3 keys match"
     assert '# assumed: 2 of 3 keys match\n[[models]]\npath = "old.ckpt"' in report.text
-    assert outcomes["other.pth"] == "no module of the project fits its keys and shapes"
+    assert outcomes["other.pth"] == (
+        "no module of the project fits its keys and shapes; not compared with 2 modules whose "
+        "arguments are not in it: add an entry with kwargs"
+    )
     skipped = {entry.what: entry.reason for entry in report.skipped}
     assert "runs code outside of functions" in skipped["train.py:Trainer"]
     assert "never" in skipped["net.py:Fails"]
     assert any(what.startswith("broken.py") for what in skipped)
     assert not (project / "ckptool.toml").exists()
+
+
+def test_a_module_without_its_arguments_is_not_said_not_to_fit(tmp_path, monkeypatch):
+    """It said of a file whose module was built with the arguments of another that none fits."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self, width):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(width, width)\n"
+    )
+    state = {f"fc.{key}": tensor for key, tensor in nn.Linear(4, 4).state_dict().items()}
+    lightning = {"state_dict": state, "hyper_parameters": {"width": 4}}
+    torch.save(lightning | {"pytorch-lightning_version": "2.5.0"}, tmp_path / "a.ckpt")
+    torch.save(state, tmp_path / "b.pth")
+    monkeypatch.chdir(tmp_path)
+    outcomes = {model.path: model.outcome for model in package.init(dry_run=True).models}
+    assert outcomes["a.ckpt"] == "loads strictly"
+    assert package.diff("b.pth", module="net.py:Net", kwargs={"width": 4}).exit_code == 0
+    assert outcomes["b.pth"] == (
+        "not compared with 1 module whose arguments are not in it: add an entry with kwargs"
+    )
 
 
 def test_two_files_with_a_class_of_one_name(tmp_path, monkeypatch):

@@ -143,3 +143,14 @@ def test_only_models_of_diffusers_are_built(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "DDPMPipeline"}')
     with pytest.raises(ModuleError, match="has no such model"):
         get_loader("diffusers").build_model(tmp_path, "DDPMPipeline")
+
+
+def test_diffusers_reads_no_shards_of_bin_files(run_command, tmp_path):
+    model = build("UNet2DModel")
+    model.save_pretrained(tmp_path / "model")
+    words = ("convert", tmp_path / "model", "--max-shard-size", "1KB", "-o")
+    ran = run_command(*words, tmp_path / "new", "--to", "pth")
+    assert (ran.code, "diffusers loads one file" in ran.err) == (2, True), ran
+    assert run_command(*words, tmp_path / "new").code == 0
+    loaded = diffusers.UNet2DModel.from_pretrained(tmp_path / "new").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())

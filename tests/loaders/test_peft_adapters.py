@@ -7,7 +7,7 @@ import pytest
 import torch
 from loaders.changed_weights import change_file
 from loaders.transformers_zoo import PLAIN, build_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
@@ -308,3 +308,37 @@ def test_an_adapter_that_peft_refuses_has_no_list_of_keys(folders, run_command):
     assert result.out.startswith("does not load with load_adapter(): KeyError")
     assert "keys: not compared" in result.out
     assert "keys and shapes match" not in result.out
+
+
+def test_peft_reads_no_shards_so_none_are_written(folders, run_command, tmp_path):
+    """`--max-shard-size` wrote shards and an index, in which peft finds no adapter."""
+    base, adapter = folders("lora")
+    sharded = tmp_path / "sharded"
+    state = load_file(adapter / "adapter_model.safetensors")
+    sharded.mkdir()
+    (sharded / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    parts = {f"adapter_model-0000{n}-of-00002.safetensors": key for n, key in enumerate(state, 1)}
+    for name, key in [*parts.items()][:2]:
+        save_file({key: state[key]}, sharded / name)
+    index = {"metadata": {}, "weight_map": {key: name for name, key in [*parts.items()][:2]}}
+    (sharded / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
+    # It finds no file of its names, and takes the folder for a repository on the hub.
+    with pytest.raises((ValueError, OSError), match="Repo id"):
+        peft.PeftModel.from_pretrained(make_base(), str(sharded))
+
+    for source in (adapter, adapter / "adapter_model.safetensors"):
+        for words in (("migrate", "--loader", "torch"), ("convert",)):
+            out = tmp_path / "out"
+            size = ("--max-shard-size", "1KB", "-o", out)
+            ran = run_command(words[0], source, *words[1:], *size)
+            assert (ran.code, ran.out, out.exists()) == (2, "", False), ran
+            assert ran.err.splitlines()[-1] == (
+                "ckptool: --max-shard-size: peft loads one file (adapter_model.safetensors, "
+                "adapter_model.bin) and no shards of .safetensors files: leave the option out"
+            )
+    # Without the option it is one file, which peft reads; `migrate` asks for the base.
+    ran = run_command("migrate", adapter, "-o", tmp_path / "out")
+    assert (ran.code, "give it with --base FOLDER" in ran.err) == (2, True), ran
+    ran = run_command("migrate", adapter, "-o", tmp_path / "out", "--base", base)
+    assert (ran.code, ran.err) == (0, ran.err), ran
+    assert ask_peft(tmp_path / "out") == (set(), set())

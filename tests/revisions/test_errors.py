@@ -318,7 +318,13 @@ def test_a_module_that_no_revision_covers_is_said_to_be_so(tmp_path, monkeypatch
         ": the state of the module changed since 0001_first, and no revision covers that: draft it "
         'with ckptool revision -m "what changed" --module net:Net'
     )
+    planned = ckptool("upgrade", "old.pth", "--dry-run", *module, cwd=tmp_path)
+    assert (planned.code, planned.out) == (2, ""), "a dry run says what the run would say"
+    (plan_line,) = planned.err.splitlines()
+    assert "old.pth: would not load strictly: 2 missing, 2 unexpected: the state of" in plan_line
+    assert plan_line.split(": the state of")[1] == line.split(": the state of")[1]
     words = ("--rename", "linear.*=proj.*")
     drafted = ckptool("revision", "--message", "what changed", *module, *words, cwd=tmp_path)
     assert drafted.code == 0, drafted.err
-    assert ckptool("upgrade", "old.pth", "-o", "new.pth", *module, cwd=tmp_path).code == 0
+    for output in (("--dry-run",), ("-o", "new.pth")):
+        assert ckptool("upgrade", "old.pth", *output, *module, cwd=tmp_path).code == 0

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptool
+from ckptool.config import GIVEN_WORDS, GivenWords
 from ckptool.phrases import quote_python, quote_shell
 from ckptool.rules import RULES
+from ckptool.rules.fixes.commands import format_repeated_command
 
 HOSTILE_KEYS = (
     "x;curl e|sh",
@@ -69,3 +72,30 @@ def test_a_pasted_line_names_the_key_and_does_nothing_else(key: str, tmp_path) -
     exec(compile(ast.Module([statement], []), "fix", "exec"), {"state_dict": state_dict})
     assert list(state_dict) == [key]
     assert state_dict[key].is_contiguous()
+
+
+def test_a_file_whose_name_begins_with_a_hyphen_is_no_option(run_command, tmp_path) -> None:
+    """`ckptool convert -a.pth -o ...` ended with "no such option '-a'"."""
+    optimizer = torch.optim.SGD([torch.ones(1)])
+    training = {"model": {"w": torch.ones(2)}, "optimizer": optimizer.state_dict()}
+    save(tmp_path / "-a.pth", training | {"broken": {"w": torch.tensor([float("nan")])}})
+    found = run_command("gate", "--", "-a.pth", cwd=tmp_path).out
+    commands = re.findall(r"ckptool (?:convert|diff) [^\n]*", found)
+    log = 'torch.load("-a.pth")\nRuntimeError: PytorchStreamReader failed reading zip archive: x'
+    explained = run_command("explain", log, cwd=tmp_path).out
+    commands += re.findall(r"ckptool inspect [^\n]*", explained)
+    assert {command.split()[1] for command in commands} == {"convert", "diff", "inspect"}
+    save(tmp_path / "EARLIER", training)
+    for command in commands:
+        ran = run_command(*shlex.split(command)[1:], cwd=tmp_path)
+        assert "no such option" not in ran.err
+        assert ran.code in {0, 1}, (command, ran)
+
+
+def test_a_repeated_command_gets_its_options_before_what_follows_the_hyphens() -> None:
+    words = GivenWords(command=("ckptool", "inspect", "--", "-a.pth"))
+    token = GIVEN_WORDS.set(words)
+    try:
+        assert format_repeated_command("--deep") == "ckptool inspect --deep -- -a.pth"
+    finally:
+        GIVEN_WORDS.reset(token)

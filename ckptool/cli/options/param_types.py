@@ -18,6 +18,8 @@ class _CheckpointParam(click.ParamType):  # type: ignore[type-arg]  # generic si
     name = "path"
 
     def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
+        if value == "":
+            raise UsageError("a path is empty: is a variable of the shell not set?")
         return parse_location(value)
 
     def shell_complete(

@@ -42,7 +42,8 @@ from ckptool.migration.request import MigrationRequest, MigrationResult
 from ckptool.migration.run import run_migration
 from ckptool.migration.write.provenance import RevisionStamp
 from ckptool.model import Checkpoint, Container
-from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_shell
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_path, quote_shell
+from ckptool.reports.common import format_load_failure
 from ckptool.reports.revisions.upgrade import MoveOutcome, UpgradeReport, build_upgrade_report
 from ckptool.revisions.chain import Chain
 from ckptool.revisions.current_revision import CurrentRevision, find_current_revision
@@ -108,6 +109,7 @@ def move_to_revision(
     project_chain = find_project_chain(chain_options, location)
     try:
         moved = move_checkpoint(direction, location, target_path, project_chain, options)
+        _require_planned_load(moved)
     except StrictLoadError as error:
         chain = project_chain.read()
         change = find_unrecorded_change(chain, describe_module(project_chain, direction))
@@ -118,6 +120,19 @@ def move_to_revision(
             f"covers that: draft it with {format_revision_command(chain_options)}"
         ) from error
     return build_upgrade_report(_describe_outcome(direction, moved))
+
+
+def _require_planned_load(moved: MovedFile) -> None:
+    """Check that today's module would load the result of a dry run, as a written file is checked.
+
+    Raises:
+        StrictLoadError: it would not.
+    """
+    result, diff = moved.result, moved.result.diff
+    is_checked = result.digests is None and diff is not None and diff.unchecked_load is None
+    if is_checked and diff is not None and not diff.is_strict:
+        failure = format_load_failure(diff, "would not load strictly")
+        raise StrictLoadError(f"{result.checkpoint.path}: {failure}")
 
 
 def _require_one_model(direction: Direction, source: Location, target: Path | None) -> None:
@@ -131,7 +146,7 @@ def _require_one_model(direction: Direction, source: Location, target: Path | No
         return
     names = [*list_components(pipeline)]
     source_text, target_text = (
-        quote_shell(str(Path(str(folder)) / next(iter(names), "MODEL")))
+        quote_path(str(Path(str(folder)) / next(iter(names), "MODEL")))
         for folder in (source, target)
     )
     raise UsageError(

@@ -1,6 +1,6 @@
 """Checkpoint x the modules of a project -> ModelMatch: the best one, and its arguments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from ckptool.errors import CkptoolError, ReadError
 from ckptool.loaders.model_folder import find_model_folder, read_config
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.modules.target.class_search import FoundModule
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, pluralize, quote_code
 
 _MAX_BUILDS: Final = 500
 _CONFIG_NAMES: Final = frozenset(
@@ -143,19 +143,21 @@ class ModuleMatcher:
     def match_checkpoint(self, name: str, checkpoint: Checkpoint) -> ModelMatch:
         """Return the module that fits best, with the arguments that it was built with."""
         candidates: list[_Candidate] = []
+        uncompared: list[str] = []
         folder = self._root / name
         mappings = _list_mappings(checkpoint, folder if folder.is_dir() else folder.parent)
         for module in self._modules:
             choices = [*_list_arguments(module, mappings)] or self._list_defaults(module)
             if not choices:
                 self._needed[module.target] = module.required
+                uncompared.append(module.target)
             for arguments in choices:
                 diff = self._compare(module, arguments.kwargs, checkpoint, folder)
                 if diff is not None:
                     candidates.append(_Candidate(module.target, arguments, diff))
         best_candidates = _select_best(candidates)
         if not best_candidates:
-            return ModelMatch(name, outcome=self._explain_no_match(folder))
+            return ModelMatch(name, outcome=self._explain_no_match(folder, uncompared))
         best = best_candidates[0]
         equals = dict.fromkeys(c.target for c in best_candidates if c.target != best.target)
         also = f"; {join_limited([*equals], 3)} would as well" if equals else ""
@@ -216,19 +218,29 @@ class ModuleMatcher:
                 self._built.add(module.target)
         return self._described.get(key)
 
-    def _explain_no_match(self, path: Path) -> str:
-        """Return why no module is named: a framework's folder needs none."""
+    def _explain_no_match(self, path: Path, uncompared: Collection[str]) -> str:
+        """Return why no module is named: a framework's folder needs none.
+
+        Args:
+            path: the checkpoint.
+            uncompared: modules whose required arguments the checkpoint does not have.
+        """
         try:
             folder = find_model_folder(path)
         except ReadError:
             folder = None
         if folder is not None:
             return f"no entry needed: {folder.config_name} says that {folder.loader} loads it"
+        count = pluralize(len(uncompared), "module")
+        reason = (
+            f"not compared with {count} whose arguments are not in it: add an entry with kwargs"
+        )
+        if len(uncompared) == len(self._modules):
+            return reason
         if not self.has_built:
             return "not compared: no module of the project could be built"
-        if self.needed_arguments:
-            return "no module that needs no arguments fits its keys and shapes"
-        return "no module of the project fits its keys and shapes"
+        no_match = "no module of the project fits its keys and shapes"
+        return f"{no_match}; {reason}" if uncompared else no_match
 
 
 def _select_best(candidates: list[_Candidate]) -> list[_Candidate]:

@@ -80,7 +80,7 @@ EAGER: Final = QuantizationScheme(
     name="quantised by torch.ao.quantization",
     remedy=(
         "quantise the module in the same way first: torch.ao.quantization.quantize_dynamic(module, "
-        "...), or prepare() and convert() with the same qconfig"
+        "{torch.nn.Linear}), or prepare() and convert() with the same qconfig"
     ),
     file_keys=("scale", "zero_point"),  # of a QuantStub
     covers_layer=True,
@@ -88,8 +88,9 @@ EAGER: Final = QuantizationScheme(
 OBSERVED: Final = QuantizationScheme(
     name="prepared for quantisation (observers, fake quantisation)",
     remedy=(
-        "call torch.ao.quantization.prepare_qat(module), or prepare(module), with the same qconfig "
-        "first"
+        "call prepare_qat() or prepare() with the same qconfig first: module.qconfig = "
+        'torch.ao.quantization.get_default_qat_qconfig("fbgemm"); '
+        "torch.ao.quantization.prepare_qat(module.train(), inplace=True)"
     ),
     covers_layer=True,
 )

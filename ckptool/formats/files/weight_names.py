@@ -132,6 +132,20 @@ def name_index(name: str, suffix: str) -> str:
     return next((n for n in _find_order(_cut_number(name)) if n.endswith(tail)), "")
 
 
+def find_unsharded_loader(name: str, loader: str, suffix: str) -> str:
+    """Return the framework that loads such weights and looks for no index of shards; "" if none.
+
+    Args:
+        name: name of weights, whole or a shard: "adapter_model.bin".
+        loader: the framework that loads them; "" finds it by the name.
+        suffix: of the shards, ".safetensors" or ".bin".
+    """
+    order = LOOKUP_ORDERS.get(loader) or _find_order(_cut_number(name))
+    if not order or any(n.endswith(f"{suffix}.index.json") for n in order):
+        return ""
+    return next(framework for framework, names in LOOKUP_ORDERS.items() if names is order)
+
+
 def choose_weights(names: Collection[str], framework: str) -> str:
     """Return the file or index that a framework loads; "" if none of its names is there.
 

@@ -1,6 +1,6 @@
 """ExplainReport -> blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import Block, LinesBlock, VerdictBlock
@@ -27,7 +27,7 @@ def build_blocks(report: ExplainReport, options: RenderOptions) -> Iterator[Bloc
         previous, heading = heading, _format_heading(error)
         lines = _iter_error_lines(error, is_only=len(report.errors) == 1)
         yield LinesBlock((*((heading,) if heading != previous else ()), *lines))
-    placeholders = tuple(_iter_placeholders(report))
+    placeholders = tuple(iter_placeholders(report.errors))
     if placeholders:
         yield LinesBlock(placeholders)
 
@@ -41,17 +41,18 @@ def _iter_error_lines(error: ExplanationReport, *, is_only: bool) -> Iterator[st
     if not is_only:
         yield f"{error.certainty}: {error.cause}"
     for advice in error.advice:
-        yield _format_advice(advice)
+        yield format_advice(advice)
 
 
-def _format_advice(advice: AdviceReport) -> str:
+def format_advice(advice: AdviceReport) -> str:
+    """Return "next: register it: self.register_buffer(...)"."""
     step = advice.command or advice.code
     return f"next: {advice.text}: {step}" if step else f"next: {advice.text}"
 
 
-def _iter_placeholders(report: ExplainReport) -> Iterator[str]:
+def iter_placeholders(errors: Iterable[ExplanationReport]) -> Iterator[str]:
     """Yield what the words in capitals stand for, where a command or code has them."""
-    steps = " ".join(f"{a.command} {a.code}" for error in report.errors for a in error.advice)
+    steps = " ".join(f"{a.command} {a.code}" for error in errors for a in error.advice)
     for name, meaning in _PLACEHOLDERS.items():
         if name in steps.replace("CHECKPOINT_FOLDER", "") or (
             name == "CHECKPOINT_FOLDER" and name in steps

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from ckptool.phrases import quote_shell
+from ckptool.phrases import quote_path, quote_shell
 from ckptool.rules.fixes.commands import format_chain_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -47,7 +47,7 @@ class FixtureArrival(Struct, frozen=True):
     @property
     def steps_advice(self) -> str:
         """What to do about steps that lead to another state than the recorded one."""
-        path = quote_shell(self.path)
+        path = quote_path(self.path)
         if not self.is_head:
             return f"Correct its steps; `git log -p -- {path}` shows the earlier ones"
         words = ("ckptool", "revision", "-m", self.message, *self.options)
@@ -126,7 +126,7 @@ def find_lost_fixture(arrival: FixtureArrival) -> Iterator[RuleHit]:
             "other results."
         ),
         fix="Correct the steps, which `{command}` lists; or, if it is meant to compute something "
-        "else, remove what was recorded: `rm {golden:sh}`",
+        "else, remove what was recorded: `rm {golden:path}`",
         general_command="ckptool upgrade FIXTURE --from REV --dry-run",
         example=(
             "import ckptool\n\n"

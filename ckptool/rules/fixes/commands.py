@@ -15,7 +15,7 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.states import is_rank_part, list_placeholders
 from ckptool.config import GIVEN_WORDS
 from ckptool.model import Checkpoint, Container
-from ckptool.phrases import quote_shell
+from ckptool.phrases import protect_path, quote_path, quote_shell
 
 _FOLDERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
 """Containers that are folders: a result in the same one has no suffix."""
@@ -65,10 +65,10 @@ def _list_migrated_words(diff: ModuleDiff) -> list[str]:
     checkpoint, module = diff.checkpoint, diff.module
     if module.folder:
         stem = PurePosixPath(module.folder.replace(os.sep, "/")).name.lstrip("-.") or "model"
-        return [quote_shell(module.folder), "-o", quote_shell(f"{stem}-migrated")]
+        return [quote_path(module.folder), "-o", quote_shell(f"{stem}-migrated")]
     name = quote_shell(module.target) if ":" in module.target else UNNAMED_MODULE
     return [
-        quote_shell(str(checkpoint.path)),
+        quote_path(str(checkpoint.path)),
         "-o",
         quote_shell(name_result(checkpoint)),
         "-m",
@@ -84,7 +84,10 @@ def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = 
         options: words of further options.
         suffix: suffix of the result; "" keeps the container.
     """
-    source, result = str(checkpoint.path), name_result(checkpoint, suffix, "converted")
+    source, result = (
+        protect_path(str(checkpoint.path)),
+        name_result(checkpoint, suffix, "converted"),
+    )
     words = ("ckptool", "convert", source, "-o", result, *options, *_iter_given_without_module())
     return " ".join(map(quote_shell, words))
 
@@ -123,8 +126,15 @@ def _iter_given_words(left_out: frozenset[str]) -> Iterator[str]:
 
 def format_chain_command(verb: str, path: str, result: str, options: Sequence[str]) -> str:
     """Return the `ckptool upgrade` or `ckptool downgrade` of a file; `result` "" writes none."""
-    output = ("-o", result) if result else ()
-    words = ("ckptool", verb, path, *output, *options, *_iter_given_words(_INPUT_OPTIONS))
+    output = ("-o", protect_path(result)) if result else ()
+    words = (
+        "ckptool",
+        verb,
+        protect_path(path),
+        *output,
+        *options,
+        *_iter_given_words(_INPUT_OPTIONS),
+    )
     return " ".join(map(quote_shell, words))
 
 
@@ -226,8 +236,8 @@ def format_golden_command(path: str, module: str, golden: str) -> str:
     """Return the `ckptool lock` command that records the outputs of a golden file again."""
     shared = GIVEN_WORDS.get().shared
     inputs = () if {"--input", "--inputs"} & {*shared} else ("--inputs", "PACKAGE.MODULE:FUNCTION")
-    options = (*inputs, "--golden", golden, "--force")
-    return _format_module_command(("ckptool", "lock", path), module, options)
+    options = (*inputs, "--golden", protect_path(golden), "--force")
+    return _format_module_command(("ckptool", "lock", protect_path(path)), module, options)
 
 
 def format_plan_command(path: str, module: str) -> tuple[str, str]:
@@ -237,7 +247,9 @@ def format_plan_command(path: str, module: str) -> tuple[str, str]:
     """
     plan = f"{PurePosixPath(path.replace(os.sep, '/')).stem.lstrip('-.') or 'model'}-plan.toml"
     options = ("--dry-run", "--save-plan", plan)
-    return _format_module_command(("ckptool", "migrate", path), module, options), quote_shell(plan)
+    return _format_module_command(
+        ("ckptool", "migrate", protect_path(path)), module, options
+    ), quote_shell(plan)
 
 
 def _format_module_command(words: Sequence[str], module: str, options: Sequence[str] = ()) -> str:
@@ -267,8 +279,11 @@ def format_lock_command(lock: str, contract: Contract) -> str:
         lock: path of the lock's file.
         contract: what is there now.
     """
+    lock = protect_path(lock)
     if contract.origin is not ContractOrigin.MODULE:
-        return " ".join(map(quote_shell, ("ckptool", "lock", contract.name, "-o", lock)))
+        return " ".join(
+            map(quote_shell, ("ckptool", "lock", protect_path(contract.name), "-o", lock))
+        )
     words = ["ckptool", "lock", "-m", contract.origin_name, "-o", lock]
     for name, literal in contract.arguments.items():
         words += ["-k", f"{name}={literal}"]
@@ -278,4 +293,6 @@ def format_lock_command(lock: str, contract: Contract) -> str:
 def format_repeated_command(*options: str) -> str:
     """Return the running command line with further options; "" if the library was called."""
     command = GIVEN_WORDS.get().command
-    return " ".join(map(quote_shell, (*command, *options))) if command else ""
+    end = command.index("--") if "--" in command else len(command)  # what follows are no options
+    words = (*command[:end], *options, *command[end:])
+    return " ".join(map(quote_shell, words)) if command else ""

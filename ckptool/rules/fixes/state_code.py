@@ -5,8 +5,10 @@ from collections.abc import Collection
 from itertools import islice
 from typing import Final
 
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_python
 
+_SHARDED: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
 _MAX_STATEMENTS: Final = 4
 """Maximum assignments that one fix lists."""
 FULL_STATE_DICT: Final = (
@@ -20,6 +22,25 @@ FULL_STATE_DICT: Final = (
 def format_place(at: str) -> str:
     """Return the expression for a place of a loaded file: `checkpoint["model"]`."""
     return "checkpoint" + "".join(f"[{quote_python(step)}]" for step in at.split(".") if step)
+
+
+def format_save_code(checkpoint: Checkpoint, at: str, state: str = "model.state_dict()") -> str:
+    """Return the statements with which a script saves a state again, in its place of the file.
+
+    Args:
+        checkpoint: the file that is written again.
+        at: dotted place of the state in it, "" for the root.
+        state: expression of the state_dict.
+    """
+    path = quote_python(str(checkpoint.path))
+    if checkpoint.container in _SHARDED:
+        return f"model.save_pretrained({path})"
+    if checkpoint.container is Container.SAFETENSORS:
+        return f"from safetensors.torch import save_file; save_file({state}, {path})"
+    if not at:
+        return f"torch.save({state}, {path})"
+    place = format_place(at)
+    return f"checkpoint = torch.load({path}); {place} = {state}; torch.save(checkpoint, {path})"
 
 
 def format_tie_code(first_key: str, other_keys: Collection[str]) -> str:

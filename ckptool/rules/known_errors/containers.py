@@ -4,7 +4,7 @@ from typing import Final
 
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
-_INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {file:sh}")
+_INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {file:path}")
 _FETCH_SECOND: Final = Advice(
     "write or download it again, and compare its size with that of the source"
 )
@@ -34,7 +34,7 @@ CONTAINER_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(
             _INSPECT,
-            Advice("or pack it again", command="ckptool convert {file:sh} -o {result:sh}"),
+            Advice("or pack it again", command="ckptool convert {file:path} -o {result:sh}"),
         ),
     ),
     KnownError(
@@ -47,7 +47,7 @@ CONTAINER_ERRORS: Final = (
         cause="the archive is damaged: reading {what}",
         certainty=Certainty.PROBABLE,
         advice=(
-            Advice("to see what is damaged", command="ckptool inspect {file:sh} --deep"),
+            Advice("to see what is damaged", command="ckptool inspect {file:path} --deep"),
             _FETCH_SECOND,
         ),
     ),
@@ -58,7 +58,7 @@ CONTAINER_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(
             Advice("free space on the disk, and save again"),
-            Advice("to see what was written", command="ckptool inspect {file:sh}"),
+            Advice("to see what was written", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -121,7 +121,7 @@ CONTAINER_ERRORS: Final = (
             ),
             Advice(
                 "or convert a file of torch.save",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -144,7 +144,7 @@ CONTAINER_ERRORS: Final = (
         pattern=r"SafetensorError: File does not contain tensor (?P<key>\S{1,400})",
         cause="the safetensors file has no tensor `{key}`",
         certainty=Certainty.CERTAIN,
-        advice=(Advice("to see its keys", command="ckptool inspect {file:sh} -v"),),
+        advice=(Advice("to see its keys", command="ckptool inspect {file:path} -v"),),
     ),
     KnownError(
         name="gone-file",
@@ -155,7 +155,7 @@ CONTAINER_ERRORS: Final = (
         ),
         cause="there is no file {path}: relative paths begin at the directory the command runs in",
         certainty=Certainty.CERTAIN,
-        advice=(Advice("check the path and the current directory", command="ls -l {path:sh}"),),
+        advice=(Advice("check the path and the current directory", command="ls -l {path:path}"),),
     ),
     KnownError(
         name="missing-shard",
@@ -167,7 +167,7 @@ CONTAINER_ERRORS: Final = (
         cause="the folder {folder} lacks {name}: a shard or the weights were not downloaded",
         certainty=Certainty.CERTAIN,
         advice=(
-            Advice("to see which shards the index names", command="ckptool inspect {folder:sh}"),
+            Advice("to see which shards the index names", command="ckptool inspect {folder:path}"),
         ),
     ),
     KnownError(
@@ -181,7 +181,7 @@ CONTAINER_ERRORS: Final = (
             Advice("read it", code="model = torch.jit.load({file:py})"),
             Advice(
                 "or take its tensors",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),

@@ -6,7 +6,7 @@ from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
 _VERIFY: Final = Advice(
     "to find the tensor, without a GPU",
-    command="ckptool verify {file:sh} {module_options} --device simulated",
+    command="ckptool verify {file:path} {module_options} --device simulated",
 )
 
 DEVICE_ERRORS: Final = (
@@ -64,7 +64,7 @@ DEVICE_ERRORS: Final = (
             ),
             Advice(
                 "or write it without device tags",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -84,7 +84,7 @@ DEVICE_ERRORS: Final = (
             ),
             Advice(
                 "or write it without device tags",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -105,7 +105,7 @@ DEVICE_ERRORS: Final = (
             ),
             Advice(
                 "to see which keys the checkpoint lacks",
-                command="ckptool diff {file:sh} {module_options}",
+                command="ckptool diff {file:path} {module_options}",
             ),
         ),
     ),
@@ -123,7 +123,7 @@ DEVICE_ERRORS: Final = (
                 "read it without a copy on the GPU",
                 code='torch.load({file:py}, map_location="cpu", mmap=True, weights_only=True)',
             ),
-            Advice("to see its size and dtypes", command="ckptool inspect {file:sh}"),
+            Advice("to see its size and dtypes", command="ckptool inspect {file:path}"),
         ),
     ),
 )

@@ -12,7 +12,7 @@ FRAMEWORK_ERRORS: Final = (
         cause="{folder} is not a PEFT adapter: it has no adapter_config.json",
         certainty=Certainty.CERTAIN,
         advice=(
-            Advice("to see what it contains", command="ckptool inspect {folder:sh}"),
+            Advice("to see what it contains", command="ckptool inspect {folder:path}"),
             Advice("a whole model is loaded by transformers' from_pretrained()"),
         ),
     ),
@@ -51,7 +51,7 @@ FRAMEWORK_ERRORS: Final = (
             "checkpoint, or the folder above or below the model"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(Advice("to see what is there", command="ckptool inspect {folder:sh}"),),
+        advice=(Advice("to see what is there", command="ckptool inspect {folder:path}"),),
     ),
     KnownError(
         name="weights-missing-in-folder",
@@ -62,7 +62,7 @@ FRAMEWORK_ERRORS: Final = (
         ),
         cause="the folder {folder} has no weights ({names}): an adapter, or a partial download",
         certainty=Certainty.CERTAIN,
-        advice=(Advice("to see what is there", command="ckptool inspect {folder:sh}"),),
+        advice=(Advice("to see what is there", command="ckptool inspect {folder:path}"),),
     ),
     KnownError(
         name="torch-too-old-for-pickles",
@@ -75,7 +75,7 @@ FRAMEWORK_ERRORS: Final = (
         advice=(
             Advice(
                 "write safetensors, which need no torch.load",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
             Advice("or update torch", command="pip install -U torch"),
         ),
@@ -133,7 +133,7 @@ FRAMEWORK_ERRORS: Final = (
                 "save without safetensors",
                 code="model.save_pretrained(path, safe_serialization=False)",
             ),
-            Advice("to see the ties of a file", command="ckptool inspect {file:sh}"),
+            Advice("to see the ties of a file", command="ckptool inspect {file:path}"),
         ),
     ),
 )

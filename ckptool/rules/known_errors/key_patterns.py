@@ -60,12 +60,12 @@ class KeyPattern(Struct, frozen=True):
 
 MIGRATE: Final = Advice(
     "or write a checkpoint that loads as it is",
-    command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
+    command="ckptool migrate {file:path} -o {result:sh} {module_options}",
 )
 DIFF: Final = Advice(
-    "to see which keys differ, and why", command="ckptool diff {file:sh} {module_options}"
+    "to see which keys differ, and why", command="ckptool diff {file:path} {module_options}"
 )
-INSPECT: Final = Advice("to see what the file contains", command="ckptool inspect {file:sh}")
+INSPECT: Final = Advice("to see what the file contains", command="ckptool inspect {file:path}")
 
 
 def explain_keys(difference: KeyDifference, facts: ErrorFacts) -> Iterator[Explanation]:
@@ -120,7 +120,7 @@ KEY_PATTERNS: Final = (
             INSPECT,
             Advice(
                 "or write the state_dict alone",
-                command="ckptool migrate {file:sh} -o {result:sh} --at {place:sh} --drop-extra",
+                command="ckptool migrate {file:path} -o {result:sh} --at {place:sh} --drop-extra",
             ),
         ),
     ),
@@ -165,7 +165,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the tensors in the form of the module",
-                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
+                command="ckptool migrate {file:path} -o {result:sh} {module_options}",
             ),
             Advice(
                 "or apply to the module, before loading, what the checkpoint has ({file_form}), "
@@ -242,7 +242,7 @@ KEY_PATTERNS: Final = (
         cause="the checkpoint has quantised weights (`{key}`), the model is a float one",
         certainty=Certainty.PROBABLE,
         advice=(
-            Advice("to see which scheme it is", command="ckptool inspect {file:sh}"),
+            Advice("to see which scheme it is", command="ckptool inspect {file:path}"),
             Advice("build the model with the library that quantised it, or load the float weights"),
         ),
     ),
@@ -323,7 +323,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the new names",
-                command="ckptool migrate {file:sh} -o {result:sh} {module_options} {options}",
+                command="ckptool migrate {file:path} -o {result:sh} {module_options} {options}",
             ),
             Advice(
                 "or rename them while loading",
@@ -348,7 +348,7 @@ KEY_PATTERNS: Final = (
         advice=(
             Advice(
                 "if the constructor's value is right, write a checkpoint with it",
-                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
+                command="ckptool migrate {file:path} -o {result:sh} {module_options}",
             ),
             Advice("or register it with persistent=False, so that it is not saved"),
         ),

@@ -81,7 +81,8 @@ class KnownError(Struct, frozen=True):
     """A message, and what it means. `cause` and `advice` are format strings.
 
     Their fields are the named groups of `pattern`, and `file`, `module_options`, `result` and
-    `safetensors` (`ErrorFacts.words`); `{x:sh}` and `{x:py}` quote for a shell and for Python.
+    `safetensors` (`ErrorFacts.words`); `{x:sh}` and `{x:path}` quote for a shell, `{x:py}` for
+    Python.
     """
 
     name: str

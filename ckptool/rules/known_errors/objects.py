@@ -4,7 +4,9 @@ from typing import Final
 
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
-_INSPECT: Final = Advice("to see what the file has, and where", command="ckptool inspect {file:sh}")
+_INSPECT: Final = Advice(
+    "to see what the file has, and where", command="ckptool inspect {file:path}"
+)
 _CPU: Final = Advice(
     "load it on the CPU", code='checkpoint = torch.load({file:py}, map_location="cpu")'
 )
@@ -49,7 +51,7 @@ OBJECT_ERRORS: Final = (
             "damaged one"
         ),
         certainty=Certainty.PROBABLE,
-        advice=(Advice("to see what the file is", command="ckptool inspect {file:sh}"),),
+        advice=(Advice("to see what the file is", command="ckptool inspect {file:path}"),),
     ),
     KnownError(
         name="torch-file-read-by-pickle",
@@ -67,7 +69,7 @@ OBJECT_ERRORS: Final = (
             Advice("load it without mmap=True", code="checkpoint = torch.load({file:py})"),
             Advice(
                 "or write it in a format that can be mapped",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -89,7 +91,7 @@ OBJECT_ERRORS: Final = (
         advice=(
             Advice(
                 "write a file without Python objects",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -104,7 +106,7 @@ OBJECT_ERRORS: Final = (
             Advice("install NumPy 2", command="python -m pip install 'numpy>=2'"),
             Advice(
                 "or write a file without Python objects",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
         ),
     ),
@@ -130,7 +132,7 @@ OBJECT_ERRORS: Final = (
         certainty=Certainty.PROBABLE,
         advice=(
             Advice("free space, and save again; the file that is there is not whole"),
-            Advice("to see what the file has", command="ckptool inspect {file:sh}"),
+            Advice("to see what the file has", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -139,7 +141,7 @@ OBJECT_ERRORS: Final = (
         pattern=r"No valid checkpoint found in output directory \((?P<folder>[^){}]{1,300})\)",
         cause="{folder} has no folder checkpoint-STEP that the Trainer could resume from",
         certainty=Certainty.CERTAIN,
-        advice=(Advice("to see what is there", command="ls -l {folder:sh}"),),
+        advice=(Advice("to see what is there", command="ls -l {folder:path}"),),
     ),
     KnownError(
         name="trainer-unfit-checkpoint",
@@ -147,6 +149,6 @@ OBJECT_ERRORS: Final = (
         pattern=r"Can't find a valid checkpoint at (?P<folder>[^\s{}]{1,300})",
         cause="{folder} has no file with weights of a name that the Trainer looks for",
         certainty=Certainty.CERTAIN,
-        advice=(Advice("to see what is there", command="ckptool inspect {folder:sh}"),),
+        advice=(Advice("to see what is there", command="ckptool inspect {folder:path}"),),
     ),
 )

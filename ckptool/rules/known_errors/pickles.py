@@ -21,11 +21,11 @@ _UNPICKLING: Final = (
 """Words of a traceback that ends in the loading of a pickle."""
 _CONVERT: Final = Advice(
     "or write a file without Python objects, without running anything of this one",
-    command="ckptool convert {file:sh} -o {safetensors:sh}",
+    command="ckptool convert {file:path} -o {safetensors:sh}",
 )
 _INSPECT_SAFETY: Final = Advice(
     "to see what the file would import or run, before you trust it",
-    command="ckptool inspect {file:sh}",
+    command="ckptool inspect {file:path}",
 )
 _PLAIN_PACKAGES: Final = frozenset({"numpy", "argparse", "collections", "pathlib", "datetime"})
 
@@ -149,7 +149,7 @@ PICKLE_ERRORS: Final = (
         advice=(
             Advice(
                 "write the tensors alone, for which the class is not needed",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
             _INSPECT_SAFETY,
             Advice("or define or import {name} in {module} before loading"),
@@ -171,7 +171,7 @@ PICKLE_ERRORS: Final = (
         advice=(
             Advice(
                 "write the tensors alone, for which the code is not needed",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
             _INSPECT_SAFETY,
         ),
@@ -183,7 +183,7 @@ PICKLE_ERRORS: Final = (
         cause="the file is empty, or ends too early: it was not written or copied completely",
         certainty=Certainty.CERTAIN,
         advice=(
-            Advice("to see what is there", command="ckptool inspect {file:sh}"),
+            Advice("to see what is there", command="ckptool inspect {file:path}"),
             Advice("write or download it again"),
         ),
     ),
@@ -193,7 +193,7 @@ PICKLE_ERRORS: Final = (
         cause="the file ends too early: it was not written or copied completely",
         certainty=Certainty.CERTAIN,
         advice=(
-            Advice("to see what is there", command="ckptool inspect {file:sh}"),
+            Advice("to see what is there", command="ckptool inspect {file:path}"),
             Advice("write or download it again"),
         ),
     ),
@@ -245,7 +245,7 @@ _DOWNLOADS: Final = {
     "\x1f": (
         "gzip-file",
         "the file is compressed with gzip",
-        Advice("decompress it", command="gunzip -S '' {file:sh}"),
+        Advice("decompress it", command="gunzip -S '' {file:path}"),
     ),
     "\x00": (
         "zeroed-file",
@@ -258,7 +258,7 @@ _DOWNLOADS: Final = {
 
 def _find_first_byte(code: int, facts: ErrorFacts) -> Iterator[Explanation]:
     download = _DOWNLOADS.get(chr(code))
-    inspect = Advice("to see what the file is", command="ckptool inspect {file:sh}")
+    inspect = Advice("to see what the file is", command="ckptool inspect {file:path}")
     if download is None:
         name, certainty = "not-a-pickle", Certainty.POSSIBLE
         cause = (

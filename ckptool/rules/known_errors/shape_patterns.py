@@ -143,7 +143,7 @@ SHAPE_PATTERNS: Final = (
         ),
         certainty=Certainty.PROBABLE,
         advice=(
-            Advice("to see which tensors are empty", command="ckptool inspect {file:sh}"),
+            Advice("to see which tensors are empty", command="ckptool inspect {file:path}"),
             Advice(
                 "collect the weights from the whole folder that training wrote",
                 command="python zero_to_fp32.py CHECKPOINT_FOLDER OUTPUT_FOLDER",
@@ -159,7 +159,7 @@ SHAPE_PATTERNS: Final = (
         ),
         certainty=Certainty.PROBABLE,
         advice=(
-            Advice("to see the scheme", command="ckptool inspect {file:sh}"),
+            Advice("to see the scheme", command="ckptool inspect {file:path}"),
             Advice("load the model with the quantization_config it was saved with"),
         ),
     ),
@@ -225,7 +225,7 @@ SHAPE_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the transposed tensors",
-                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
+                command="ckptool migrate {file:path} -o {result:sh} {module_options}",
             ),
             DIFF,
         ),
@@ -241,7 +241,7 @@ SHAPE_PATTERNS: Final = (
         advice=(
             Advice(
                 "write a checkpoint with the shapes of the module",
-                command="ckptool migrate {file:sh} -o {result:sh} {module_options}",
+                command="ckptool migrate {file:path} -o {result:sh} {module_options}",
             ),
             DIFF,
         ),
@@ -253,7 +253,7 @@ SHAPE_PATTERNS: Final = (
             "`{key}`{others} was saved flat: {file_shape} for {module_shape}, as FSDP saves shards"
         ),
         certainty=Certainty.POSSIBLE,
-        advice=(Advice("to see what the file contains", command="ckptool inspect {file:sh}"),),
+        advice=(Advice("to see what the file contains", command="ckptool inspect {file:path}"),),
     ),
     ShapePattern(
         name="input-channels",

@@ -106,7 +106,7 @@ STATE_DICT_ERRORS: Final = (
         advice=(
             Advice(
                 "write the arrays as tensors",
-                command="ckptool convert {file:sh} -o {safetensors:sh}",
+                command="ckptool convert {file:path} -o {safetensors:sh}",
             ),
             INSPECT,
         ),

@@ -4,7 +4,7 @@ from typing import Final
 
 from ckptool.rules.known_errors.known_error import Advice, Certainty, KnownError
 
-_INSPECT: Final = Advice("to see its optimizer state", command="ckptool inspect {file:sh}")
+_INSPECT: Final = Advice("to see its optimizer state", command="ckptool inspect {file:path}")
 _INSPECT_FOLDER: Final = Advice(
     "to see which keys and chunks it has", command="ckptool inspect CHECKPOINT_FOLDER"
 )
@@ -22,7 +22,7 @@ TRAINING_ERRORS: Final = (
         advice=(
             _INSPECT,
             Advice("build the optimizer over the same parameters, in the same order"),
-            Advice("to see what changed", command="ckptool diff {file:sh} {module_options}"),
+            Advice("to see what changed", command="ckptool diff {file:path} {module_options}"),
         ),
     ),
     KnownError(
@@ -42,7 +42,7 @@ TRAINING_ERRORS: Final = (
         certainty=Certainty.CERTAIN,
         advice=(
             Advice("skip it", code="if saved: scaler.load_state_dict(saved)"),
-            Advice("to see what was saved", command="ckptool inspect {file:sh}"),
+            Advice("to see what was saved", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -127,7 +127,7 @@ TRAINING_ERRORS: Final = (
                 "collect the weights of all ranks",
                 command="python zero_to_fp32.py CHECKPOINT_FOLDER OUTPUT_FOLDER",
             ),
-            Advice("to see what a rank's file contains", command="ckptool inspect {file:sh}"),
+            Advice("to see what a rank's file contains", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -162,7 +162,7 @@ TRAINING_ERRORS: Final = (
                 "pass the arguments",
                 code="Model.load_from_checkpoint({file:py}, argument=value)",
             ),
-            Advice("to see what was saved", command="ckptool inspect {file:sh}"),
+            Advice("to see what was saved", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -175,7 +175,7 @@ TRAINING_ERRORS: Final = (
                 "load the weights, and begin training again without ckpt_path",
                 code="model = Model.load_from_checkpoint({file:py})",
             ),
-            Advice("to see what was saved", command="ckptool inspect {file:sh}"),
+            Advice("to see what was saved", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(
@@ -190,9 +190,9 @@ TRAINING_ERRORS: Final = (
         advice=(
             Advice(
                 "to write the upgraded file",
-                command="python -m lightning.pytorch.utilities.upgrade_checkpoint {file:sh}",
+                command="python -m lightning.pytorch.utilities.upgrade_checkpoint {file:path}",
             ),
-            Advice("to see what it contains", command="ckptool inspect {file:sh}"),
+            Advice("to see what it contains", command="ckptool inspect {file:path}"),
         ),
     ),
     KnownError(

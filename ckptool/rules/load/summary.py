@@ -16,7 +16,7 @@ from ckptool.rules.fixes.commands import (
     format_inject_command,
     format_migrate_command,
 )
-from ckptool.rules.fixes.state_code import format_place
+from ckptool.rules.fixes.state_code import format_place, format_save_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -317,21 +317,29 @@ def _advise_unreached_folder(checkpoint: Checkpoint) -> str:
 def _advise_refused_load(diff: ModuleDiff) -> str:
     """Return what makes the load succeed, by what torch refuses."""
     if any(tensor.is_on_meta for tensor in diff.state.tensors.values()):
-        return (
-            "Save it again from a model whose weights are on a real device: a migration cannot"
-            " restore data that is not in the file."
-        )
+        code = format_save_code(diff.checkpoint, diff.state.at)
+        return f"Save it again in a script whose model is on a real device: {code}"
     if any(map(is_rank_part, diff.state.tensors.values())):
         return "Gather the shards first (CK604)."
     if layers := find_state_quantization(diff.state).layers:
         return f"load_state_dict() does not fill such layers: {layers[0].scheme.remedy}."
     if diff.module.own_load_error:
         return "The module does not load its own state_dict() either: fix that first (CK114)."
-    conversions = _list_layout_conversions(diff)
-    if conversions:
+    if conversions := _list_layout_conversions(diff):
         shown = join_limited(conversions, _MAX_CONVERSIONS, more=", and {} more in the same way")
         return f"Bring the file's tensors to the module's layout: {shown}"
-    return "Load it with the version of the code that wrote it, and save it again from there."
+    copy_advice = "" if diff.loading_info is not None else _COPY_ADVICE
+    return (
+        "Load it with the version of the code that wrote it, and save it again from there."
+        f"{copy_advice}"
+    )
+
+
+_COPY_ADVICE: Final = (
+    " If only a check of the module is in the way, copy the tensors by their keys, and save the"
+    " module again: for key, tensor in module.state_dict().items(): tensor.copy_(state_dict[key])"
+)
+"""Code that fills a module without its loading code: keys and shapes match where it is advised."""
 
 
 _MAX_CONVERSIONS: Final = 3

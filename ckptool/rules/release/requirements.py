@@ -18,7 +18,7 @@ from ckptool.model import (
     join_key,
     natural_sort_key,
 )
-from ckptool.phrases import join_limited, quote_code, quote_shell
+from ckptool.phrases import join_limited, quote_code, quote_path
 from ckptool.rules.fixes.commands import (
     UNNAMED_MODULE,
     advise_conversion,
@@ -223,7 +223,7 @@ def _advise_cast(checkpoint: Checkpoint, tensor: TensorInfo, allowed_dtypes: Seq
 def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
     max_size, nbytes = release.requirements.max_size, release.checkpoint.nbytes
     if max_size is not None and nbytes > parse_size(max_size):
-        command = f"ckptool inspect {quote_shell(str(release.checkpoint.path))} --sort size"
+        command = f"ckptool inspect {quote_path(str(release.checkpoint.path))} --sort size"
         yield hit("", nbytes=nbytes, most=max_size, limit=parse_size(max_size), command=command)
 
 

@@ -25,7 +25,8 @@ _ATTRIBUTE_OF: Final = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)` of .+")
         detail="{keys}; two uninterrupted runs save equal values",
         why=(
             "Part of the training state is not in the checkpoint, or is not restored from it: the "
-            "loss curve has a step where the job was interrupted."
+            "loss curve has a step where the job was interrupted. This is the result; the line to "
+            "change is in the findings about the state that was lost."
         ),
         fix="{remedy}",
         general_advice="Save and restore what the other findings name.",

@@ -71,15 +71,12 @@ FOLDER = ("CK236", "CK306", "CK601", "CK602")
 """Rules on files next to each other: their code and commands are run in test_folder_code.py."""
 LOOKS = ("CK113", "CK210", "CK230", "CK231", "CK232", "CK401", "CK805", "CK806")
 """Rules whose fix is a command that shows what to decide, or records the decision."""
+TRAINING = ("CK219", "CK223", "CK320", "CK321", "CK327", "CK337")
+"""Rules whose fix is code of the script that saves or loads: run in test_training_code.py. Files
+of a library are named to the person: a packed weight (CK219), the slices of ranks (CK321)."""
 PROSE = {
-    "CK219": "quantises a module, or takes another file",
-    "CK223": "needs the code that wrote the file; layouts are converted by code that is tried",
-    "CK237": "loads with another library",
+    "CK237": "only the library that wrote the quantised file loads it",
     "CK315": "only the library of the object can unpack it",
-    "CK320": "runs DeepSpeed's script over files that are not here",
-    "CK321": "runs the framework's script over files that are not here",
-    "CK327": "no file has the values: the training script saves again",
     "CK334": "refers to the other findings, which have their own fixes",
-    "CK337": "which of two methods of the object is right is known to its author",
 }
 """Rules whose fix asks a person, or for code or files that are not here: code -> for what."""

@@ -17,7 +17,7 @@ def test_every_rule_is_tried_or_asks_a_person():
     kinds = (
         *(fix_kinds.COMMANDS, fix_kinds.STATEMENTS, fix_kinds.SOURCES, fix_kinds.BUFFER_LINES),
         *(fix_kinds.RUN_LINES, fix_kinds.OWN_TESTS, fix_kinds.POLICY, fix_kinds.LOOKS, PROSE),
-        *(fix_kinds.CHAIN, fix_kinds.FOLDER),
+        *(fix_kinds.CHAIN, fix_kinds.FOLDER, fix_kinds.TRAINING),
     )
     counts = Counter(code for kind in kinds for code in kind)
     assert counts.keys() == RULES.keys()
@@ -33,5 +33,10 @@ def test_the_page_of_a_rule_reads_without_facts(code):
     assert not re.search(r"[a-z.][A-Z]{3}|\{|\}", rule.general_message), clauses
 
 
+@pytest.mark.parametrize("code", sorted(PROSE))
+def test_the_page_says_why_no_line_can_be_pasted(code):
+    assert re.search(r"[Oo]nly |unpacks it|the line to change", RULES[code].why), RULES[code].why
+
+
 def test_few_fixes_are_prose():
-    assert len(PROSE) <= 9
+    assert len(PROSE) <= 3
