@@ -9,9 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
@@ -24,10 +23,8 @@ from ckptool.loaders.describe import find_rewrite, load_with_framework
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
-from ckptool.modules.move_probe import copy_to_meta
-from ckptool.modules.tensor_parts import is_lazy
+from ckptool.modules.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_recorder import (
@@ -36,12 +33,18 @@ from ckptool.verification.load_recorder import (
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.load_tensors import set_versions
+from ckptool.verification.load_tensors import can_be_read_without_torch, set_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
+from ckptool.verification.trial_module import (
+    MAX_READ_NBYTES,
+    TrialModule,
+    find_loading_code,
+    find_user_loading_code,
+    has_hooks,
+    is_user_class,
+)
 
 CHECK_NAME: Final = "the module's own loading code"
-MAX_READ_NBYTES: Final = 256 << 20
-"""Maximum size of a state whose values are read for loading code that looks at them."""
 _NORM_MODULES: Final = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
 _NEEDS_VALUES: Final = ("meta tensor", "Cannot copy out of", "on device meta", "'meta'", "no data")
 """Parts of torch's messages when code asks a tensor on meta for its values."""
@@ -51,7 +54,7 @@ _LOAD_ERRORS: Final = "Error(s) in loading state_dict"
 def compare_with_loader(
     checkpoint: Checkpoint,
     module_info: ModuleInfo,
-    module: nn.Module,
+    trial: TrialModule,
     at: str | None,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
@@ -63,39 +66,40 @@ def compare_with_loader(
     Args:
         checkpoint: the file.
         module_info: description of `module`.
-        module: an instance of the module; it is copied, not changed.
+        trial: the module.
         at: place of the state; None takes the one that matches best.
     """
-    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, module))
+    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, trial))
 
 
-def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
-    """Ask the loading code of `module`, which is copied and not changed, about the state of `diff`.
+def ask_loader(trial: TrialModule, diff: ModuleDiff) -> LoaderAnswer:
+    """Ask the loading code of a module, on other instances of it, about the state of `diff`.
 
     The answer is empty where keys and shapes are all that a load looks at.
     """
+    module = trial.module
     if diff.module.loader != "torch":
         answer = load_with_framework(diff.module.loader, module, diff.state)
         if isinstance(answer, Skipped):
             return LoaderAnswer(unchecked=answer)
         rewrite = find_rewrite(diff.module.loader, module, diff.state, answer)
         return LoaderAnswer(loading_info=replace(answer, rewrite=rewrite))
-    refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
-    result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
+    refusal = _find_retie_refusal(trial, diff) if diff.retied_keys else ""
+    result = _probe_or_skip(trial, replace(diff, retie_refusal=refusal))
     if isinstance(result, Skipped):
         return LoaderAnswer(unchecked=result, retie_refusal=refusal)
     return LoaderAnswer(outcome=result, retie_refusal=refusal)
 
 
-def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
+def _find_retie_refusal(trial: TrialModule, diff: ModuleDiff) -> str:
     """Return why `safetensors.torch.load_model` refuses the file; "" if it loads, or has shards."""
     if diff.checkpoint.container is not Container.SAFETENSORS:
         return ""
     missing, unexpected = diff.missing_keys, diff.unexpected_keys
-    if find_loading_code(module):
+    if find_loading_code(trial.module):
         # What the loader is given: the names of the file alone.
         outcome = _probe_load(
-            module, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
+            trial, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
         )
         if isinstance(outcome, Skipped):
             return f"{outcome.what} was not asked: {outcome.reason}"
@@ -111,13 +115,14 @@ def _drop_versions(diff: ModuleDiff) -> StateDict:
     return replace(diff.state, versions=None)
 
 
-def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
     """Return what the loader does; None if keys and shapes are all that it looks at."""
+    module = trial.module
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
         diff.is_strict and all(_only_fills_keys(module.get_submodule(p)) for p in prefixes)
     )
-    outcome = _probe_load(module, diff) if is_asked else None
+    outcome = _probe_load(trial, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
@@ -125,13 +130,9 @@ def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped
     if isinstance(copy_error, Skipped):
         # With values, the probe has made the copies already.
         return outcome if outcome is not None and outcome.has_read_values else copy_error
-    if copy_error and any(_is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
+    if copy_error and any(is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
         return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
     return LoadOutcome(copy_error, None, None) if copy_error else outcome
-
-
-def _is_user_class(module: nn.Module) -> bool:
-    return not type(module).__module__.startswith("torch.")
 
 
 def loads_by_own_code(module: nn.Module) -> bool:
@@ -143,47 +144,47 @@ def loads_by_own_code(module: nn.Module) -> bool:
 
 def _only_fills_keys(module: nn.Module) -> bool:
     """Whether it is one of torch's norm layers: their code acts only on keys that do not match."""
-    return type(module).__module__ in _NORM_MODULES and not _has_hooks(module)
+    return type(module).__module__ in _NORM_MODULES and not has_hooks(module)
 
 
-def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
+def check_own_load(module_info: ModuleInfo, trial: TrialModule) -> ModuleInfo:
     """Return the description with what loading the module's own state_dict() into a copy raises.
 
     A module can write a key that it does not read, or ask for one that it leaves out. Torch's own
     classes read what they write.
     """
-    parts = [module.get_submodule(prefix) for prefix in find_loading_code(module)]
-    if not any(_is_user_class(part) or _has_hooks(part) for part in parts):
+    if not find_user_loading_code(trial.module):
         return module_info
+    on_meta = partial(trial.create_on_meta, with_buffers=False)
+    create = trial.create_real if trial.can_be_real else on_meta
     try:
-        with preserve_random_state(), user_code():
-            state = _copy_module(module, on_meta=False).state_dict()
-        error = _load(
-            _copy_module(module, on_meta=False),
-            state,
-            LoadRecorder(),
-            strict=True,
-            has_values=False,
-        )
+        with preserve_random_state():
+            with user_code():
+                state = create().state_dict()
+            has_values = trial.can_be_real
+            error = _load(create(), state, LoadRecorder(), strict=True, has_values=has_values)
     except (UserCodeError, ValuesNeededError) as caught:
         skipped = Skipped("loading the module's own state_dict()", str(caught))
         return replace(module_info, skipped=(*module_info.skipped, skipped))
     return replace(module_info, own_load_error=error)
 
 
-def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
-    """Load real tensors strictly into a copy of `module`; return what it raises, "" if it loads.
+def try_strict_load(trial: TrialModule, state_dict: Mapping[str, Any]) -> str:
+    """Load real tensors strictly into another instance; return what it raises, "" if it loads.
 
-    The copy has its parameters on meta: shapes are compared, and only tensors that torch may refuse
-    to copy, or that the module's own code reads, need memory.
+    Without loading code of the user's, or if it is large, its parameters are on meta: shapes are
+    compared, and only tensors that torch may refuse to copy, or that the module's own code reads,
+    need memory.
 
     Raises:
-        UserCodeError: the module cannot be copied.
+        UserCodeError: no instance can be made.
     """
+    is_real = bool(find_user_loading_code(trial.module)) and trial.can_be_real
+    instance = trial.create_real() if is_real else trial.create_on_meta(with_buffers=False)
     recorder = LoadRecorder(has_values=True)
-    copy = _copy_module(module, on_meta=False)
     try:
-        return _load(copy, state_dict, recorder, strict=True, has_values=True)
+        with preserve_random_state():
+            return _load(instance, state_dict, recorder, strict=True, has_values=True)
     except ValuesNeededError as error:
         raise UserCodeError(error) from error
 
@@ -193,64 +194,67 @@ def needs_values(error: str) -> bool:
     return any(part in error for part in _NEEDS_VALUES)
 
 
-def find_loading_code(module: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of sub-modules that load or save by more than nn.Module's own code.
+class _Attempt(NamedTuple):
+    """A way to ask the loading code."""
 
-    Without any, a state_dict is what is registered, and torch's comparison of keys and shapes is
-    all that a load is.
-    """
-    members = list(module.named_modules())
-    own_classes = {cls for cls in {type(part) for _, part in members} if _overrides_loading(cls)}
-    return tuple(
-        prefix for prefix, part in members if type(part) in own_classes or _has_hooks(part)
-    )
+    read_keys: frozenset[str]
+    """Keys whose values are read."""
+    create: Callable[[], nn.Module]
+    """Makes the instance that loads."""
+    is_real: bool
+    """Whether all tensors of the instance have memory."""
 
 
-def _overrides_loading(cls: type[nn.Module]) -> bool:
-    return bool(
-        cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
-        or cls.load_state_dict is not nn.Module.load_state_dict
-        or cls.set_extra_state is not nn.Module.set_extra_state
-        or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
-        or cls.state_dict is not nn.Module.state_dict
-    )
+def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
+    """Ask other instances of the module to load the state of `diff`; Skipped if that cannot be.
 
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._state_dict_hooks  # noqa: SLF001
-        or module._load_state_dict_pre_hooks  # noqa: SLF001
-        or module._load_state_dict_post_hooks  # noqa: SLF001
-    )
-
-
-def _probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
-    """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
-
-    Values are read only where the loading code needs them, first of what is no parameter, and of at
-    most MAX_READ_NBYTES.
+    Code of the user's is run as a script runs it, with all values, if file and module are small: it
+    may look at devices and values. Otherwise values are read only where the loading code needs
+    them, first of what is no parameter, and of at most MAX_READ_NBYTES.
 
     Args:
-        module: an instance of the module; it is copied, not changed.
+        trial: the module.
         diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
             given under both names.
     """
     reason = ""
     with preserve_random_state():
-        for keys in _choose_read_keys(module, diff):
-            nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
-            is_remote = isinstance(diff.checkpoint.path, RemotePath)
-            if keys and (diff.is_planned or is_remote or nbytes > MAX_READ_NBYTES):
-                break
+        for attempt in _list_attempts(trial, diff):
             try:
-                tensors = _with_retied(build_probe_state(diff, keys), diff.retied_keys)
-                has_values = len(keys) == len(diff.state.tensors)
-                return _run_loads(module, tensors, keys, has_values=has_values)
+                tensors = build_probe_state(diff, attempt.read_keys)
+                has_values = attempt.is_real or len(attempt.read_keys) == len(diff.state.tensors)
+                return _run_loads(
+                    attempt.create, _with_retied(tensors, diff.retied_keys),
+                    has_values=has_values, has_read_values=bool(attempt.read_keys),
+                )  # fmt: skip
             except ValuesNeededError as error:
                 reason = str(error)
             except (ReadError, UserCodeError) as error:
-                return Skipped(CHECK_NAME, str(error))
+                if not attempt.is_real:
+                    return Skipped(CHECK_NAME, str(error))
     return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+
+
+def _list_attempts(trial: TrialModule, diff: ModuleDiff) -> Iterator[_Attempt]:
+    is_remote = isinstance(diff.checkpoint.path, RemotePath)
+
+    def is_small(keys: frozenset[str]) -> bool:
+        nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
+        return not is_remote and nbytes <= MAX_READ_NBYTES
+
+    all_keys = frozenset(diff.state.tensors)
+    has_values = not diff.is_planned or can_be_read_without_torch(diff.state)
+    if (
+        has_values
+        and is_small(all_keys)
+        and trial.can_be_real
+        and find_user_loading_code(trial.module)
+    ):
+        yield _Attempt(all_keys, trial.create_real, is_real=True)
+    for keys in _choose_read_keys(trial.module, diff):
+        if keys and (diff.is_planned or not is_small(keys)):
+            return
+        yield _Attempt(keys, partial(trial.create_on_meta, with_buffers=not keys), is_real=False)
 
 
 def _choose_read_keys(module: nn.Module, diff: ModuleDiff) -> Iterator[frozenset[str]]:
@@ -291,25 +295,25 @@ def _with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> 
 
 
 def _run_loads(
-    module: nn.Module,
+    create: Callable[[], nn.Module],
     tensors: Mapping[str, Any],
-    read_keys: frozenset[str],
     *,
     has_values: bool,
+    has_read_values: bool,
 ) -> LoadOutcome:
-    """Load strictly into one copy; where that raises, load with strict=False into another.
+    """Load strictly into one instance; where that raises, load with strict=False into another.
 
     Raises:
         ValuesNeededError: the loading code needs values, and `tensors` have none.
-        UserCodeError: the module cannot be copied.
+        UserCodeError: no instance can be made.
     """
-    loaded = _copy_module(module, on_meta=not read_keys)
+    loaded = create()
     with user_code():
         initial_storages = {key: identify_storage(tensor) for key, tensor in _iter_state(loaded)}
     key_recorder, load_recorder = _record_keys(loaded), LoadRecorder(has_values=has_values)
     error = _load(loaded, tensors, load_recorder, strict=True, has_values=has_values)
     if error:
-        lenient = _copy_module(module, on_meta=not read_keys)
+        lenient = create()
         key_recorder = _record_keys(lenient)
         load_recorder = LoadRecorder(has_values=has_values)
         lenient_error = _load(lenient, tensors, load_recorder, strict=False, has_values=has_values)
@@ -317,7 +321,7 @@ def _run_loads(
             error=error,
             missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
             unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
-            has_read_values=bool(read_keys),
+            has_read_values=has_read_values,
         )
     sources = dict(_find_sources(loaded, tensors, initial_storages, load_recorder))
     return LoadOutcome(
@@ -325,49 +329,8 @@ def _run_loads(
         unexpected_keys=tuple(key_recorder.unexpected),
         sources={key: source for key, (source, _) in sources.items()},
         rearranged_keys=frozenset(key for key, (_, is_whole) in sources.items() if not is_whole),
-        has_read_values=bool(read_keys),
+        has_read_values=has_read_values,
     )
-
-
-def _copy_module(module: nn.Module, *, on_meta: bool) -> nn.Module:
-    """Return a copy with parameters on meta, and with `on_meta` saved buffers too.
-
-    Raises:
-        UserCodeError: the module cannot be copied.
-    """
-    with user_code():
-        copy = copy_to_meta(module, walk_module(module))
-        if on_meta:
-            _move_to_meta(copy)
-        return copy
-
-
-def _move_to_meta(module: nn.Module) -> None:
-    """Replace lazy parameters and saved dense buffers; what is tied stays tied."""
-    replacements: dict[int, Tensor] = {}
-    for part in module.modules():
-        saved_buffers = part._buffers.keys() - part._non_persistent_buffers_set  # noqa: SLF001
-        for tensors, names in ((part._parameters, part._parameters.keys()),  # noqa: SLF001
-                               (part._buffers, saved_buffers)):  # fmt: skip  # noqa: SLF001
-            for name in list(names):
-                tensor = tensors[name]
-                if tensor is not None and not tensor.is_meta and _can_be_on_meta(tensor):
-                    new = replacements.setdefault(id(tensor), _make_meta_tensor(tensor))
-                    tensors[name] = new  # type: ignore[assignment]
-
-
-def _can_be_on_meta(tensor: Tensor) -> bool:
-    if is_lazy(tensor):
-        return True
-    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
-    return type(tensor) is Tensor and is_dense
-
-
-def _make_meta_tensor(tensor: Tensor) -> Tensor:
-    if is_lazy(tensor):
-        make: Callable[..., Tensor] = type(tensor)
-        return make(tensor.requires_grad, device="meta", dtype=tensor.dtype)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
@@ -398,7 +361,7 @@ def _load(
         with warnings.catch_warnings(), user_code(), recorder:
             # The load is part of the probe: torch's warnings about it do not concern the user.
             warnings.simplefilter("ignore")
-            module.load_state_dict(_copy_state(tensors), strict=strict)
+            call_load_state_dict(module, _copy_state(tensors), strict=strict)
     except UserCodeError as error:
         text = error.text
         is_torchs = has_values and _LOAD_ERRORS in text
