@@ -27,13 +27,14 @@ from ckptool.modules.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
+from ckptool.verification.kept_values import find_kept_elements
 from ckptool.verification.load_recorder import (
     ElementOrder,
     LoadRecorder,
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.load_tensors import can_be_read_without_torch, set_versions
+from ckptool.verification.load_tensors import can_be_read_without_torch, copy_state
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 from ckptool.verification.trial_module import (
     MAX_READ_NBYTES,
@@ -223,16 +224,26 @@ def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
             try:
                 tensors = build_probe_state(diff, attempt.read_keys)
                 has_values = attempt.is_real or len(attempt.read_keys) == len(diff.state.tensors)
-                return _run_loads(
-                    attempt.create, _with_retied(tensors, diff.retied_keys),
+                tensors = _with_retied(tensors, diff.retied_keys)
+                outcome = _run_loads(
+                    attempt.create, tensors,
                     has_values=has_values, has_read_values=bool(attempt.read_keys),
                 )  # fmt: skip
+                return _add_kept(outcome, attempt, tensors)
             except ValuesNeededError as error:
                 reason = str(error)
             except (ReadError, UserCodeError) as error:
                 if not attempt.is_real:
                     return Skipped(CHECK_NAME, str(error))
     return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+
+
+def _add_kept(outcome: LoadOutcome, attempt: _Attempt, tensors: Mapping[str, Any]) -> LoadOutcome:
+    """Return the outcome with the elements of computed tensors that are not of the file."""
+    computed = [key for key, source in outcome.sources.items() if source == ""]
+    if not (computed and attempt.is_real and outcome.is_strict):
+        return outcome
+    return replace(outcome, kept=find_kept_elements(attempt.create, tensors, computed))
 
 
 def _list_attempts(trial: TrialModule, diff: ModuleDiff) -> Iterator[_Attempt]:
@@ -289,7 +300,7 @@ def _record_keys(module: nn.Module) -> _KeyRecorder:
 
 
 def _with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> Mapping[str, Any]:
-    result = _copy_state(tensors)
+    result = copy_state(tensors)
     result.update({name: result[kept_key] for name, kept_key in retied_keys.items()})
     return result
 
@@ -333,15 +344,6 @@ def _run_loads(
     )
 
 
-def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
-    """Return a shallow copy with `_metadata`: loading code may change its argument."""
-    copy = OrderedDict(tensors)
-    versions = getattr(tensors, "_metadata", None)
-    if versions is not None:
-        set_versions(copy, versions)
-    return copy
-
-
 def _load(
     module: nn.Module,
     tensors: Mapping[str, Any],
@@ -361,7 +363,7 @@ def _load(
         with warnings.catch_warnings(), user_code(), recorder:
             # The load is part of the probe: torch's warnings about it do not concern the user.
             warnings.simplefilter("ignore")
-            call_load_state_dict(module, _copy_state(tensors), strict=strict)
+            call_load_state_dict(module, copy_state(tensors), strict=strict)
     except UserCodeError as error:
         text = error.text
         is_torchs = has_values and _LOAD_ERRORS in text

@@ -99,6 +99,15 @@ def set_versions(state_dict: Mapping[str, Any], versions: Mapping[str, Any]) -> 
     )
 
 
+def copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """Return a shallow copy with `_metadata`: loading code may change its argument."""
+    copy = OrderedDict(tensors)
+    versions = getattr(tensors, "_metadata", None)
+    if versions is not None:
+        set_versions(copy, versions)
+    return copy
+
+
 def read_plain_tensor(info: TensorInfo) -> Tensor | None:
     """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
     return _read_tensor(info) if _is_plain_bytes(info) else None

@@ -213,6 +213,73 @@ class SetsData(nn.Module):
         return self.b(self.a(x))
 
 
+class GrowsItsVocabulary(nn.Module):
+    """Has more rows than an old file: the new ones keep initial values."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Parameter(torch.zeros(6, 4))
+        self.fc = nn.Linear(4, 4)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        old = state_dict[prefix + "emb"]
+        rows = self.emb.detach().clone()
+        rows[: len(old)] = old
+        state_dict[prefix + "emb"] = rows
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x):
+        return self.fc(x) + self.emb.sum(0)
+
+
+class CopiesSomeRows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Parameter(torch.zeros(6, 4))
+        self.fc = nn.Linear(4, 4)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, *args):
+        old = state_dict.pop(prefix + "emb")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *args)
+        missing.remove(prefix + "emb")
+        with torch.no_grad():
+            self.emb[: len(old)] = old
+
+    def forward(self, x):
+        return self.fc(x) + self.emb.sum(0)
+
+
+class InitialisesItsHead(nn.Module):
+    """As for fine-tuning: the head of the file is not taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Parameter(torch.zeros(6, 4))
+        self.fc = nn.Linear(4, 4)
+        self.register_load_state_dict_post_hook(lambda module, _: module.fc.reset_parameters())
+
+    def forward(self, x):
+        return self.fc(x) + self.emb.sum(0)
+
+
+class InterpolatesPositions(nn.Module):
+    """Computes every element from the file."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Parameter(torch.zeros(6, 4))
+        self.fc = nn.Linear(4, 4)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        old = state_dict[prefix + "emb"]
+        size = {"size": 6, "mode": "linear"}
+        state_dict[prefix + "emb"] = nn.functional.interpolate(old.mT[None], **size)[0].mT
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x):
+        return self.fc(x) + self.emb.sum(0)
+
+
 class ReadsItsMetadata(nn.Module):
     """Saves more than a version in `_metadata`, and needs it."""
 
@@ -256,6 +323,12 @@ def _old_linear():
     return {"old.weight": torch.randn(4, 4), "old.bias": torch.randn(4)}
 
 
+def _rows(count):
+    return {
+        "emb": torch.randn(count, 4), "fc.weight": torch.randn(4, 4), "fc.bias": torch.randn(4)
+    }  # fmt: skip
+
+
 def _without_version():
     state = OrderedDict(nn.Linear(4, 4).state_dict())
     state._metadata = OrderedDict({"": {}})
@@ -287,3 +360,12 @@ CASES = {
     },
     "ExpectsAVersion": Case(ExpectsAVersion, _without_version),
 }  # fmt: skip
+
+PARTIAL_CASES = {
+    cls.__name__: Case(cls, functools.partial(_rows, count))
+    for cls, count in (
+        (GrowsItsVocabulary, 4), (CopiesSomeRows, 4), (InitialisesItsHead, 6),
+        (InterpolatesPositions, 3),
+    )
+}  # fmt: skip
+"""Name -> a case in which values are computed; some of them not from the file."""

@@ -6,7 +6,7 @@ Every module is asked live and by its name, and its file is in several container
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from verification.own_code_modules import CASES
+from verification.own_code_modules import CASES, PARTIAL_CASES
 
 import ckptool
 from ckptool.errors import CkptoolError, LoadError
@@ -123,3 +123,41 @@ def test_a_live_module_is_not_changed_by_a_question(name, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def count_kept_elements(case):
+    """Return key -> elements that plain torch leaves to the module, or to a random generator."""
+    states = []
+    for start in (0.25, -0.75):
+        module = case.module()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(start)
+        torch.manual_seed(7)
+        state = case.state()
+        torch.manual_seed(int(start < 0))
+        module.load_state_dict(state)
+        states.append(module.state_dict())
+    counts = {key: int((value != states[1][key]).sum()) for key, value in states[0].items()}
+    return {key: count for key, count in counts.items() if count}
+
+
+@pytest.mark.parametrize("is_live", [False, True], ids=["by name", "live"])
+@pytest.mark.parametrize("partial_name", PARTIAL_CASES)
+def test_elements_that_are_not_of_the_file_are_counted(partial_name, is_live, tmp_path):
+    case, path = PARTIAL_CASES[partial_name], tmp_path / "model.pth"
+    expected = count_kept_elements(case)
+    torch.save(case.state(), path)
+    name = f"verification.own_code_modules:{partial_name}"
+    report = ckptool.diff(path, module=case.module() if is_live else name)
+    sizes = {key: value.numel() for key, value in case.module().state_dict().items()}
+    lost = {step.key for step in report.load_steps if step.does == "lost"}
+    partial = {step.key for step in report.load_steps if step.does == "partial"}
+    assert lost == {key for key, count in expected.items() if count == sizes[key]}
+    assert partial == expected.keys() - lost
+    findings = {f.key: f for f in report.findings if f.code == "CK222"}
+    assert findings.keys() == expected.keys()
+    for key in partial:
+        assert f" {expected[key]} of {sizes[key]} elements" in findings[key].summary
+        assert findings[key].level == "warning"
+    assert all(findings[key].level == "error" for key in lost)
