@@ -28,7 +28,6 @@ from ckptool.model import Checkpoint, StateDict
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.policy import Policy, judge
 from ckptool.reports.load import (
-    LoadedKeys,
     LoadReport,
     build_load_report,
     build_refusal_report,
@@ -297,12 +296,12 @@ class _LoadJob:
         finally:
             reader.close()
         self._require_unchanged()
-        differs = bool(keys.missing_keys or keys.unexpected_keys)
+        differs = bool(keys.missing or keys.unexpected)
         findings = self.findings.find(planned.diff)
         return build_load_report(
             planned,
             self.module_name,
-            LoadedKeys(tuple(keys.missing_keys), tuple(keys.unexpected_keys)),
+            keys,
             judge(findings, self._policy, differs=differs),
             (*notes, *describe_state_choice(planned, self.at)),
             tuple(map(format_question, planned.questions)),

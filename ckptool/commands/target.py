@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.modules import ModuleSpec
+    from ckptool.verification.loading.trial_module import TrialModule
     from ckptool.verification.result import ForwardEffects
     from ckptool.verification.target import VerificationTarget
 
@@ -151,7 +152,14 @@ class ModuleTarget(Struct, frozen=True):
             if self.into:
                 module_info = select_submodule(module_info, self.into)
                 module = module.get_submodule(self.into)
-            return check_own_load(module_info, module), module
+            trial = self.make_trial(module, file_arguments)
+            return check_own_load(module_info, trial), module
+
+    def make_trial(self, module: "nn.Module", file_arguments: FileArguments) -> "TrialModule":
+        """Return the module, as examined, with the way to build another one."""
+        from ckptool.verification.loading.trial_module import make_trial
+
+        return make_trial(module, self.build_spec(file_arguments), self.into)
 
     def run_forward(
         self, file_arguments: FileArguments, inputs: object

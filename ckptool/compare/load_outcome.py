@@ -25,10 +25,21 @@ class LoadStepKind(StrEnum):
     """The value is made of the file's tensors, or of something else."""
     DISCARDED = "discarded"
     """A key of the file that nothing in the module takes."""
+    PARTIAL = "partial"
+    """Some of its elements do not come from the file: they keep initial values, or are drawn."""
     CONVERTED = "converted"
     """A framework's loader makes it of other tensors of the file."""
     LOST = "lost"
     """A key of the module that keeps its initial value, without the loader saying so."""
+
+
+class KeptElements(Struct, frozen=True):
+    """Elements of a tensor of the module that do not come from the file, after a load."""
+
+    count: int
+    numel: int
+    is_drawn: bool
+    """Whether the loading code draws them anew; else they are initial values."""
 
 
 class LoadStep(Struct, frozen=True):
@@ -43,6 +54,8 @@ class LoadStep(Struct, frozen=True):
     """For CONVERTED what is done: "stacked, concatenated"."""
     file_keys: tuple[str, ...] = ()
     """For CONVERTED all keys of the file that it is made of."""
+    kept: KeptElements | None = None
+    """For PARTIAL, and for LOST where that was measured, what does not come from the file."""
 
 
 class LoadOutcome(Struct, frozen=True):
@@ -58,6 +71,8 @@ class LoadOutcome(Struct, frozen=True):
     computed, None if it still has its initial value; empty if the load raises."""
     rearranged_keys: frozenset[str] = frozenset()
     """Keys of `sources` that have only some of the elements, or in a different order."""
+    kept: Mapping[str, KeptElements] = {}
+    """Of computed tensors: what does not come from the file. Only where that was measured."""
     has_read_values: bool = False
     """Whether the loading code needed the values of the file."""
 
@@ -81,13 +96,9 @@ def find_load_steps(
     for key, module_tensor in module.saved_tensors.items():
         source = outcome.sources.get(key, key)
         tensor = state.tensors.get(key)
-        is_in_file = tensor is not None or key in given_keys
-        if source is None and (is_in_file or key in swallowed):
-            yield LoadStep(LoadStepKind.LOST, key)
-        elif source is None or (source == "" and not is_in_file):
-            yield LoadStep(LoadStepKind.ADDED, key)
-        elif source == "":
-            yield LoadStep(LoadStepKind.COMPUTED, key)
+        if not source:
+            is_in_file = tensor is not None or key in given_keys
+            yield _name_unmatched(key, outcome, is_in_file=is_in_file, is_missing=key in swallowed)
         elif key in outcome.rearranged_keys:
             kind = _classify_rearrangement(module_tensor.tensor, state.tensors.get(source))
             yield LoadStep(kind, key, "" if source == key else source)
@@ -100,6 +111,20 @@ def find_load_steps(
     for key in state.tensors:
         if key not in used_keys and key not in module.saved_tensors and not computes:
             yield LoadStep(LoadStepKind.DISCARDED, key)
+
+
+def _name_unmatched(
+    key: str, outcome: LoadOutcome, *, is_in_file: bool, is_missing: bool
+) -> LoadStep:
+    """Return the step of a key whose value is no tensor of the file: initial, or computed."""
+    source, kept = outcome.sources[key], outcome.kept.get(key)
+    is_kept = source is None or (kept is not None and kept.count == kept.numel)
+    if is_kept and (is_in_file or is_missing):
+        return LoadStep(LoadStepKind.LOST, key, kept=kept)
+    if is_kept or not (is_in_file or kept):
+        return LoadStep(LoadStepKind.ADDED, key)
+    kind = LoadStepKind.COMPUTED if kept is None else LoadStepKind.PARTIAL
+    return LoadStep(kind, key, kept=kept)
 
 
 def _classify_rearrangement(tensor: TensorInfo, file_tensor: TensorInfo | None) -> LoadStepKind:

@@ -100,6 +100,10 @@ def _take_part(state: StateDict, prefix: str) -> StateDict:
         tensors={key: replace(tensor, key=key) for key, tensor in strip(state.tensors).items()},
         role=state.role,
         versions=None if versions is None else versions | strip(state.versions or {}),
+        module_metadata={
+            **({"": state.module_metadata[owner]} if owner in state.module_metadata else {}),
+            **strip(state.module_metadata),
+        },
         non_tensors=strip(state.non_tensors),
         container_keys=tuple(strip(dict.fromkeys(state.container_keys))),
         unsaved_tensors=strip(state.unsaved_tensors),

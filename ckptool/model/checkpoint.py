@@ -62,6 +62,8 @@ class StateDict(Struct, frozen=True, dict=True):
     """"state_dict", "module" (a pickled nn.Module), "optimizer", or "tensors" (a list)."""
     versions: Mapping[str, int | None] | None = None
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
+    module_metadata: Mapping[str, Mapping[str, object]] = {}
+    """`state_dict._metadata` in full, of the sub-modules that have more there than a `version`."""
     non_tensors: Mapping[str, str] = {}
     """Keys whose value is not a tensor -> short description of the value."""
     container_keys: tuple[str, ...] = ()

@@ -1,6 +1,5 @@
 """BuildPair -> Constancy of each tensor; nn.Module -> MoveBehavior of each tensor."""
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.model import Constancy, Skipped
 from ckptool.modules.build import BuildPair
+from ckptool.modules.module_copy import copy_module
 from ckptool.modules.tensors.elements import get_dtype_name, have_same_bytes
 from ckptool.modules.tensors.fill import is_uninitialized
 from ckptool.modules.tensors.tensor_info import ModuleStorages
@@ -128,7 +128,8 @@ def copy_to_meta(module: "nn.Module", module_walk: ModuleWalk) -> "nn.Module":
     values += [value for _, member in module_walk.modules for value in vars(member).values()]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     with user_code():
-        return copy.deepcopy(module, {id(tensor): _copy_tensor(tensor) for tensor in tensors})
+        replacements = {id(tensor): _copy_tensor(tensor) for tensor in tensors}
+    return copy_module(module, replacements)
 
 
 def _copy_tensor(tensor: "Tensor") -> "Tensor":

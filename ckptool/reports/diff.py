@@ -45,8 +45,8 @@ class LoadStepReport(Struct, frozen=True, kw_only=True):
 
     key: str
     does: str
-    """"renamed", "reshaped", "permuted", "sliced", "added", "computed", "converted", "discarded" or
-    "lost"."""
+    """"renamed", "reshaped", "permuted", "sliced", "added", "computed", "converted", "partial",
+    "discarded" or "lost"."""
     file_key: str = ""
     """Key of the file whose tensor it is, "" if it has the same name, or none."""
     operation: str = ""

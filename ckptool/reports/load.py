@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.phrases import pluralize
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ckptool.migration.load.planned_load import PlannedLoad
     from ckptool.migration.plan.operation import Operation
     from ckptool.model import Checkpoint
+    from ckptool.modules.load_call import LoadedKeys
 
 _MAX_QUESTIONS: Final = 20
 """Maximum number of questions in the short form."""
@@ -56,17 +56,10 @@ def format_short(report: LoadReport) -> str:
     return "\n  ".join((f"{report.path}: {report.verdict}", *shown, *ending))
 
 
-class LoadedKeys(Struct, frozen=True):
-    """What `load_state_dict` returned."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-
 def build_load_report(
     planned: "PlannedLoad",
     module_name: str,
-    keys: LoadedKeys,
+    keys: "LoadedKeys",
     verdict: Verdict,
     notes: tuple[str, ...],
     questions: tuple[str, ...],
@@ -119,7 +112,7 @@ def _build_step(op: "Operation") -> StepReport:
     return replace(step, assumption=step.assumption.replace("according to --rename", "as asked"))
 
 
-def _format_verdict(step_count: int, keys: LoadedKeys) -> str:
+def _format_verdict(step_count: int, keys: "LoadedKeys") -> str:
     after = f" after {pluralize(step_count, 'step')}" if step_count else ""
     counts = [f"{len(keys.missing)} missing"] if keys.missing else []
     counts += [f"{len(keys.unexpected)} unexpected"] if keys.unexpected else []

@@ -18,6 +18,7 @@ from ckptool.modules.import_target import (
     prepend_search_paths,
     resolve_target,
 )
+from ckptool.modules.module_copy import copy_module
 from ckptool.modules.target.rebuild import UNKNOWN_ARGUMENTS, builds_other_state, find_rebuild
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.world.cuda_on_cpu import call_constructor
@@ -51,8 +52,7 @@ class ModuleFactory:
         if self.instance is None:
             return self.construct_module(seed_value)
         try:
-            with user_code():
-                return copy.deepcopy(self.instance)
+            return copy_module(self.instance)
         except UserCodeError as error:
             raise ModuleError(self.target, f"copying it raised {error}") from error
 

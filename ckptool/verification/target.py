@@ -9,6 +9,7 @@ from ckptool.loaders.describe import describe_for_loader
 from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, examine_and_build
 from ckptool.verification.loading.load_probe import compare_with_loader
+from ckptool.verification.loading.trial_module import make_trial
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
 
 
@@ -37,7 +38,7 @@ def open_verification_target(
     with open_module_factory(spec) as factory:
         module_info, instance = examine_and_build(spec)
         module_info = describe_for_loader(module_info, instance, spec)
-        module_diff = compare_with_loader(checkpoint, module_info, instance, at)
+        module_diff = compare_with_loader(checkpoint, module_info, make_trial(instance, spec), at)
         yield VerificationTarget(
             module_info, module_diff, factory, module_diff.state.unsaved_tensors
         )

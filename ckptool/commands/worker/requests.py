@@ -95,7 +95,7 @@ class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
 
         _, module = session.examine_module(self.target, self.file_arguments)
         with self.target.enter_module_code(self.file_arguments):
-            return ask_loader(module, self.module_diff)
+            return ask_loader(self.target.make_trial(module, self.file_arguments), self.module_diff)
 
 
 class OldCheckpoint(Struct, frozen=True):

@@ -245,10 +245,20 @@ class _TreeWalk:
             tensors,
             role,
             versions=_read_module_versions(node),
+            module_metadata=self._read_module_metadata(node),
             non_tensors=plain_texts,
             container_keys=tuple(key for key, text in leaf_texts.items() if text is None),
         )
         return self._append_state(state, outer_state)
+
+    def _read_module_metadata(self, node: Any) -> dict[str, Mapping[str, object]]:
+        """Return the entries of `state_dict._metadata` that are not a version alone."""
+        entries = {
+            format_key(prefix): self._plain_values.convert_node(entry)
+            for prefix, entry in (_find_metadata(node) or {}).items()
+            if isinstance(entry, dict) and (len(entry) != 1 or _read_version(entry) is None)
+        }
+        return {prefix: entry for prefix, entry in entries.items() if isinstance(entry, dict)}
 
     def _describe_leaf(self, node: Any) -> str | None:
         """Describe a node that is plain data or has no children; None if it is descended into.
@@ -356,14 +366,20 @@ def _drop_values_beyond(entries: list[PlainEntry], leaves: int) -> bool:
 
 def _read_module_versions(node: Any) -> dict[str, int | None] | None:
     """Return prefix -> version of each submodule, from `state_dict._metadata`; None without it."""
-    state = node.state if type(node) is MappingNode else None
-    metadata = state.get("_metadata") if isinstance(state, dict) else None
-    if not isinstance(metadata, dict):
+    metadata = _find_metadata(node)
+    if metadata is None:
         return None
     return {
         format_key(prefix): _read_version(module_metadata)
         for prefix, module_metadata in metadata.items()
     }
+
+
+def _find_metadata(node: Any) -> dict[Any, Any] | None:
+    """Return `state_dict._metadata` of the node of a state_dict, None without it."""
+    state = node.state if type(node) is MappingNode else None
+    metadata = state.get("_metadata") if isinstance(state, dict) else None
+    return metadata if isinstance(metadata, dict) else None
 
 
 def _read_version(module_metadata: Any) -> int | None:

@@ -278,6 +278,9 @@ def _merge_states(
             tensors=_merge_tensors(shard_states, weight_map),
             role=shard_states[0][1].role if shard_states else "state_dict",
             versions=_merge_versions([state.versions for _, state in shard_states]),
+            module_metadata=dict(
+                item for _, state in shard_states for item in state.module_metadata.items()
+            ),
             non_tensors=dict(
                 item for _, state in shard_states for item in state.non_tensors.items()
             ),

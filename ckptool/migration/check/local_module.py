@@ -16,6 +16,7 @@ from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.model import Skipped
 from ckptool.modules import ModuleSpec, rebuild_with_seed
+from ckptool.modules.load_call import call_load_state_dict
 from ckptool.modules.tensors.elements import get_dtype_name
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
@@ -28,6 +29,7 @@ from ckptool.verification.loading.load_tensors import (
     set_versions,
 )
 from ckptool.verification.loading.recorded_load import needs_values, try_strict_load
+from ckptool.verification.loading.trial_module import make_trial
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +48,7 @@ class LocalModule:
 
     def ask_loader(self, module_diff: ModuleDiff) -> LoaderAnswer:
         """Ask its own loading code about the state of `module_diff`."""
-        return ask_loader(self.module, module_diff)
+        return ask_loader(make_trial(self.module, self.spec), module_diff)
 
     def read_value(self, key: str, seed: int | None) -> ModuleValue:
         """Return the value that building gives to `key`; with `seed`, of a build under it.
@@ -87,7 +89,8 @@ class LocalModule:
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)
-            error = try_strict_load(self.module.get_submodule(submodule), state_dict)
+            part = self.module.get_submodule(submodule)
+            error = try_strict_load(make_trial(part, self.spec, submodule), state_dict)
         except UserCodeError as copy_error:
             return StrictLoad(skip_reason=f"copying the module raised {copy_error}")
         return (
@@ -104,7 +107,7 @@ class LocalModule:
             return StrictLoad(skip_reason=f"building the module again raised {error}")
         try:
             with user_code():
-                built.load_state_dict(state_dict)
+                call_load_state_dict(built, state_dict)
         except UserCodeError as error:
             return StrictLoad(summarize_message(error.text))
         return StrictLoad()

@@ -150,7 +150,7 @@ def build_example_state(state: StateDict, plan: Plan) -> "OrderedDict[str, Tenso
     if state.versions is not None:
         from ckptool.verification.loading.load_tensors import set_version_numbers
 
-        set_version_numbers(example, state.versions)
+        set_version_numbers(example, state.versions, state.module_metadata)
     return example
 
 

@@ -10,6 +10,7 @@ import torch
 from ckptool.errors import PlanError
 from ckptool.migration.load.file_copies import ChunkedTensor, FileCopies, MappedFile
 from ckptool.modules.live.registered import list_members, list_registered
+from ckptool.modules.load_call import LoadedKeys, call_load_state_dict
 from ckptool.modules.tensors.elements import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
@@ -17,9 +18,6 @@ from ckptool.verification.loading.loading_code import loads_by_own_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    LoadedKeys = Any
-    """torch's _IncompatibleKeys: `missing_keys` and `unexpected_keys`."""
 
 _MAX_SMALL_NBYTES: Final = 8 << 20
 """Size of files up to which threads gain nothing, and mapped pages are few."""
@@ -33,7 +31,7 @@ def load_into_module(
     *,
     strict: bool,
     assign: bool,
-) -> "LoadedKeys":
+) -> LoadedKeys:
     """Call `load_state_dict`; where it raises, put back all that can be put back.
 
     With `assign`, torch makes a parameter of each name; what was tied is tied again after it.
@@ -59,7 +57,7 @@ def load_into_module(
     puts_off = bool(chunked) or not (has_own_code or assign or is_small)
     try:
         with FileCopies(files, chunked) if puts_off else nullcontext():
-            keys = module.load_state_dict(state_dict, strict=strict, assign=assign)
+            keys = call_load_state_dict(module, state_dict, strict=strict, assign=assign)
     except Exception as error:
         remark = before.restore(module)
         raise PlanError(f"{format_exception_line(error)}; {remark}") from error

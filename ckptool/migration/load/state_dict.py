@@ -131,7 +131,7 @@ def build_state_dict(
     for key, source_key in draft.non_tensor_keys.items():
         state_dict[key] = reader.read_value(source_key, key)
     if draft.versions is not None:
-        set_version_numbers(state_dict, draft.versions)
+        set_version_numbers(state_dict, draft.versions, draft.state.module_metadata)
     return state_dict
 
 

@@ -109,6 +109,7 @@ class Draft(Struct, frozen=True):
             at=self.state.at,
             tensors={key: item.describe_tensor(key) for key, item in self.items.items()},
             versions=self.versions,
+            module_metadata=self.state.module_metadata,
             non_tensors={
                 key: self.state.non_tensors.get(source_key, "a container")
                 for key, source_key in self.non_tensor_keys.items()

@@ -4,7 +4,7 @@ What torch.save or DCP wrote is written again with the state_dict replaced: an e
 or an object of an unknown class stay.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from typing import Any, Final
@@ -361,17 +361,19 @@ def _build_mapping(old_node: Any, draft: Draft, pairs: dict[Any, Any]) -> Any:
     mapping.pairs = pairs
     if draft.versions is not None and draft.versions != draft.state.versions:
         mapping.state = {**(mapping.state if isinstance(mapping.state, dict) else {})}
-        mapping.state["_metadata"] = _build_version_metadata(draft.versions)
+        mapping.state["_metadata"] = _build_version_metadata(draft)
     elif draft.versions is not None and mapping.state is None:
-        mapping.state = {"_metadata": _build_version_metadata(draft.versions)}
+        mapping.state = {"_metadata": _build_version_metadata(draft)}
     return mapping
 
 
-def _build_version_metadata(versions: Mapping[str, int | None]) -> UnresolvedObject:
+def _build_version_metadata(draft: Draft) -> UnresolvedObject:
     metadata = UnresolvedObject(_ORDERED_DICT, ())
     metadata.pairs = {
-        prefix: {} if version is None else {"version": version}
-        for prefix, version in versions.items()
+        prefix: dict(
+            draft.state.module_metadata.get(prefix, {} if version is None else {"version": version})
+        )
+        for prefix, version in (draft.versions or {}).items()
     }
     return metadata
 

@@ -141,7 +141,7 @@ def _choose_upgrade_level(diff: ModuleDiff) -> Level | None:
     a warning, one whose keys were renamed is an old file.
     """
     changes_values = any(
-        step.kind is LoadStepKind.COMPUTED
+        step.kind in {LoadStepKind.COMPUTED, LoadStepKind.PARTIAL}
         or (step.kind in {LoadStepKind.PERMUTED, LoadStepKind.SLICED} and not step.file_key)
         for step in diff.load_steps
     )
@@ -232,11 +232,12 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK222",
         name="loading-code-loses-state",
         level=Level.ERROR,
-        summary="`{key}` keeps its initial value: the module's own loading code {what}",
+        summary="`{key}` {state}: the module's own loading code {what}",
         detail="load_state_dict(strict=True) does not raise",
         why=(
             "An override that calls super().load_state_dict(strict=False), or skips keys whose "
-            "shape does not match, returns without an error. The tensor keeps its initial value."
+            "shape does not match, returns without an error. The tensor keeps its initial value. "
+            "Code that makes room for more rows leaves initial values in them."
         ),
         fix=(
             "Raise an error in the override for the missing and unexpected keys that "
@@ -263,7 +264,15 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             is_in_file = step.key in diff.state.tensors
             what = "ignores the file's tensor" if is_in_file else "does not report it missing"
             remedy = "" if is_in_file else f" To take it from another checkpoint: {command}"
-            yield hit(step.key, Level.NOTE if is_rebuilt else None, what=what, remedy=remedy)
+            is_drawn = step.kept is not None and step.kept.is_drawn
+            state = "is initialised again" if is_drawn else "keeps its initial value"
+            level = Level.NOTE if is_rebuilt else None
+            yield hit(step.key, level, state=state, what=what, remedy=remedy)
+        elif step.kind is LoadStepKind.PARTIAL and step.kept is not None:
+            what = "computes the others from the file"
+            verb = "has new random values" if step.kept.is_drawn else "keeps initial values"
+            state = f"{verb} in {step.kept.count:,} of {step.kept.numel:,} elements"
+            yield hit(step.key, Level.WARNING, state=state, what=what, remedy="")
 
 
 @check(

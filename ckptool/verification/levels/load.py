@@ -13,6 +13,7 @@ from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
+from ckptool.modules.load_call import call_load_state_dict
 from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
@@ -98,7 +99,7 @@ def load_matching_tensors(module: nn.Module, tensors: Mapping[str, Any], target:
     """
     try:
         with user_code():
-            module.load_state_dict(tensors, strict=False)
+            call_load_state_dict(module, tensors, strict=False)
     except UserCodeError as error:
         raise ModuleError(target, f"load_state_dict() raised {error}") from error
 
@@ -120,7 +121,7 @@ def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
     module = loaded_factory.factory.create_module()
     try:
         with user_code():
-            module.load_state_dict(file_tensors, strict=True)
+            call_load_state_dict(module, file_tensors)
     except UserCodeError as error:
         return LevelResult(
             VerificationLevel.LOAD,
@@ -169,7 +170,7 @@ def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:
     module = loaded_factory.factory.create_module()
     try:
         with user_code():
-            module.load_state_dict(loaded_factory.tensors, strict=True)
+            call_load_state_dict(module, loaded_factory.tensors)
     except UserCodeError:
         return False
     return True
@@ -189,7 +190,7 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
         old_ties = _find_tied_names(module)
         with user_code():
             tensors = _copy_metadata(loaded_factory.tensors, dict(loaded_factory.tensors))
-            module.load_state_dict(tensors, strict=False, assign=True)
+            call_load_state_dict(module, tensors, strict=False, assign=True)
     except (ModuleError, UserCodeError) as error:
         return MetaLoadResult(skipped=(Skipped(check_name, str(error)),))
     uninitialized_paths = (

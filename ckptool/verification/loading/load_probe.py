@@ -4,9 +4,9 @@ The loader copies tensors without data (on meta) into a copy of the module on me
 of the file's elements is read; which file tensor went where is recorded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 from torch import nn
@@ -22,26 +22,28 @@ from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.loading.copy_probe import find_copy_error
-from ckptool.verification.loading.load_recorder import LoadRecorder
+from ckptool.verification.loading.kept_values import find_kept_elements
+from ckptool.verification.loading.load_recorder import (
+    LoadRecorder,
+)
+from ckptool.verification.loading.load_tensors import can_be_read_without_torch
 from ckptool.verification.loading.loading_code import (
     find_loading_code,
-    has_hooks,
+    find_user_loading_code,
     is_user_class,
     only_fills_keys,
 )
-from ckptool.verification.loading.module_copy import copy_module
 from ckptool.verification.loading.probe_state import ValuesNeededError, build_probe_state
-from ckptool.verification.loading.recorded_load import call_load_state_dict, run_loads, with_retied
+from ckptool.verification.loading.recorded_load import record_load, run_loads, with_retied
+from ckptool.verification.loading.trial_module import MAX_READ_NBYTES, TrialModule
 
 CHECK_NAME: Final = "the module's own loading code"
-MAX_READ_NBYTES: Final = 256 << 20
-"""Maximum size of a state whose values are read for loading code that looks at them."""
 
 
 def compare_with_loader(
     checkpoint: Checkpoint,
     module_info: ModuleInfo,
-    module: nn.Module,
+    trial: TrialModule,
     at: str | None,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
@@ -53,39 +55,40 @@ def compare_with_loader(
     Args:
         checkpoint: the file.
         module_info: description of `module`.
-        module: an instance of the module; it is copied, not changed.
+        trial: the module.
         at: place of the state; None takes the one that matches best.
     """
-    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, module))
+    return build_loaded_diff(checkpoint, module_info, at, partial(ask_loader, trial))
 
 
-def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
-    """Ask the loading code of `module`, which is copied and not changed, about the state of `diff`.
+def ask_loader(trial: TrialModule, diff: ModuleDiff) -> LoaderAnswer:
+    """Ask the loading code of a module, on other instances of it, about the state of `diff`.
 
     The answer is empty where keys and shapes are all that a load looks at.
     """
+    module = trial.module
     if diff.module.loader != "torch":
         answer = load_with_framework(diff.module.loader, module, diff.state)
         if isinstance(answer, Skipped):
             return LoaderAnswer(unchecked=answer)
         rewrite = find_rewrite(diff.module.loader, module, diff.state, answer)
         return LoaderAnswer(loading_info=replace(answer, rewrite=rewrite))
-    refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
-    result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
+    refusal = _find_retie_refusal(trial, diff) if diff.retied_keys else ""
+    result = _probe_or_skip(trial, replace(diff, retie_refusal=refusal))
     if isinstance(result, Skipped):
         return LoaderAnswer(unchecked=result, retie_refusal=refusal)
     return LoaderAnswer(outcome=result, retie_refusal=refusal)
 
 
-def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
+def _find_retie_refusal(trial: TrialModule, diff: ModuleDiff) -> str:
     """Return why `safetensors.torch.load_model` refuses the file; "" if it loads, or has shards."""
     if diff.checkpoint.container is not Container.SAFETENSORS:
         return ""
     missing, unexpected = diff.missing_keys, diff.unexpected_keys
-    if find_loading_code(module):
+    if find_loading_code(trial.module):
         # What the loader is given: the names of the file alone.
         outcome = _probe_load(
-            module, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
+            trial, replace(diff, retie_refusal="asked", state=_drop_versions(diff))
         )
         if isinstance(outcome, Skipped):
             return f"{outcome.what} was not asked: {outcome.reason}"
@@ -101,13 +104,14 @@ def _drop_versions(diff: ModuleDiff) -> StateDict:
     return replace(diff.state, versions=None)
 
 
-def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
     """Return what the loader does; None if keys and shapes are all that it looks at."""
+    module = trial.module
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
         diff.is_strict and all(only_fills_keys(module.get_submodule(p)) for p in prefixes)
     )
-    outcome = _probe_load(module, diff) if is_asked else None
+    outcome = _probe_load(trial, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
@@ -120,58 +124,99 @@ def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped
     return LoadOutcome(copy_error, None, None) if copy_error else outcome
 
 
-def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
+def check_own_load(module_info: ModuleInfo, trial: TrialModule) -> ModuleInfo:
     """Return the description with what loading the module's own state_dict() into a copy raises.
 
     A module can write a key that it does not read, or ask for one that it leaves out. Torch's own
     classes read what they write.
     """
-    parts = [module.get_submodule(prefix) for prefix in find_loading_code(module)]
-    if not any(is_user_class(part) or has_hooks(part) for part in parts):
+    if not find_user_loading_code(trial.module):
         return module_info
+    on_meta = partial(trial.create_on_meta, with_buffers=False)
+    create = trial.create_real if trial.can_be_real else on_meta
     try:
-        with preserve_random_state(), user_code():
-            state = copy_module(module, on_meta=False).state_dict()
-        error = call_load_state_dict(
-            copy_module(module, on_meta=False),
-            state,
-            LoadRecorder(),
-            strict=True,
-            has_values=False,
-        )
+        with preserve_random_state():
+            with user_code():
+                state = create().state_dict()
+            has_values = trial.can_be_real
+            error = record_load(create(), state, LoadRecorder(), strict=True, has_values=has_values)
     except (UserCodeError, ValuesNeededError) as caught:
         skipped = Skipped("loading the module's own state_dict()", str(caught))
         return replace(module_info, skipped=(*module_info.skipped, skipped))
     return replace(module_info, own_load_error=error)
 
 
-def _probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
-    """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
+class _Attempt(NamedTuple):
+    """A way to ask the loading code."""
 
-    Values are read only where the loading code needs them, first of what is no parameter, and of at
-    most MAX_READ_NBYTES.
+    read_keys: frozenset[str]
+    """Keys whose values are read."""
+    create: Callable[[], nn.Module]
+    """Makes the instance that loads."""
+    is_real: bool
+    """Whether all tensors of the instance have memory."""
+
+
+def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
+    """Ask other instances of the module to load the state of `diff`; Skipped if that cannot be.
+
+    Code of the user's is run as a script runs it, with all values, if file and module are small: it
+    may look at devices and values. Otherwise values are read only where the loading code needs
+    them, first of what is no parameter, and of at most MAX_READ_NBYTES.
 
     Args:
-        module: an instance of the module; it is copied, not changed.
+        trial: the module.
         diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
             given under both names.
     """
     reason = ""
     with preserve_random_state():
-        for keys in _choose_read_keys(module, diff):
-            nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
-            is_remote = isinstance(diff.checkpoint.path, RemotePath)
-            if keys and (diff.is_planned or is_remote or nbytes > MAX_READ_NBYTES):
-                break
+        for attempt in _list_attempts(trial, diff):
             try:
-                tensors = with_retied(build_probe_state(diff, keys), diff.retied_keys)
-                has_values = len(keys) == len(diff.state.tensors)
-                return run_loads(module, tensors, keys, has_values=has_values)
+                tensors = build_probe_state(diff, attempt.read_keys)
+                has_values = attempt.is_real or len(attempt.read_keys) == len(diff.state.tensors)
+                tensors = with_retied(tensors, diff.retied_keys)
+                outcome = run_loads(
+                    attempt.create, tensors,
+                    has_values=has_values, has_read_values=bool(attempt.read_keys),
+                )  # fmt: skip
+                return _add_kept(outcome, attempt, tensors)
             except ValuesNeededError as error:
                 reason = str(error)
             except (ReadError, UserCodeError) as error:
-                return Skipped(CHECK_NAME, str(error))
+                if not attempt.is_real:
+                    return Skipped(CHECK_NAME, str(error))
     return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+
+
+def _add_kept(outcome: LoadOutcome, attempt: _Attempt, tensors: Mapping[str, Any]) -> LoadOutcome:
+    """Return the outcome with the elements of computed tensors that are not of the file."""
+    computed = [key for key, source in outcome.sources.items() if source == ""]
+    if not (computed and attempt.is_real and outcome.is_strict):
+        return outcome
+    return replace(outcome, kept=find_kept_elements(attempt.create, tensors, computed))
+
+
+def _list_attempts(trial: TrialModule, diff: ModuleDiff) -> Iterator[_Attempt]:
+    is_remote = isinstance(diff.checkpoint.path, RemotePath)
+
+    def is_small(keys: frozenset[str]) -> bool:
+        nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
+        return not is_remote and nbytes <= MAX_READ_NBYTES
+
+    all_keys = frozenset(diff.state.tensors)
+    has_values = not diff.is_planned or can_be_read_without_torch(diff.state)
+    if (
+        has_values
+        and is_small(all_keys)
+        and trial.can_be_real
+        and find_user_loading_code(trial.module)
+    ):
+        yield _Attempt(all_keys, trial.create_real, is_real=True)
+    for keys in _choose_read_keys(trial.module, diff):
+        if keys and (diff.is_planned or not is_small(keys)):
+            return
+        yield _Attempt(keys, partial(trial.create_on_meta, with_buffers=not keys), is_real=False)
 
 
 def _choose_read_keys(module: nn.Module, diff: ModuleDiff) -> Iterator[frozenset[str]]:

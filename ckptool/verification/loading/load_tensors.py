@@ -65,13 +65,27 @@ def load_tensors(
         # A key that is not a str is shown as one, and load_state_dict takes neither.
         tensors.update({keys.get(key, key): torch_state.get(key) for key in other_keys})
     if state.versions is not None:
-        set_version_numbers(tensors, state.versions)
+        set_version_numbers(tensors, state.versions, state.module_metadata)
     return tensors
 
 
-def set_version_numbers(state_dict: Mapping[str, Any], numbers: Mapping[str, int | None]) -> None:
-    """Set the `_metadata` of a state_dict: prefix of a module -> its version, None without."""
-    set_versions(state_dict, {prefix: {"version": number} for prefix, number in numbers.items()})
+def set_version_numbers(
+    state_dict: Mapping[str, Any],
+    numbers: Mapping[str, int | None],
+    module_metadata: Mapping[str, Mapping[str, object]],
+) -> None:
+    """Set the `_metadata` of a state_dict.
+
+    Args:
+        state_dict: changed in place.
+        numbers: prefix of a module -> its version, None without one.
+        module_metadata: entries of modules that have more than a version.
+    """
+    entries = {
+        prefix: module_metadata.get(prefix, {} if number is None else {"version": number})
+        for prefix, number in numbers.items()
+    }
+    set_versions(state_dict, entries)
 
 
 def set_versions(state_dict: Mapping[str, Any], versions: Mapping[str, Any]) -> None:
@@ -85,9 +99,26 @@ def set_versions(state_dict: Mapping[str, Any], versions: Mapping[str, Any]) -> 
     )
 
 
+def copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """Return a shallow copy with `_metadata`: loading code may change its argument."""
+    copy = OrderedDict(tensors)
+    versions = getattr(tensors, "_metadata", None)
+    if versions is not None:
+        set_versions(copy, versions)
+    return copy
+
+
 def read_plain_tensor(info: TensorInfo) -> Tensor | None:
     """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
     return _read_tensor(info) if _is_plain_bytes(info) else None
+
+
+def can_be_read_without_torch(state: StateDict) -> bool:
+    """Whether `load_tensors` reads all of it from byte spans, also before a file has them."""
+    return not state.non_tensors and all(
+        info.layout == "lazy" or (_is_plain_bytes(info) and not info.wrapper)
+        for info in state.tensors.values()
+    )
 
 
 def _is_saved_without_data(info: TensorInfo) -> bool:

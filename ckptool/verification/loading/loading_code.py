@@ -5,6 +5,9 @@ from typing import Final
 from torch import nn
 
 _NORM_MODULES: Final = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
+_LOADING_METHODS: Final = (
+    "load_state_dict", "_load_from_state_dict", "_save_to_state_dict", "state_dict"
+)  # fmt: skip
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
@@ -15,7 +18,22 @@ def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     """
     members = list(module.named_modules())
     own_classes = {cls for cls in {type(part) for _, part in members} if _overrides_loading(cls)}
-    return tuple(prefix for prefix, part in members if type(part) in own_classes or has_hooks(part))
+    return tuple(
+        prefix
+        for prefix, part in members
+        if type(part) in own_classes or has_hooks(part) or _replaces_methods(part)
+    )
+
+
+def find_user_loading_code(module: nn.Module) -> tuple[str, ...]:
+    """Return those of `find_loading_code` whose code is not torch's own."""
+    return tuple(
+        prefix
+        for prefix in find_loading_code(module)
+        if is_user_class(part := module.get_submodule(prefix))
+        or has_hooks(part)
+        or _replaces_methods(part)
+    )
 
 
 def loads_by_own_code(module: nn.Module) -> bool:
@@ -26,6 +44,7 @@ def loads_by_own_code(module: nn.Module) -> bool:
 
 
 def is_user_class(module: nn.Module) -> bool:
+    """Whether its class is not one of torch's."""
     return not type(module).__module__.startswith("torch.")
 
 
@@ -34,19 +53,21 @@ def only_fills_keys(module: nn.Module) -> bool:
     return type(module).__module__ in _NORM_MODULES and not has_hooks(module)
 
 
-def _overrides_loading(cls: type[nn.Module]) -> bool:
-    return bool(
-        cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
-        or cls.load_state_dict is not nn.Module.load_state_dict
-        or cls.set_extra_state is not nn.Module.set_extra_state
-        or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
-        or cls.state_dict is not nn.Module.state_dict
-    )
-
-
 def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks take part when it is loaded or saved."""
     return bool(
         module._state_dict_hooks  # noqa: SLF001
         or module._load_state_dict_pre_hooks  # noqa: SLF001
         or module._load_state_dict_post_hooks  # noqa: SLF001
+    )
+
+
+def _replaces_methods(module: nn.Module) -> bool:
+    """Whether the instance has methods of its own: `model.load_state_dict = function`."""
+    return not vars(module).keys().isdisjoint(_LOADING_METHODS)
+
+
+def _overrides_loading(cls: type[nn.Module]) -> bool:
+    return cls.set_extra_state is not nn.Module.set_extra_state or any(
+        getattr(cls, name) is not getattr(nn.Module, name) for name in _LOADING_METHODS
     )

@@ -55,7 +55,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         tensors[key] = tensors_by_view[view]
     tensors.update({key: {} for key in diff.nested_keys})
     if state.versions is not None:
-        set_version_numbers(tensors, state.versions)
+        set_version_numbers(tensors, state.versions, state.module_metadata)
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""Copy of a module x tensors -> what one call of load_state_dict does, recorded."""
+"""Instance of a module x tensors -> what one call of load_state_dict does, recorded."""
 
 import warnings
 from collections import OrderedDict
@@ -9,6 +9,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from ckptool.compare.load_outcome import LoadOutcome
+from ckptool.modules.build import preserve_random_state
+from ckptool.modules.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.verification.loading.load_recorder import (
@@ -17,28 +19,32 @@ from ckptool.verification.loading.load_recorder import (
     describe_element_order,
     identify_storage,
 )
-from ckptool.verification.loading.load_tensors import set_versions
-from ckptool.verification.loading.module_copy import copy_module
+from ckptool.verification.loading.load_tensors import copy_state
+from ckptool.verification.loading.loading_code import find_user_loading_code
 from ckptool.verification.loading.probe_state import ValuesNeededError
+from ckptool.verification.loading.trial_module import TrialModule
 
 _NEEDS_VALUES: Final = ("meta tensor", "Cannot copy out of", "on device meta", "'meta'", "no data")
 """Parts of torch's messages when code asks a tensor on meta for its values."""
 _LOAD_ERRORS: Final = "Error(s) in loading state_dict"
 
 
-def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
-    """Load real tensors strictly into a copy of `module`; return what it raises, "" if it loads.
+def try_strict_load(trial: TrialModule, state_dict: Mapping[str, Any]) -> str:
+    """Load real tensors strictly into another instance; return what it raises, "" if it loads.
 
-    The copy has its parameters on meta: shapes are compared, and only tensors that torch may refuse
-    to copy, or that the module's own code reads, need memory.
+    Without loading code of the user's, or if it is large, its parameters are on meta: shapes are
+    compared, and only tensors that torch may refuse to copy, or that the module's own code reads,
+    need memory.
 
     Raises:
-        UserCodeError: the module cannot be copied.
+        UserCodeError: no instance can be made.
     """
+    is_real = bool(find_user_loading_code(trial.module)) and trial.can_be_real
+    instance = trial.create_real() if is_real else trial.create_on_meta(with_buffers=False)
     recorder = LoadRecorder(has_values=True)
-    copy = copy_module(module, on_meta=False)
     try:
-        return call_load_state_dict(copy, state_dict, recorder, strict=True, has_values=True)
+        with preserve_random_state():
+            return record_load(instance, state_dict, recorder, strict=True, has_values=True)
     except ValuesNeededError as error:
         raise UserCodeError(error) from error
 
@@ -73,41 +79,41 @@ def _record_keys(module: nn.Module) -> _KeyRecorder:
 
 
 def with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> Mapping[str, Any]:
-    result = _copy_state(tensors)
+    result = copy_state(tensors)
     result.update({name: result[kept_key] for name, kept_key in retied_keys.items()})
     return result
 
 
 def run_loads(
-    module: nn.Module,
+    create: Callable[[], nn.Module],
     tensors: Mapping[str, Any],
-    read_keys: frozenset[str],
     *,
     has_values: bool,
+    has_read_values: bool,
 ) -> LoadOutcome:
-    """Load strictly into one copy; where that raises, load with strict=False into another.
+    """Load strictly into one instance; where that raises, load with strict=False into another.
 
     Raises:
         ValuesNeededError: the loading code needs values, and `tensors` have none.
-        UserCodeError: the module cannot be copied.
+        UserCodeError: no instance can be made.
     """
-    loaded = copy_module(module, on_meta=not read_keys)
+    loaded = create()
     with user_code():
         initial_storages = {key: identify_storage(tensor) for key, tensor in _iter_state(loaded)}
     key_recorder, load_recorder = _record_keys(loaded), LoadRecorder(has_values=has_values)
-    error = call_load_state_dict(loaded, tensors, load_recorder, strict=True, has_values=has_values)
+    error = record_load(loaded, tensors, load_recorder, strict=True, has_values=has_values)
     if error:
-        lenient = copy_module(module, on_meta=not read_keys)
+        lenient = create()
         key_recorder = _record_keys(lenient)
         load_recorder = LoadRecorder(has_values=has_values)
-        lenient_error = call_load_state_dict(
+        lenient_error = record_load(
             lenient, tensors, load_recorder, strict=False, has_values=has_values
         )
         return LoadOutcome(
             error=error,
             missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
             unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
-            has_read_values=bool(read_keys),
+            has_read_values=has_read_values,
         )
     sources = dict(_find_sources(loaded, tensors, initial_storages, load_recorder))
     return LoadOutcome(
@@ -115,20 +121,11 @@ def run_loads(
         unexpected_keys=tuple(key_recorder.unexpected),
         sources={key: source for key, (source, _) in sources.items()},
         rearranged_keys=frozenset(key for key, (_, is_whole) in sources.items() if not is_whole),
-        has_read_values=bool(read_keys),
+        has_read_values=has_read_values,
     )
 
 
-def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
-    """Return a shallow copy with `_metadata`: loading code may change its argument."""
-    copy = OrderedDict(tensors)
-    versions = getattr(tensors, "_metadata", None)
-    if versions is not None:
-        set_versions(copy, versions)
-    return copy
-
-
-def call_load_state_dict(
+def record_load(
     module: nn.Module,
     tensors: Mapping[str, Any],
     recorder: LoadRecorder,
@@ -147,7 +144,7 @@ def call_load_state_dict(
         with warnings.catch_warnings(), user_code(), recorder:
             # The load is part of the probe: torch's warnings about it do not concern the user.
             warnings.simplefilter("ignore")
-            module.load_state_dict(_copy_state(tensors), strict=strict)
+            call_load_state_dict(module, copy_state(tensors), strict=strict)
     except UserCodeError as error:
         text = error.text
         is_torchs = has_values and _LOAD_ERRORS in text
