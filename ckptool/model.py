@@ -335,7 +335,9 @@ class IssueKind(StrEnum):
     PASSED_OVER = "passed-over"
     """An index, or a tensor of one of its shards, in whose place another one is loaded."""
     UNREACHED = "unreached"
-    """Weights of a framework's folder that its loader does not find, or not as a state_dict."""
+    """Weights of a framework's folder that its loader does not find, or cannot open."""
+    NESTED = "nested"
+    """A state_dict below the top level of a file that a framework's loader takes whole."""
 
 
 class ContainerIssue(Struct, frozen=True):
@@ -573,8 +575,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     """Path of the only sub-module that is described, "" for the whole module."""
     loader: str = "torch"
     """Name in ckptool.loaders of the framework that loads it; "torch" is `load_state_dict`."""
-    state_place: str = ""
-    """Place in a file that its framework loads, "" if it does not choose: Lightning does."""
+    state_place: str | None = None
+    """Place in a file that its framework loads, "" for the top level, None if any may be meant."""
     uninitialized_buffers: Mapping[str, str] = {}
     """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     arguments: Mapping[str, str] = {}
