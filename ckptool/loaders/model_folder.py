@@ -49,6 +49,8 @@ class ModelFolder(Struct, frozen=True):
     """Name of the file that says so."""
     weights_name: str = ""
     """Name of the file that the framework reads; "" if none of its names is there."""
+    has_own_classes: bool = False
+    """Whether the configuration also names classes in files of the folder."""
 
     @property
     def is_pipeline(self) -> bool:
@@ -80,7 +82,8 @@ class ModelFolder(Struct, frozen=True):
         if not self.class_name:
             return f"{self.config_name} is one of {self.loader}"
         name = quote_code(cut_middle(self.class_name))
-        return f"{self.config_name} names {name} of {self.loader}"
+        own_classes = "; the code that its `auto_map` names is not run" * self.has_own_classes
+        return f"{self.config_name} names {name} of {self.loader}{own_classes}"
 
 
 def get_install_hint(loader: str) -> str:
@@ -110,6 +113,18 @@ def find_model_folder(location: Location, loader: str | None = None) -> ModelFol
         if model_folder is not None and loader in {None, model_folder.loader}:
             return model_folder
     return None
+
+
+def find_base_folder(location: Location) -> ModelFolder | None:
+    """Return the model at `location` that an adapter may be for; None without.
+
+    An adapter in the same folder is not looked at: training often saves both in one.
+
+    Raises:
+        ReadError: the configuration is no JSON, or is too large.
+    """
+    folders = (find_model_folder(location, name) for name in ("diffusers", "timm", "transformers"))
+    return next(filter(None, folders), None)
 
 
 def require_model_folder(location: Location, loader: str) -> ModelFolder:
@@ -294,4 +309,5 @@ def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolde
         first if isinstance(first, str) else "",
         "config.json",
         choose_weights(names, "transformers"),
+        bool(config.get("auto_map")),
     )
