@@ -219,7 +219,7 @@ class ModuleDiff(Struct, frozen=True):
         Of a framework's module, whether its loader finds a counterpart for every tensor.
         """
         if self.loading_info is not None:
-            return self.loading_info.is_whole
+            return self.loading_info.is_whole and not self.unexpected_non_tensors
         if self.load_outcome is not None:
             return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]

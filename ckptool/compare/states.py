@@ -12,6 +12,7 @@ from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import CorruptCheckpointError, NoStateError
 from ckptool.model import (
     Checkpoint,
+    IssueKind,
     ModuleInfo,
     PlainEntry,
     StateDict,
@@ -185,10 +186,12 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     if not checkpoint.states:
         return StateDict(at="", tensors=MappingProxyType({}))
     candidates = list_model_states(checkpoint) or checkpoint.states
-    if module.state_place:
+    if module.state_place is not None:
         for state in candidates:
             if state.at == module.state_place:
                 return state
+        if any(issue.kind is IssueKind.NESTED for issue in checkpoint.faults):
+            return _describe_top_level(checkpoint)
     if len(candidates) == 1:
         return candidates[0]
     expected = _index_expected(module)
@@ -196,6 +199,13 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     return max(
         candidates, key=lambda state: (_score_against(state, expected), state is loaded_state)
     )
+
+
+def _describe_top_level(checkpoint: Checkpoint) -> StateDict:
+    """Return the top level of a file, which has no tensors, as a loader takes it."""
+    places = (*(state.at for state in checkpoint.states), *(e.at for e in checkpoint.entries))
+    names = dict.fromkeys(place.partition(".")[0] for place in places if place)
+    return StateDict("", MappingProxyType({}), container_keys=tuple(names))
 
 
 def list_model_states(checkpoint: Checkpoint) -> list[StateDict]:

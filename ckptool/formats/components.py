@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, Container, ContainerIssue, Skipped, StateDict
+from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Skipped, StateDict
 
 _SAFETENSORS = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETENSORS})
 
@@ -62,7 +62,11 @@ def _iter_skipped(components: Mapping[str, Checkpoint], field: str) -> Iterator[
 def _iter_faults(components: Mapping[str, Checkpoint]) -> Iterator[ContainerIssue]:
     for name, part in components.items():
         for issue in part.faults:
-            yield replace(issue, key=f"{name}.{issue.key}" if issue.key else issue.key)
+            # The key of these two is a sentence; a component is part of the merged state.
+            if issue.kind in {IssueKind.UNREACHED, IssueKind.NESTED}:
+                yield replace(issue, kind=IssueKind.UNREACHED, key=f"{name}: {issue.key}")
+            else:
+                yield replace(issue, key=f"{name}.{issue.key}" if issue.key else issue.key)
 
 
 def _find_reason(components: Mapping[str, Checkpoint], field: str) -> str:

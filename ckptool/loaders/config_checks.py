@@ -10,8 +10,10 @@ from ckptool.loaders.model_folder import iter_fields, read_config
 from ckptool.locations import Location
 from ckptool.phrases import cut_middle, join_limited, quote_code
 
+REMOTE_CODE_FIELD: Final = "auto_map"
+"""Field of the classes that a folder brings itself, which are used with trust_remote_code alone."""
 CODE_FIELDS: Final = (
-    "auto_map",
+    REMOTE_CODE_FIELD,
     "custom_pipelines",
     "custom_generate",
     "fusion_config",
@@ -38,14 +40,20 @@ _MAX_LISTED_NUMBER: Final = 10**12
 """Maximum size of any integer: products of two still are one that torch can hold."""
 
 
-def read_model_config(folder: Location, name: str) -> dict[str, Any]:
+def read_model_config(folder: Location, name: str, ignored_field: str = "") -> dict[str, Any]:
     """Return the fields of a configuration that a framework may read.
+
+    Args:
+        folder: of the configuration.
+        name: its file name.
+        ignored_field: a field at the top level that is left out, "" for none.
 
     Raises:
         ReadError: it is no JSON object, is too large or nested too deeply.
         ModuleError: it names code or files, or a number that no model has.
     """
     fields = read_config(folder / name)
+    fields.pop(ignored_field, None)
     require_usable_fields(str(folder), name, fields)
     return fields
 

@@ -10,6 +10,7 @@ from ckptool.compare.renames import PrefixRewrite, rank_rewrites
 from ckptool.errors import ModuleError
 from ckptool.loaders import lightning_modules
 from ckptool.loaders.diffusers_models import is_pipeline
+from ckptool.loaders.model_folder import LOADERS_BY_NAME
 from ckptool.loaders.registry import FrameworkLoader, get_loader, is_installed
 from ckptool.model import ModuleInfo, Skipped, StateDict
 from ckptool.modules.import_target import ModuleSpec
@@ -46,7 +47,8 @@ def describe_for_loader(
     """
     module_info = replace(module_info, target=spec.label or module_info.target)
     loader = _choose_loader(module, spec)
-    place = lightning_modules.STATE_PLACE if find_lightning_class(type(module)) else ""
+    place = "" if loader in LOADERS_BY_NAME else None
+    place = lightning_modules.STATE_PLACE if find_lightning_class(type(module)) else place
     module_info = replace(module_info, loader=loader, state_place=place)
     if spec.loader == "torch":
         return module_info

@@ -50,7 +50,9 @@ def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
         ReadError: one of them cannot be read, or there is none.
     """
     components = {
-        name: open_checkpoint(folder.path, limits, folder.weights_name)
+        name: note_unreached_weights(
+            open_checkpoint(folder.path, limits, folder.weights_name), folder
+        )
         for name, folder in list_components(pipeline).items()
     }
     if not components:

@@ -9,9 +9,14 @@ from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import is_directory, open_source
-from ckptool.formats.files.weight_names import LOOKUP_ORDERS, choose_weights, list_file_names
+from ckptool.formats.files.weight_names import (
+    LOOKUP_ORDERS,
+    choose_weights,
+    list_file_names,
+    name_whole_file,
+)
 from ckptool.locations import Location, RemotePath
-from ckptool.model import Checkpoint, ContainerIssue, IssueKind
+from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Safety
 from ckptool.phrases import cut_middle, describe_missing_parts, join_limited, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
@@ -21,8 +26,10 @@ MAX_CONFIG_NBYTES: Final = 4 << 20
 _MAX_DEPTH: Final = 64
 _MAX_VALUES: Final = 200_000
 
-_LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
-"""Those that look for files of certain names only."""
+LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
+"""Those that look for files of certain names only, and take what is in them for the state_dict."""
+
+_SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETENSORS})
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
@@ -42,6 +49,8 @@ class ModelFolder(Struct, frozen=True):
     """Name of the file that says so."""
     weights_name: str = ""
     """Name of the file that the framework reads; "" if none of its names is there."""
+    has_own_classes: bool = False
+    """Whether the configuration also names classes in files of the folder."""
 
     @property
     def is_pipeline(self) -> bool:
@@ -73,7 +82,8 @@ class ModelFolder(Struct, frozen=True):
         if not self.class_name:
             return f"{self.config_name} is one of {self.loader}"
         name = quote_code(cut_middle(self.class_name))
-        return f"{self.config_name} names {name} of {self.loader}"
+        own_classes = "; the code that its `auto_map` names is not run" * self.has_own_classes
+        return f"{self.config_name} names {name} of {self.loader}{own_classes}"
 
 
 def get_install_hint(loader: str) -> str:
@@ -103,6 +113,18 @@ def find_model_folder(location: Location, loader: str | None = None) -> ModelFol
         if model_folder is not None and loader in {None, model_folder.loader}:
             return model_folder
     return None
+
+
+def find_base_folder(location: Location) -> ModelFolder | None:
+    """Return the model at `location` that an adapter may be for; None without.
+
+    An adapter in the same folder is not looked at: training often saves both in one.
+
+    Raises:
+        ReadError: the configuration is no JSON, or is too large.
+    """
+    folders = (find_model_folder(location, name) for name in ("diffusers", "timm", "transformers"))
+    return next(filter(None, folders), None)
 
 
 def require_model_folder(location: Location, loader: str) -> ModelFolder:
@@ -159,21 +181,24 @@ def iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
 
 
 def note_unreached_weights(checkpoint: Checkpoint, model_folder: ModelFolder) -> Checkpoint:
-    """Return the checkpoint of a folder with the issue that the framework does not load it."""
-    reason = _explain_unreached(checkpoint, model_folder)
-    if not reason:
+    """Return the checkpoint of a folder with the issue that the framework does not load it.
+
+    It looks for files of certain names, opens them by their suffix, and takes the whole of what is
+    in them for the state_dict.
+    """
+    if model_folder.loader not in LOADERS_BY_NAME:
         return checkpoint
-    issue = ContainerIssue(IssueKind.UNREACHED, reason, {})
+    if reason := _explain_unreached(checkpoint, model_folder):
+        issue = ContainerIssue(IssueKind.UNREACHED, reason, {})
+    elif reason := _explain_nested(checkpoint, model_folder):
+        issue = ContainerIssue(IssueKind.NESTED, reason, {})
+    else:
+        return checkpoint
     return replace(checkpoint, faults=(*checkpoint.faults, issue))
 
 
 def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:
-    """Return why the framework does not find the weights that were read; "" if it does.
-
-    It looks for files of certain names, and takes what `torch.load` returns for the state_dict.
-    """
-    if model_folder.loader not in _LOADERS_BY_NAME:
-        return ""
+    """Return why the framework does not find or open the weights that were read; "" if it does."""
     # A tensor that a shard lacks is a missing key; without a shard the loader raises.
     missing_shards = [f.key for f in checkpoint.faults if f.kind is IssueKind.MISSING_SHARD]
     if missing_shards:
@@ -183,6 +208,28 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
         names = join_limited(expected_names, len(expected_names), quote_code)
         file_name = quote_code(cut_middle(checkpoint.path.name))
         return f"it finds no weights: it looks for {names}, and not for {file_name}"
+    refusal = _explain_refused_file(checkpoint, model_folder.weights_name)
+    return f"it opens {quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
+
+
+def _explain_refused_file(checkpoint: Checkpoint, weights_name: str) -> str:
+    """Return why the library that a file is opened with by its suffix refuses it; "" if not."""
+    tensors_name = name_whole_file(weights_name) or weights_name
+    is_safetensors = checkpoint.container in _SAFETENSORS
+    if tensors_name.endswith(".safetensors"):
+        return "" if is_safetensors else "with safetensors, and the file is in another format"
+    if is_safetensors:
+        return "with torch.load, and the file is in the format of safetensors"
+    refused = dict.fromkeys(
+        use.qualified_name for use in checkpoint.globals if use.safety is not Safety.SAFE
+    )
+    names = join_limited(tuple(refused), 3, quote_code)
+    reason = names or checkpoint.weights_only_refusal
+    return f"with torch.load(weights_only=True), which refuses {reason}" if reason else ""
+
+
+def _explain_nested(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:
+    """Return where the state_dict is instead of at the top level; "" if it is there."""
     places = [state.at for state in checkpoint.states if state.role == "state_dict"]
     if not places or "" in places:
         return ""
@@ -262,4 +309,5 @@ def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolde
         first if isinstance(first, str) else "",
         "config.json",
         choose_weights(names, "transformers"),
+        bool(config.get("auto_map")),
     )

@@ -14,7 +14,7 @@ from ckptool.errors import ModuleError
 from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
 from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.mismatches import drop_mismatches
-from ckptool.loaders.model_folder import find_model_folder
+from ckptool.loaders.model_folder import find_base_folder
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
 from ckptool.phrases import cut_middle
@@ -73,8 +73,8 @@ def build_adapter_model(folder: Location, base: Path) -> "nn.Module":
     """
     from ckptool.loaders.registry import get_loader
 
-    base_folder = find_model_folder(base)
-    if base_folder is None or base_folder.loader == "peft":
+    base_folder = find_base_folder(base)
+    if base_folder is None:
         raise ModuleError(str(base), "is not a model folder for an adapter")
     class_name = base_folder.class_name
     if base_folder.loader == "transformers":

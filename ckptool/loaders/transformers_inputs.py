@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptool.loaders.transformers_images import make_image_and_text_inputs
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -23,8 +25,8 @@ _WHISPER_STRIDE: Final = 2
 def make_model_inputs(module: "nn.Module") -> Mapping[str, Any]:
     """Return small inputs: token ids below vocab_size, images of the configured size, audio.
 
-    An encoder-decoder model also gets ids for its decoder. {} where the configuration does not say
-    what forward takes.
+    An encoder-decoder model also gets ids for its decoder, and a text about an image has a token
+    for each of its features. {} where the configuration does not say what forward takes.
     """
     import torch
 
@@ -37,6 +39,8 @@ def make_model_inputs(module: "nn.Module") -> Mapping[str, Any]:
         if tensor is None:
             return {}
         inputs[name] = tensor
+    if inputs.keys() == {"input_ids", "pixel_values"}:
+        return make_image_and_text_inputs(module, inputs["pixel_values"], generator) or inputs
     return inputs
 
 

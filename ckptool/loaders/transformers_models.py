@@ -11,7 +11,11 @@ from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.formats.files.source import path_exists
 from ckptool.loaders.build_limits import build_within_limits
-from ckptool.loaders.config_checks import find_model_class, read_model_config
+from ckptool.loaders.config_checks import (
+    REMOTE_CODE_FIELD,
+    find_model_class,
+    read_model_config,
+)
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.own_classes import load_config
@@ -37,20 +41,20 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
     Raises:
         ModuleError: the configuration is refused, or names no class of transformers.
     """
-    config_fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
-        cls = _find_component_class(folder, class_name)
-        cls = cls or _find_class(class_name, config_fields, str(folder))
+        cls = _find_component_class(folder, class_name) or _find_class(folder, class_name)
     return build_class(folder, cls)
 
 
 def build_class(folder: Location, cls: Any) -> "nn.Module":
     """Build a PreTrainedModel as the configuration in its folder says.
 
+    Classes of the folder's own are left alone, as from_pretrained() of `cls` does.
+
     Raises:
         ModuleError: the configuration is refused.
     """
-    config_fields = read_model_config(folder, _CONFIG_NAME)
+    config_fields = read_model_config(folder, _CONFIG_NAME, REMOTE_CODE_FIELD)
     with run_offline():
         config = load_config(cls.config_class, config_fields)
     return build_within_limits(lambda: cls(config), folder)
@@ -309,18 +313,20 @@ def _find_component_class(folder: Location, class_name: str) -> Any:
     return cls if issubclass(cls, transformers.PreTrainedModel) else None
 
 
-def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) -> Any:
+def _find_class(folder: Location, class_name: str) -> Any:
     """Return the class of transformers; without a name the one of AutoModel for its model_type.
 
     Raises:
-        ModuleError: transformers has no such class of models.
+        ModuleError: transformers has no such class of models, or the configuration is refused.
     """
     import transformers
 
     if not class_name:
-        return _find_base_class(config_fields, folder)
+        return _find_base_class(read_model_config(folder, _CONFIG_NAME), str(folder))
+    if not hasattr(transformers, class_name):
+        read_model_config(folder, _CONFIG_NAME)  # a class of the folder's own is refused first
     base = transformers.PreTrainedModel
-    return find_model_class(transformers, base, class_name, folder, _CONFIG_NAME)
+    return find_model_class(transformers, base, class_name, str(folder), _CONFIG_NAME)
 
 
 def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:

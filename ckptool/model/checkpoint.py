@@ -131,7 +131,9 @@ class IssueKind(StrEnum):
     PASSED_OVER = "passed-over"
     """An index, or a tensor of one of its shards, in whose place another one is loaded."""
     UNREACHED = "unreached"
-    """Weights of a framework's folder that its loader does not find, or not as a state_dict."""
+    """Weights of a framework's folder that its loader does not find, or cannot open."""
+    NESTED = "nested"
+    """A state_dict below the top level of a file that a framework's loader takes whole."""
 
 
 class ContainerIssue(Struct, frozen=True):

@@ -174,8 +174,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     """Path of the only sub-module that is described, "" for the whole module."""
     loader: str = "torch"
     """Name in ckptool.loaders of the framework that loads it; "torch" is `load_state_dict`."""
-    state_place: str = ""
-    """Place in a file that its framework loads, "" if it does not choose: Lightning does."""
+    state_place: str | None = None
+    """Place in a file that its framework loads, "" for the top level, None if any may be meant."""
     uninitialized_buffers: Mapping[str, str] = {}
     """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     arguments: Mapping[str, str] = {}

@@ -92,6 +92,27 @@ def test_code_in_the_folder_is_refused_by_name_and_never_run(
     assert not marker.exists()
 
 
+def test_a_class_of_transformers_is_used_whatever_code_the_folder_brings(tmp_path, run_command):
+    """Many folders on the Hub keep the code from before transformers had their class."""
+    needs_transformers()
+    from loaders.transformers_zoo import PLAIN, build_model
+
+    folder, marker = tmp_path / "m", tmp_path / "ran"
+    model = build_model("LlamaForCausalLM", PLAIN["LlamaForCausalLM"])
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "evil.LlamaConfig", "AutoModelForCausalLM": "evil.LlamaForCausalLM"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    _, truth = type(model).from_pretrained(folder, output_loading_info=True)
+    assert not truth["missing_keys"]
+    result = run_command("diff", str(folder), "--no-config")
+    assert result.code == 0
+    assert result.out.startswith("loads with from_pretrained()")
+    assert "the code that its `auto_map` names is not run" in result.notices
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     "class_name",
     [

@@ -70,6 +70,73 @@ MODELS = {
 }  # fmt: skip
 
 
+ROTARY = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+SIGLIP = {"model_type": "siglip_vision_model", **IMAGE}
+CLIP_AND_LLAMA = {
+    "vision_config": {"model_type": "clip_vision_model", **CLIP_VISION},
+    "text_config": {"model_type": "llama", **TEXT},
+    "image_token_index": 63,
+}
+OPT = {"model_type": "opt", **TEXT, "ffn_dim": 16, "word_embed_proj_dim": 16}
+QUERIES = {
+    "vision_config": IMAGE, "qformer_config": {**TEXT, "encoder_hidden_size": 16},
+    "text_config": OPT, "image_token_index": 63, "num_query_tokens": 3,
+}  # fmt: skip
+PINPOINTS = {"image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}
+VISION_AND_TEXT = {
+    "Llava": CLIP_AND_LLAMA,
+    "VipLlava": {**CLIP_AND_LLAMA, "vision_feature_layers": [-1, -2]},
+    "LlavaNext": {**CLIP_AND_LLAMA, **PINPOINTS},
+    "PaliGemma": {
+        "vision_config": {**SIGLIP, "projection_dim": 16}, "image_token_index": 63,
+        "text_config": {"model_type": "gemma", "head_dim": 8, **TEXT}, "projection_dim": 16,
+    },
+    "Gemma3": {
+        "vision_config": {**SIGLIP, "image_size": 32}, "text_config": {"head_dim": 8, **TEXT},
+        "image_token_index": 63, "mm_tokens_per_image": 4,
+    },
+    "Qwen2VL": {
+        "vision_config": {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16,
+                          "patch_size": 4, "mlp_ratio": 2},
+        "text_config": {**TEXT, "rope_parameters": ROTARY}, "image_token_id": 63,
+        "video_token_id": 62, "vision_start_token_id": 61, "vision_end_token_id": 60,
+    },
+    "Idefics3": {
+        "vision_config": IMAGE, "text_config": {"model_type": "llama", **TEXT},
+        "image_token_id": 63, "scale_factor": 2,
+    },
+    "InternVL": {
+        "vision_config": {**IMAGE, "image_size": [16, 16], "patch_size": [4, 4]},
+        "text_config": {"model_type": "qwen2", **TEXT}, "image_token_id": 63,
+    },
+    "Blip2": QUERIES,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VISION_AND_TEXT)
+def test_a_text_about_an_image_has_a_token_for_each_of_its_features(name):
+    """LLaVA was not verified without --input: "tokens: 0, features: 4"."""
+    model = make_model(f"{name}ForConditionalGeneration", **VISION_AND_TEXT[name]).eval()
+    inputs = make_model_inputs(model)
+    is_image = inputs["input_ids"] == 63
+    model(**inputs)
+    if name == "Blip2":  # it takes fewer tokens without an error
+        assert is_image.sum() == QUERIES["num_query_tokens"]
+        return
+    assert is_image.any()
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(is_image, 5)
+    with pytest.raises((ValueError, RuntimeError)):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["Llava", "Qwen2VL"])
+def test_a_vision_language_model_is_verified(name, save_model):
+    model = make_model(f"{name}ForConditionalGeneration", **VISION_AND_TEXT[name])
+    report = ckptool.verify(save_model(model), device="cpu")
+    assert report.verdict.startswith("verified on cpu"), report.unrun_reason
+    assert any("pixel_values" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_runs_with_the_inputs_that_its_configuration_gives(name):
     model = MODELS[name]().eval()
@@ -87,13 +154,9 @@ def test_an_encoder_decoder_model_is_verified(name, save_model):
 
 
 def test_inputs_that_do_not_fit_are_no_fault_of_the_checkpoint(save_model):
-    """LLaVA needs one token of the text for each patch of the image."""
-    model = make_model(
-        "LlavaForConditionalGeneration",
-        vision_config=transformers.CLIPVisionConfig(**CLIP_VISION),
-        text_config=transformers.LlamaConfig(**TEXT),
-        image_token_index=63,
-    )
+    """The token for images of this LLaVA is not in its vocabulary."""
+    fields = {**CLIP_AND_LLAMA, "image_token_index": TEXT["vocab_size"]}
+    model = make_model("LlavaForConditionalGeneration", **fields)
     with pytest.raises(ValueError, match="do not match"):
         model.eval()(**make_model_inputs(model))
     report = ckptool.verify(save_model(model), device="cpu")

@@ -17,7 +17,7 @@ from ckptool.formats.files.atomic import (
 )
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import Limits
-from ckptool.loaders.model_folder import find_model_folder, require_model_folder
+from ckptool.loaders.model_folder import find_base_folder, require_model_folder
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.write.merge_record import add_merge_record, format_merge_record
 from ckptool.migration.write.provenance import MigrationDigests
@@ -61,7 +61,7 @@ def merge_into_base(request: MergeRequest) -> MigrateReport:
 
     inputs = [_require_local(place) for place in (request.adapter, request.base)]
     adapter_folder = require_model_folder(request.adapter, "peft")
-    base_folder = find_model_folder(request.base)
+    base_folder = find_base_folder(request.base)
     if base_folder is None or base_folder.loader != "transformers":
         raise UsageError(f"--merge-adapter {request.base}: is not a transformers model folder")
     if not request.dry_run:

@@ -29,9 +29,10 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
 
     The loader converts, renames and casts by itself, so that nothing is left to be explained by
     renames or other forms, and dtypes are no difference; a prefix counts if the loader was asked.
+    It is given the tensors alone: what else is next to them in a pickle stays unexpected.
     """
     unexpected = frozenset(report.unexpected_keys)
-    report = _add_unreached(_name_variant(report, diff.checkpoint), diff.checkpoint)
+    report = _add_unreached(_name_variant(report, diff.checkpoint), diff)
     return replace(
         _select_tensors(diff, report),
         changes=tuple(_iter_changes(diff, report)),
@@ -39,7 +40,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         loading_info=report,
         load_steps=tuple(_iter_load_steps(report)),
         missing_non_tensors=(),
-        unexpected_non_tensors=(),
+        unexpected_non_tensors=() if report.error else diff.unexpected_non_tensors,
         rewrite=report.rewrite,
         reshaped_keys={},
         part=None,
@@ -87,13 +88,20 @@ def _name_variant(report: LoadingInfo, checkpoint: Checkpoint) -> LoadingInfo:
     return replace(report, loader=f'from_pretrained(variant="{variant}")', variant=variant)
 
 
-def _add_unreached(report: LoadingInfo, checkpoint: Checkpoint) -> LoadingInfo:
-    """Return the report with an error, where the loader does not find the weights that were read.
+def _add_unreached(report: LoadingInfo, diff: ModuleDiff) -> LoadingInfo:
+    """Return the report with an error, where the loader does not open the weights that were read.
 
-    The report is of the tensors; the framework looks for them by the names of files.
+    The report is of the tensors; the framework looks for them by the names of files, and takes the
+    whole of a file. Where it finds none for that reason, the report says so.
     """
-    reasons = [issue.key for issue in checkpoint.faults if issue.kind is IssueKind.UNREACHED]
-    return replace(report, error=report.error or reasons[0]) if reasons else report
+    reasons = {issue.kind: issue.key for issue in diff.checkpoint.faults}
+    nested = reasons.get(IssueKind.NESTED, "")
+    error = reasons.get(IssueKind.UNREACHED, "") or (nested if diff.state.at else "")
+    if error:
+        return replace(report, error=report.error or error)
+    return (
+        replace(report, notes=tuple(dict.fromkeys((*report.notes, nested)))) if nested else report
+    )
 
 
 def _iter_changes(diff: ModuleDiff, report: LoadingInfo) -> Iterator[Change]:

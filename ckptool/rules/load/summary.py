@@ -316,7 +316,7 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
 def _advise_unreached_folder(checkpoint: Checkpoint) -> str:
     """Return how a framework finds the weights of a folder, "" if it does."""
     kinds = {issue.kind for issue in checkpoint.faults}
-    if IssueKind.UNREACHED not in kinds:
+    if kinds.isdisjoint({IssueKind.UNREACHED, IssueKind.NESTED}):
         return ""
     if IssueKind.MISSING_SHARD in kinds:
         return "Download the folder again, or write it again: model.save_pretrained(folder)."

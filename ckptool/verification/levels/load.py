@@ -155,7 +155,7 @@ def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         return LevelResult(VerificationLevel.LOAD, LevelStatus.FAILED, error.reason, "cpu")
     diff = apply_loading_info(loaded_factory.module_diff, report)
     reason = strict_load_obstacles(diff)
-    status = LevelStatus.PASSED if report.is_whole else LevelStatus.FAILED
+    status = LevelStatus.PASSED if diff.is_strict else LevelStatus.FAILED
     count_text = (
         f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} tensors of the module were"
         f" in the file, loaded with {report.loader}"
