@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.fixing.edit_selection import EditSelection, ProvedEdits
+from ckptool.commands.fixing.edit_selection import EditSelection, ProvedEdits, find_suspects
 from ckptool.commands.fixing.fix_parts import (
     describe_branches,
     describe_reached_modules,
@@ -34,7 +34,12 @@ from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig, load_config
 from ckptool.errors import UsageError
-from ckptool.migration.codemod.attribute_fault import AttributeFault, EditPlan, SourceChange
+from ckptool.migration.codemod.attribute_fault import (
+    AttributeFault,
+    EditPlan,
+    RefusedFix,
+    SourceChange,
+)
 from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.model import Skipped
 from ckptool.phrases import join_limited, quote_code
@@ -203,7 +208,10 @@ class _FixRun(Struct, frozen=True):
     def _add_hooks(
         self, edits: ProvedEdits, project: ProjectFiles
     ) -> tuple[ProvedEdits, OldFileHooks]:
-        """Return the edits with hooks for the keys that they add, and the hooks."""
+        """Return the edits with hooks for the keys that they add, and the hooks.
+
+        Edits of a module that does not load its old state even so are refused, too.
+        """
         obstacles = find_hook_obstacles(edits.plan, edits.targets, edits.proofs)
         refused = (*edits.plan.refused, *obstacles)
         if obstacles:
@@ -211,8 +219,16 @@ class _FixRun(Struct, frozen=True):
             edits = self._select([f for f in edits.faults if f not in without_hook], project)
             refused += edits.plan.refused
         hooks = build_old_file_hooks(edits.plan, edits.targets, edits.proofs)
-        edits = self._select(edits.faults, project, hooks)
-        return replace(edits, plan=replace(edits.plan, refused=refused)), hooks
+        hooked = self._select(edits.faults, project, hooks)
+        suspects = find_suspects(hooked)
+        if suspects:
+            failure = next(proofs.failure for proofs in hooked.proofs if proofs.failure)
+            edits = self._select([f for f in edits.faults if f not in suspects], project)
+            failed = (RefusedFix(fault, f"with this edit, {failure}") for fault in suspects)
+            refused += (*failed, *edits.plan.refused)
+            hooks = build_old_file_hooks(edits.plan, edits.targets, edits.proofs)
+            hooked = self._select(edits.faults, project, hooks)
+        return replace(hooked, plan=replace(hooked.plan, refused=refused)), hooks
 
 
 def _require_libcst() -> None:

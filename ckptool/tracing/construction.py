@@ -10,6 +10,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
+from dis import opmap
 from functools import partial
 from math import isfinite
 from types import CodeType, FrameType
@@ -19,6 +20,8 @@ _MAX_FRAMES = 200
 _MAX_ITEMS: Final = 16
 _MAX_CHARS: Final = 100
 _TOOL_NAME = "ckptool"
+_RETURN: Final = opmap["RETURN_VALUE"]
+"""The only instruction that returns from a function on Python 3.11."""
 
 _state = threading.local()
 
@@ -100,8 +103,8 @@ def _watch_by_tracing(constructor: FrameType, finish: Callable[[], None]) -> Non
         if event == "return":
             sys.settrace(None)
             _state.is_constructing = False
-            # After an exception the module is not built; what is returned tells nothing of it.
-            finish()
+            if frame.f_code.co_code[frame.f_lasti] == _RETURN:  # else an exception leaves it
+                finish()
         return trace_frame
 
     def ignore_call(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001

@@ -43,7 +43,7 @@ class EditSelection(Struct, frozen=True):
         other modules are tried in groups, which are halved as long as they fail.
         """
         all_edits = self.try_edits(faults)
-        suspects = _find_suspects(all_edits)
+        suspects = find_suspects(all_edits)
         if not suspects:
             return all_edits
         kept = [fault for fault in all_edits.faults if fault not in suspects]
@@ -99,7 +99,7 @@ class EditSelection(Struct, frozen=True):
         )
 
 
-def _find_suspects(proved: ProvedEdits) -> list[AttributeFault]:
+def find_suspects(proved: ProvedEdits) -> list[AttributeFault]:
     """Return the repaired faults of modules with a failed proof; [] if nothing failed."""
     names = {
         _get_identity(fault)

@@ -31,7 +31,7 @@ def report_edits(plan: EditPlan) -> list[SourceEditReport]:
         SourceEditReport(
             keys=edit.fault.keys,
             codes=edit.fault.codes,
-            where=edit.fault.location,
+            where=_locate(edit.statements[0]),
             before="\n".join(statement.before for statement in edit.statements),
             after="\n".join(statement.after for statement in edit.statements),
             also_at=tuple(map(_locate, edit.statements[1:])),

@@ -272,7 +272,8 @@ def _judge_migration(
             config=ProjectConfig(),
         )
     except CkptoolError as error:
-        return FAILED, f"lacks {keys}, and cannot be migrated: {error}; --keep-old-files loads it"
+        reason = str(error).removeprefix(f"{path}: ").partition("\n")[0]
+        return FAILED, f"lacks {keys}, and cannot be migrated: {reason}; --keep-old-files loads it"
     finally:
         stop_using_worker(token)
     if report.exit_code:

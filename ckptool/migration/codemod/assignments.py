@@ -53,8 +53,9 @@ class AttributeBinding:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is `object.attribute = value`, perhaps annotated, and nothing else."""
-        return self.form in {"assignment", "annotated assignment"}
+        """Whether it is `object.attribute = value`, perhaps annotated, or setattr() of that."""
+        is_statement = self.form in {"assignment", "annotated assignment"}
+        return is_statement or find_set_value(self.node) is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,6 +189,17 @@ def _iter_calls(call: ast.Call, attribute: str, scope: Scope) -> Iterator[tuple[
         _has_unknown_name(call) and _is_later_method(scope)
     ):
         yield f"{name}() with a computed name", get_root(owner)
+
+
+def find_set_value(node: ast.AST) -> ast.expr | None:
+    """Return the value that `setattr(object, "attribute", value)` sets, None for anything else."""
+    match node:
+        case ast.Call(
+            func=ast.Name(id="setattr"), args=[_, ast.Constant(), value], keywords=[]
+        ) if not isinstance(value, ast.Starred):
+            return value
+        case _:
+            return None
 
 
 def _has_unknown_name(call: ast.Call) -> bool:

@@ -83,6 +83,10 @@ class UseEdit(Struct, frozen=True):
     """Line from 1, and column from 0 in characters."""
     before: str
     after: str
+    is_frozen: bool = False
+    """Whether it is a call or an assignment that adds tensors to a container, and stays: they
+    become parameters that are not trained. `after` is "" then.
+    """
 
 
 class AttributeUses(Struct, frozen=True):

@@ -98,7 +98,7 @@ def _judge_constructor(
     function = statement.function
     assert function is not None
     if function.name not in CONSTRUCTORS:
-        if function.decorator_list:
+        if not all(map(_keeps_calls, function.decorator_list)):
             return f"it is assigned in {function.name}(), which is decorated"
         if fault.kind is FaultKind.TENSOR:
             return ""  # it ran in the constructor, and may register again
@@ -116,6 +116,13 @@ def _judge_constructor(
     if not calls or min(calls) > statement.line:
         return "it is assigned before super().__init__()"
     return ""
+
+
+def _keeps_calls(decorator: ast.expr) -> bool:
+    """Whether a decorator calls the method once for each call: `@torch.no_grad()`."""
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    name = ast.unparse(function).removeprefix("torch.").removeprefix("jit.")
+    return name in {"no_grad", "enable_grad", "unused", "ignore", "export"}
 
 
 def _judge_value(  # noqa: C901, PLR0911 - a reason each
@@ -161,6 +168,8 @@ def _judge_choice(fault: AttributeFault, value: ast.IfExp, statement: AttributeB
     """Return why `a if condition else b` may not be registered."""
     if fault.kind is not FaultKind.TENSOR:
         return "its value is chosen by a condition"
+    if see_value(value, statement, fault.attribute) in TENSOR_OR_NONE:
+        return ""
     for arm in (value.body, value.orelse):
         if see_value(arm, statement, fault.attribute) not in TENSOR_OR_NONE:
             text = truncate(ast.unparse(arm), 60)

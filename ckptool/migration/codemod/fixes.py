@@ -80,28 +80,40 @@ def _register_parameters(request: FixRequest) -> FixedStatement:
 
 def _register_tensors(request: FixRequest) -> FixedStatement:
     """Return a list or dict of parameters that are not trained: torch has no list of buffers."""
-    parameter = f"{request.names.need('torch.nn')}.Parameter"
-    value = _freeze_elements(request.value, _parse(parameter))
-    if value is None:
-        if request.fault.form is ContainerForm.LIST:
-            template = f"[{parameter}(t, requires_grad=False) for t in VALUE]"
-        else:
-            template = f"{{k: {parameter}(v, requires_grad=False) for k, v in VALUE.items()}}"
-        inserted = _parse(template).visit(_ValueInsertion(request.value))
-        assert isinstance(inserted, cst.BaseExpression)
-        value = inserted
+    value = freeze_tensors(request.value, request.fault.form, request.names)
     return _wrap_container(
         FixRequest(request.fault, request.owner, value, request.style, request.names), "Parameter"
     )
 
 
-def _freeze_elements(
-    value: cst.BaseExpression, parameter: cst.BaseExpression
-) -> cst.BaseExpression | None:
+def freeze_tensor(value: cst.BaseExpression, names: ImportNames) -> cst.Call:
+    """Return `nn.Parameter(value, requires_grad=False)`."""
+    parameter = _parse(f"{names.need('torch.nn')}.Parameter")
+    return _build_call(parameter, value, (_build_false("requires_grad"),))
+
+
+def freeze_tensors(
+    value: cst.BaseExpression, form: ContainerForm | None, names: ImportNames
+) -> cst.BaseExpression:
+    """Return a list or dict of tensors with each as a parameter that is not trained."""
+    frozen = _freeze_elements(value, names)
+    if frozen is not None:
+        return frozen
+    parameter = f"{names.need('torch.nn')}.Parameter"
+    if form is ContainerForm.LIST:
+        template = f"[{parameter}(t, requires_grad=False) for t in VALUE]"
+    else:
+        template = f"{{k: {parameter}(v, requires_grad=False) for k, v in VALUE.items()}}"
+    inserted = _parse(template).visit(_ValueInsertion(value))
+    assert isinstance(inserted, cst.BaseExpression)
+    return inserted
+
+
+def _freeze_elements(value: cst.BaseExpression, names: ImportNames) -> cst.BaseExpression | None:
     """Return a literal or comprehension with its elements frozen; None if it is neither."""
 
     def freeze(element: cst.BaseExpression) -> cst.Call:
-        return _build_call(parameter, element, (_build_false("requires_grad"),))
+        return freeze_tensor(element, names)
 
     match value:
         case cst.List(elements=elements) if all(isinstance(e, cst.Element) for e in elements):
@@ -111,7 +123,7 @@ def _freeze_elements(
             return value.with_changes(
                 elements=[pair.with_changes(value=freeze(pair.value)) for pair in pairs]
             )
-        case cst.ListComp(elt=element):
+        case cst.ListComp(elt=element) | cst.GeneratorExp(elt=element):
             return value.with_changes(elt=freeze(element))
         case cst.DictComp(value=element):
             return value.with_changes(value=freeze(element))

@@ -20,7 +20,11 @@ _OTHER_CODE: Final = frozenset(
     {"site-packages", "dist-packages", "node_modules", "__pycache__", "build", "dist", "venv"}
 )
 """Folders whose files are not the project's source."""
-_CLASS_STATEMENT: Final = re.compile(r"^[ \t]*class[ \t]+(\w+)[ \t]*\(([^)]*)\)", re.MULTILINE)
+_CLASS_STATEMENT: Final = re.compile(
+    r"^[ \t]*class[ \t]+(\w+)[ \t]*(?:\[[^\]]*\])?[ \t]*\(([^)]*)\)", re.MULTILINE
+)
+"""Name and bases of a class; type parameters between them are skipped."""
+_SUBSCRIPT: Final = re.compile(r"\[[^\[\]]*\]")
 
 
 def is_own_source(path: Path, root: Path) -> bool:
@@ -105,7 +109,7 @@ class ProjectFiles:
         """Return the bases of each class: those of its file by this name, else of any other."""
         if not self._bases:
             statements = [
-                (path, name, re.findall(r"(\w+)\s*(?:,|$)", arguments))
+                (path, name, re.findall(r"(\w+)\s*(?:,|$)", _remove_subscripts(arguments)))
                 for path, text in self._read_texts().items()
                 for name, arguments in _CLASS_STATEMENT.findall(text)
             ]
@@ -158,6 +162,13 @@ class ProjectFiles:
             for name in sorted(files):
                 if name.endswith(".py"):
                     yield Path(folder, name)
+
+
+def _remove_subscripts(bases: str) -> str:
+    """Return the text of bases without subscripts: `Base[dict[str, int]], Mixin` without types."""
+    while (shorter := _SUBSCRIPT.sub("", bases)) != bases:
+        bases = shorter
+    return bases
 
 
 def _close(

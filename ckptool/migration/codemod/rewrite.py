@@ -13,6 +13,7 @@ from ckptool.errors import PlanError
 from ckptool.migration.codemod.attribute_fault import (
     CONTAINER_KINDS,
     AttributeFault,
+    ContainerForm,
     HookRegistration,
     UseEdit,
 )
@@ -20,6 +21,8 @@ from ckptool.migration.codemod.fixes import (
     FIXES,
     FixedStatement,
     FixRequest,
+    freeze_tensor,
+    freeze_tensors,
     place_on_device,
     register_none,
 )
@@ -163,6 +166,8 @@ class _Rewriter(cst.CSTTransformer):
     def leave_Assign(  # noqa: N802
         self, original_node: cst.Assign, updated_node: cst.Assign
     ) -> cst.BaseSmallStatement:
+        if self._pop_use(original_node) is not None:  # an element of a container is assigned
+            return updated_node.with_changes(value=freeze_tensor(updated_node.value, self.names))
         targets = [target.target for target in updated_node.targets]
         if len(targets) == 1 and isinstance(targets[0], cst.Attribute):
             return self._replace(original_node, updated_node, targets[0])
@@ -181,9 +186,12 @@ class _Rewriter(cst.CSTTransformer):
     ) -> cst.BaseExpression:
         line = self._get_line(original_node)
         name = _get_name(original_node.func)
-        replacement = self._replace_use(original_node)
-        if replacement is not None:
-            return replacement
+        use = self._pop_use(original_node)
+        if use is not None:
+            return self._freeze_added(updated_node) if use.is_frozen else self._parse(use.after)
+        address, fault = self._find_setattr_fault(original_node)
+        if fault is not None:
+            return self._replace_setattr(address, fault, updated_node)
         if line in self.devices and name in FACTORIES:
             new_call = place_on_device(updated_node, self.devices[line])
             self.new_texts[line, ""] = self.module.code_for_node(new_call)
@@ -193,21 +201,36 @@ class _Rewriter(cst.CSTTransformer):
     def leave_Attribute(  # noqa: N802
         self, original_node: cst.Attribute, updated_node: cst.Attribute
     ) -> cst.BaseExpression:
-        return self._replace_use(original_node) or updated_node
+        use = self._pop_use(original_node)
+        return updated_node if use is None else self._parse(use.after)
 
     def leave_Name(  # noqa: N802
         self, original_node: cst.Name, updated_node: cst.Name
     ) -> cst.BaseExpression:
-        return self._replace_use(original_node) or updated_node
+        use = self._pop_use(original_node)
+        return updated_node if use is None else self._parse(use.after)
 
-    def _replace_use(self, expression: cst.BaseExpression) -> cst.BaseExpression | None:
-        """Return what takes the place of a use, None if it stays."""
-        position = self.get_metadata(PositionProvider, expression, None)
+    def _pop_use(self, node: cst.CSTNode) -> UseEdit | None:
+        """Return the edit of a use, None if it stays."""
+        position = self.get_metadata(PositionProvider, node, None)
         if position is None or not self.uses:
             return None
         start, end = position.start, position.end
-        use = self.uses.pop(((start.line, start.column), (end.line, end.column)), None)
-        return cst.parse_expression(use.after, self.module.config_for_parsing) if use else None
+        return self.uses.pop(((start.line, start.column), (end.line, end.column)), None)
+
+    def _parse(self, expression: str) -> cst.BaseExpression:
+        return cst.parse_expression(expression, self.module.config_for_parsing)
+
+    def _freeze_added(self, call: cst.Call) -> cst.Call:
+        """Return `self.masks.append(x)` or `.extend(xs)` with parameters that are not trained."""
+        (argument,) = call.args
+        is_one = _get_name(call.func) == "append"
+        value = (
+            freeze_tensor(argument.value, self.names)
+            if is_one
+            else freeze_tensors(argument.value, ContainerForm.LIST, self.names)
+        )
+        return call.with_changes(args=[argument.with_changes(value=value)])
 
     def _get_line(self, node: cst.CSTNode) -> int:
         return int(self.get_metadata(PositionProvider, node).start.line)
@@ -217,6 +240,28 @@ class _Rewriter(cst.CSTTransformer):
     ) -> tuple[StatementAddress, AttributeFault | None]:
         address = self._get_line(statement), target.attr.value
         return address, self.faults.get(address)
+
+    def _find_setattr_fault(self, call: cst.Call) -> tuple[StatementAddress, AttributeFault | None]:
+        """Return the fault that `setattr(self, "name", value)` is the statement of."""
+        is_setattr = isinstance(call.func, cst.Name) and call.func.value == "setattr"
+        match call.args:
+            case [_, cst.Arg(value=cst.SimpleString() as name), _] if is_setattr:
+                address = self._get_line(call), str(name.evaluated_value)
+                return address, self.faults.get(address)
+            case _:
+                return (0, ""), None
+
+    def _replace_setattr(
+        self, address: StatementAddress, fault: AttributeFault, call: cst.Call
+    ) -> cst.BaseExpression:
+        owner, name, value = call.args
+        fixed = self._fix(fault, owner.value, value.value)
+        new_value = value.with_changes(value=fixed.expression)
+        new_call = (
+            fixed.expression if fixed.is_call else call.with_changes(args=[owner, name, new_value])
+        )
+        self.new_texts[address] = self.module.code_for_node(new_call)
+        return new_call
 
     def _replace(
         self,
@@ -228,7 +273,7 @@ class _Rewriter(cst.CSTTransformer):
         address, fault = self._find_fault(original_node, target)
         if fault is None or updated_node.value is None:
             return updated_node
-        fixed = self._fix(fault, target, updated_node.value)
+        fixed = self._fix(fault, target.value, updated_node.value)
         new_node: cst.BaseSmallStatement = (
             cst.Expr(fixed.expression, semicolon=updated_node.semicolon)
             if fixed.is_call
@@ -260,7 +305,7 @@ class _Rewriter(cst.CSTTransformer):
         replaced = {id(target): name for name, target in variables.values()}
         new_node = _replace_targets(updated_node, replaced, is_chained=is_chained)
         for address, (name, target) in variables.items():
-            fixed = self._fix(self.faults[address], target, name)
+            fixed = self._fix(self.faults[address], target.value, name)
             statement: cst.BaseSmallStatement = (
                 cst.Expr(fixed.expression)
                 if fixed.is_call
@@ -274,9 +319,9 @@ class _Rewriter(cst.CSTTransformer):
         return new_node
 
     def _fix(
-        self, fault: AttributeFault, target: cst.Attribute, value: cst.BaseExpression
+        self, fault: AttributeFault, owner: cst.BaseExpression, value: cst.BaseExpression
     ) -> FixedStatement:
-        request = FixRequest(fault, target.value, value, self.style, self.names)
+        request = FixRequest(fault, owner, value, self.style, self.names)
         is_none = isinstance(value, cst.Name) and value.value == "None"
         return (register_none if is_none else FIXES[fault.kind])(request)
 

@@ -55,7 +55,8 @@ class SeenValue(StrEnum):
     OPTIONAL_TENSOR = "tensor or None"
     ARRAY = "array"
     ARGUMENT = "argument"
-    """An argument without an annotation, whose default is None or missing."""
+    """An argument without an annotation, whose default is None or missing, or one that
+    isinstance(x, torch.Tensor) is asked about: it may still be an nn.Parameter."""
     UNKNOWN = "unknown"
 
 
@@ -91,8 +92,14 @@ def see_value(  # noqa: C901, PLR0911 - a case each
     match value:
         case ast.Constant(value=None):
             return SeenValue.NONE
-        case ast.IfExp(body=body, orelse=orelse):
-            return _join([see(body), see(orelse)])
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            checked, is_tensor_if_true = _find_checked(test)
+            tensor_arm = body if is_tensor_if_true else orelse
+            kinds = [
+                SeenValue.ARGUMENT if arm is tensor_arm and _is_name(arm, checked) else see(arm)
+                for arm in (body, orelse)
+            ]
+            return _join(kinds)
         case ast.NamedExpr(value=inner):
             return see(inner)
         case ast.Call(func=ast.Attribute(value=owner, attr=name)):
@@ -121,6 +128,25 @@ def is_random(value: ast.expr | None) -> bool:
     """Whether an expression calls a function whose values differ from call to call."""
     calls = (node for node in ast.walk(value) if isinstance(node, ast.Call)) if value else ()
     return any(part in _get_called_name(call) for call in calls for part in _RANDOM)
+
+
+def _find_checked(test: ast.expr) -> tuple[str, bool]:
+    """Return the variable of `isinstance(x, torch.Tensor)`, and whether the test is true then."""
+    match test:
+        case ast.UnaryOp(op=ast.Not(), operand=inner):
+            name, is_tensor_if_true = _find_checked(inner)
+            return name, not is_tensor_if_true
+        case ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=name), checked_type]):
+            is_tensor = ast.unparse(checked_type) in {"torch.Tensor", "th.Tensor", "Tensor"}
+            return (name if is_tensor else ""), True
+        case ast.Call(func=ast.Name(id="is_tensor") | ast.Attribute(attr="is_tensor"), args=[arg]):
+            return (arg.id if isinstance(arg, ast.Name) else ""), True
+        case _:
+            return "", True
+
+
+def _is_name(value: ast.expr, name: str) -> bool:
+    return isinstance(value, ast.Name) and value.id == name
 
 
 def _see_bound(

@@ -7,7 +7,12 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from ckptool.migration.codemod.assignments import CONSTRUCTORS, AttributeBinding, get_root
+from ckptool.migration.codemod.assignments import (
+    CONSTRUCTORS,
+    AttributeBinding,
+    find_set_value,
+    get_root,
+)
 from ckptool.migration.codemod.attribute_fault import AttributeFault, ContainerForm, FaultKind
 from ckptool.migration.codemod.control_flow import exclude_each_other
 from ckptool.migration.codemod.project_files import ProjectFiles
@@ -124,7 +129,7 @@ def _iter_others_of_all(
 def get_value(statement: AttributeBinding) -> ast.expr | None:
     """Return the right side of an assignment, None for another statement."""
     node = statement.node
-    return node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    return node.value if isinstance(node, ast.Assign | ast.AnnAssign) else find_set_value(node)
 
 
 def can_be_split(fault: AttributeFault, statement: AttributeBinding) -> bool:
@@ -145,8 +150,14 @@ def can_be_split(fault: AttributeFault, statement: AttributeBinding) -> bool:
 
 
 def changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
-    """Whether it is `mask *= 2`, which assigns the same tensor: a module allows that."""
-    return fault.kind is FaultKind.TENSOR and isinstance(binding.node, ast.AugAssign)
+    """Whether it is `mask *= 2`, which assigns the same tensor, or `convs += [...]` of a list."""
+    match fault.kind, binding.node:
+        case FaultKind.TENSOR, ast.AugAssign():
+            return True
+        case FaultKind.MODULES | FaultKind.PARAMETERS, ast.AugAssign(op=ast.Add()):
+            return fault.form is ContainerForm.LIST
+        case _:
+            return False
 
 
 def derives_from_itself(fault: AttributeFault, binding: AttributeBinding) -> bool:

@@ -93,7 +93,7 @@ def examine_uses(
             if isinstance(use.node, ast.Constant):
                 reason = _judge_name(use)
             else:
-                change = _judge_use(fault, use)
+                change = _judge_use(fault, use, project)
                 reason = change if isinstance(change, str) else ""
                 if isinstance(change, _Replacement):
                     edits.append(_make_edit(change, use, project.get_text(file)))
@@ -201,13 +201,15 @@ def _judge_name(use: AttributeUse) -> str:
 class _Replacement:
     """A new expression for one that reads the attribute."""
 
-    node: ast.expr
-    parts: tuple["str | ast.expr", ...]
+    node: "ast.expr | ast.Assign"
+    parts: tuple["str | ast.expr", ...] = ()
     """Text, and expressions whose source is kept."""
+    is_frozen: bool = False
+    """Whether the node stays, and what it adds to a container is frozen; see UseEdit."""
 
 
 def _judge_use(  # noqa: PLR0911 - a reason each
-    fault: AttributeFault, use: AttributeUse
+    fault: AttributeFault, use: AttributeUse, project: ProjectFiles
 ) -> "_Replacement | str":
     """Return a replacement, the reason why the use stands in the way, or ""."""
     node, parent = use.node, use.parent
@@ -218,6 +220,9 @@ def _judge_use(  # noqa: PLR0911 - a reason each
         case ast.Call() if node in parent.args and get_called_name(parent) in _COLLECTORS:
             return "it is put into a container"
     if fault.kind in CONTAINER_KINDS:
+        addition = _find_addition(fault, use)
+        if addition is not None and _runs_in_constructor(use.scope, project):
+            return _Replacement(addition, is_frozen=True)
         return _judge_container_use(fault, node, parent)
     if fault.kind is FaultKind.ARRAY:
         return _judge_array_use(use)
@@ -228,6 +233,30 @@ def _judge_use(  # noqa: PLR0911 - a reason each
     if not use.is_self:
         return "a function turns it into a NumPy array, which fails once it is on a GPU,"
     return _Replacement(node, (node, ".cpu()"))
+
+
+def _find_addition(fault: AttributeFault, use: AttributeUse) -> "ast.Call | ast.Assign | None":
+    """Return the statement that adds tensors: `self.masks.append(x)`, `self.masks["a"] = x`."""
+    if fault.kind is not FaultKind.TENSORS or len(use.parents) < 3:
+        return None
+    match use.parents[:3]:
+        case ast.Attribute(attr=name), ast.Call(args=[_], keywords=[]) as call, ast.Expr():
+            is_addition = fault.form is ContainerForm.LIST and name in {"append", "extend"}
+            return call if is_addition and call.func is use.parent else None
+        case ast.Subscript(value=value), ast.Assign(targets=[target]) as statement, _:
+            is_item = fault.form is ContainerForm.DICT and value is use.node
+            return statement if is_item and target is use.parent else None
+        case _:
+            return None
+
+
+def _runs_in_constructor(scope: Scope, project: ProjectFiles) -> bool:
+    """Whether only constructors run a function: a container has the same elements ever after."""
+    if scope.function is None or not scope.is_method:
+        return False
+    name = scope.function.name
+    callers = {name} if name in CONSTRUCTORS else project.find_callers(name)
+    return bool(callers) and callers <= {*CONSTRUCTORS}
 
 
 def _judge_container_use(  # noqa: PLR0911 - a reason each
@@ -339,7 +368,7 @@ def _is_of(function: ast.expr, packages: frozenset[str]) -> bool:
 
 
 def _make_edit(change: _Replacement, use: AttributeUse, text: str) -> UseEdit:
-    def read(node: ast.expr) -> str:
+    def read(node: ast.AST) -> str:
         return ast.get_source_segment(text, node) or ""
 
     after = "".join(part if isinstance(part, str) else read(part) for part in change.parts)
@@ -347,7 +376,7 @@ def _make_edit(change: _Replacement, use: AttributeUse, text: str) -> UseEdit:
     start = node.lineno, _count_characters(text, node.lineno, node.col_offset)
     end_line, end_offset = node.end_lineno or node.lineno, node.end_col_offset or 0
     end = end_line, _count_characters(text, end_line, end_offset)
-    return UseEdit(use.path, start, end, read(node), after)
+    return UseEdit(use.path, start, end, read(node), after, is_frozen=change.is_frozen)
 
 
 def _count_characters(text: str, line: int, nbytes: int) -> int:

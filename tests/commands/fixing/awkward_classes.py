@@ -10,6 +10,10 @@ APPLIED = "for conv in self.convs:\n    x = conv(x)\nreturn self.linear(x)"
 
 HELPER_FILES = {
     "mixin_base": "import torch\n\n\nclass MaskMixin:\n    def make_mask(self):\n        self.mask = torch.ones(4)\n",
+    "generic_base": "from typing import Generic, TypeVar\n\nT = TypeVar('T')\n"
+    + make_class("self.mask = 2.0").replace(
+        "class Net(nn.Module)", "class Base(nn.Module, Generic[T])"
+    ),
     "array_base": make_class("self.mean = np.ones(4)").replace("class Net", "class Base"),
 }
 """Files that classes of other files derive from."""
@@ -60,6 +64,8 @@ AWKWARD_FIXED = {
     "generic": "from typing import Generic, TypeVar\n\nT = TypeVar('T')\n\n" + make_class(MASK, MASKED).replace("nn.Module", "nn.Module, Generic[T]"),
     "one_line": "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self): super().__init__(); self.linear = nn.Linear(4, 4); self.mask = torch.ones(4)\n\n    def forward(self, x): return self.linear(x) * self.mask\n",
     "under_no_grad": make_class("with torch.no_grad():\n    self.mask = torch.ones(4)\n    self.mask[0] = 0.0", MASKED),
+    "by_setattr": make_class('setattr(self, "mask", torch.ones(4) * 2)', MASKED),
+    "in_no_grad_method": make_class("self.build()", MASKED, "@torch.no_grad()\ndef build(self):\n    self.mask = torch.ones(4)"),
     # how it is written
     "continued": make_class("# above\nself.mask = \\\n    torch.ones(  # in\n        4,\n        # dangling\n    )  # after\n# below", MASKED),
     "chained_over_lines": make_class("device = None\nself.window = torch.tensor(\n    np.hanning(4), device=device\n).float()", "return self.linear(x) * self.window"),
@@ -73,6 +79,12 @@ AWKWARD_FIXED = {
     # containers
     "list_annotated": make_class("self.convs: list[nn.Linear] = [nn.Linear(4, 4)]", APPLIED),
     "list_unpacked": make_class("self.convs = [nn.Linear(4, 4), nn.ReLU()]", "return nn.Sequential(*self.convs)(x)"),
+    "list_added_to": make_class(f"{CONVS}\nself.convs += [nn.Linear(4, 4)]", APPLIED),
+    "tensors_appended": make_class("self.masks = []\nfor n in range(3):\n    self.masks.append(torch.ones(4) * n)", "for mask in self.masks:\n    x = x + mask\nreturn self.linear(x) * self.masks[1]"),
+    "integers_appended": make_class("self.shifts = []\nfor n in range(3):\n    self.shifts.append((torch.arange(4) * n))  # one", "for shift in self.shifts:\n    x = x + shift\nreturn self.linear(x)"),
+    "tensors_extended": make_class("self.masks = [torch.zeros(4)]\nself.masks.extend(torch.ones(4) * n for n in range(3))\nself.masks.extend(torch.eye(4))", "return self.linear(x) * self.masks[2] + self.masks[-1]"),
+    "tensors_appended_by_method": make_class("self.masks = []\nself.build()", "return self.linear(x) * self.masks[0]", "def build(self):\n    masks = self.masks\n    masks.append(torch.randn(4))"),
+    "tensors_by_key": make_class("self.masks = {}\nfor name in 'ab':\n    self.masks[name] = torch.randn(4)", "return self.linear(x) * self.masks['a'] + self.masks['b']"),
     "list_sliced": make_class("self.convs = [nn.Linear(4, 4), nn.Linear(4, 4)]", "for conv in reversed(self.convs[:1]):\n    x = conv(x)\nreturn x"),
     "list_with_shared": make_class("self.convs = [self.linear, nn.Linear(4, 4)]", APPLIED),
     "list_of_shadowed_nn": make_class("self.convs = [Linear(4, 4)]", APPLIED)
@@ -116,7 +128,9 @@ AWKWARD_REFUSED = {
     "list_reversed_by_alias": (make_class(CONVS, APPLIED, "def flip(self):\n    convs = self.convs\n    convs.reverse()"), "with .reverse"),
     "list_compared": (make_class(CONVS, APPLIED, "def has(self, convs):\n    return self.convs == convs"), "it is compared"),
     "list_on_the_right": (make_class(CONVS, APPLIED, "def all(self):\n    return [self.linear] + self.convs"), "arithmetic of lists"),
-    "tensors_appended": (make_class("self.masks = []\nfor n in range(3):\n    self.masks.append(torch.ones(4))", "return self.linear(x) * self.masks[1]"), "with .append"),
+    "tensors_appended_later": (make_class("self.masks = [torch.ones(4)]", "return self.linear(x) * self.masks[0]", "def grow(self):\n    self.masks.append(torch.ones(4))"), "with .append"),
+    "tensors_replaced": (make_class("self.masks = {'a': torch.ones(4)}", "self.masks['a'] = torch.ones(4)\nreturn self.linear(x) * self.masks['a']"), "its elements are replaced"),
+    "generic_base_sets_number": ("import torch\n\nfrom .generic_base import Base\n\n\nclass Net(Base[dict[str, int]]):\n    def __init__(self):\n        super().__init__()\n        self.mask = torch.ones(4)\n\n    def forward(self, x):\n        return x * self.mask\n", "where `2.0` may not be a tensor"),
     # what only a proof finds
     "counted_by_forward": (make_class(MASK, f"count = sum(b.numel() for b in self.buffers())\n{MASKED} + count"), "with this edit, same outputs: in eval mode the outputs differ"),
     "initialised_by_walk": (

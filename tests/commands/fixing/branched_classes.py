@@ -32,6 +32,8 @@ BRANCHED_FIXED = {
     "twice": make_flagged("self.mask = torch.ones(4)\nself.mask = self.mask / self.mask.sum()", MASKED),
     "augmented": make_flagged("self.mask = torch.ones(4)\nif flag:\n    self.mask *= 2", MASKED),
     "chosen": make_flagged("self.mask = torch.ones(4) if flag else None"),
+    "chosen_by_type": make_flagged("value = torch.ones(4) if flag else 2.0\nself.mask = value if isinstance(value, torch.Tensor) else torch.tensor(value)", MASKED),
+    "argument_by_type": make_flagged("self.mask = torch.full((4,), mask) if not torch.is_tensor(mask) else mask", MASKED).replace("flag=True", "flag=True, mask=3.0"),
     "two_targets": make_flagged("self.mask, self.cover = torch.ones(4), torch.zeros(4)", f"{MASKED} + self.cover"),
     "two_results": make_flagged("self.mask, self.cover = make(4)", f"{MASKED} + self.cover").replace("\n\n\nclass", "\n\n\ndef make(n):\n    return torch.ones(n), torch.zeros(n)\n\n\nclass"),
     "one_of_two_targets": make_flagged("self.mask, self.size = torch.ones(4), 4", f"{MASKED} + self.size"),

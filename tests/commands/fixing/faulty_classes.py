@@ -174,7 +174,6 @@ REFUSED = {
         "outside of its class",
     ),
     "chained": (make_class("self.mask = self.cover = torch.ones(4)", "self.mask.add_(1)\nreturn self.linear(x)"), "shares its memory"),
-    "by_setattr": (make_class('setattr(self, "mask", torch.ones(4))'), "bound by setattr()"),
     "by_name": (
         make_class('for name in ("mask",):\n    setattr(self, name, torch.ones(4))'),
         "does not assign",
@@ -207,7 +206,7 @@ REFUSED = {
     ),
     "in_lambda": (
         make_class("(lambda: setattr(self, 'mask', torch.ones(4)))()"),
-        "bound by setattr()",
+        "in a lambda",
     ),
     "dict_of_numbers": (
         make_class("self.heads = {1: nn.Linear(4, 4)}", "return self.heads[1](x)"),
