@@ -4,7 +4,9 @@
 
 Makes its data in a temporary folder of FOLDER (14 GiB for --gib 2) and removes it. Whole processes,
 one after the other in every round, so that a slow minute of the machine slows them all; the best
-counts, by the clock and by the processor. No further round is begun once the minutes are over.
+counts, by the clock and by the processor. With a cold cache it is the mean of four times as many
+rounds: what a disk takes for the same bytes differs from one to the next. No further round is begun
+once the minutes are over.
 Loads into a module are measured within one process each (benchmarks/load.py), without imports.
 Prints the table of docs/benchmarks.md, and writes the ratios to benchmarks/ratios.json, or to
 another file (`--json`), which benchmarks/compare.py holds against those.
@@ -69,6 +71,8 @@ print(len(Unpickler(archive.open(name)).load()))
 """,
 }
 RATIOS = Path(__file__).with_name("ratios.json")
+_COLD_FACTOR = 4
+"""Rounds with a cold cache for each of the others."""
 INSPECT_MANY = ("inspect", "many.pth")
 
 
@@ -193,7 +197,8 @@ def main() -> None:
 def measure_case(case: Case, folder: Path, rounds: int, deadline: float) -> tuple[Seconds, Seconds]:
     """Return the best times of ckptool and of what is measured next to it.
 
-    After `deadline` no round but the first is begun.
+    After `deadline` no round but the first is begun. With a cold cache it is the mean of more
+    rounds: what a disk takes for the same bytes differs from one to the next.
     """
     ckptool = [sys.executable, "-m", "ckptool"]
     if case.today == "ckptool inspect":
@@ -204,11 +209,12 @@ def measure_case(case: Case, folder: Path, rounds: int, deadline: float) -> tupl
         today = case.today.split()
     runs = [
         (run_once([*ckptool, *case.words], folder, case), run_once(today, folder, case))
-        for number in range(rounds)
+        for number in range(rounds * _COLD_FACTOR if case.is_cold else rounds)
         if not number or time.monotonic() < deadline
     ]
     ours, theirs = zip(*runs, strict=True)
-    return find_best(ours), find_best(theirs)
+    choose = compute_mean if case.is_cold else find_best
+    return choose(ours), choose(theirs)
 
 
 LOADED = {
@@ -262,6 +268,12 @@ def drop_from_cache(folder: Path) -> None:
 
 def find_best(runs: tuple[Seconds, ...]) -> Seconds:
     return Seconds(min(run.clock for run in runs), min(run.processor for run in runs))
+
+
+def compute_mean(runs: tuple[Seconds, ...]) -> Seconds:
+    return Seconds(
+        sum(run.clock for run in runs) / len(runs), sum(run.processor for run in runs) / len(runs)
+    )
 
 
 def compute_ratios(ours: Seconds, theirs: Seconds) -> dict[str, float]:

@@ -17,8 +17,10 @@ from ckptool.values.statistics import TensorStatistics
 _MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
 
 
-def _get_last_segment(key: str) -> str:
-    return key.rpartition(".")[2]
+def _list_mean_keys(statistics: CheckpointStatistics) -> list[str]:
+    """Return the keys of running means: none, in most checkpoints."""
+    means = (key for key in statistics.statistics if key.endswith(_MEAN))
+    return [key for key in means if key.rpartition(".")[2] == _MEAN]
 
 
 _WRAPPER_SEGMENTS: Final = frozenset([*WRAPPERS, "model", "shadow", "state_dict"])
@@ -55,13 +57,9 @@ _StatisticKeys = tuple[str, ...]
 )
 def find_default_norm_statistics(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
     stale_keys = {key for _, keys, _ in _find_stale_averages(statistics) for key in keys}
-    for key in statistics.statistics:
+    for key in _list_mean_keys(statistics):
         prefix = key.removesuffix(_MEAN)
-        if (
-            _get_last_segment(key) == _MEAN
-            and key not in stale_keys
-            and _has_default_statistics(statistics, prefix)
-        ):
+        if key not in stale_keys and _has_default_statistics(statistics, prefix):
             names = (f"{prefix}weight", f"{prefix}bias")
             trained_key = next(
                 (name for name in names if _is_trained(statistics.statistics.get(name))), None
@@ -129,9 +127,7 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
     ),
 )
 def find_stale_ema_buffers(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
-    totals = Counter(
-        _extract_ema_prefix(key) for key in statistics.statistics if _get_last_segment(key) == _MEAN
-    )
+    totals = Counter(map(_extract_ema_prefix, _list_mean_keys(statistics)))
     for ema_prefix, keys, raw_key in _find_stale_averages(statistics):
         yield hit(
             ema_prefix,
@@ -175,7 +171,7 @@ def _find_stale_averages(
 
     The keys are running means at their defaults; the raw key is the trained mean of one layer.
     """
-    mean_keys = [key for key in statistics.statistics if _get_last_segment(key) == _MEAN]
+    mean_keys = _list_mean_keys(statistics)
     raw_keys = [
         raw_key
         for raw_key in mean_keys
