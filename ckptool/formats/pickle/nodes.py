@@ -131,10 +131,10 @@ class PersistentReference(Struct, eq=False):
     @property
     def persistent_id(self) -> Any:
         """Operand of the opcode; that of a storage is put together when it is asked for."""
-        given, call = self.given_id, self.call
-        if call is None or type(given) is tuple:
-            return given
-        return (*call.id_head, given, *call.id_tail)
+        own_id, call = self.given_id, self.call
+        if call is None or type(own_id) is tuple:
+            return own_id
+        return (*call.id_head, own_id, *call.id_tail)
 
     @persistent_id.setter
     def persistent_id(self, whole_id: Any) -> None:

@@ -88,12 +88,12 @@ def _load_changed(
     with user_code():
         seed_generators(change.seed)
         call_load_state_dict(module, state)
-    found: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
-    found.update(module.named_parameters(remove_duplicate=False))
+    loaded: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    loaded.update(module.named_parameters(remove_duplicate=False))
     return {
-        key: found[key].detach().clone()
+        key: loaded[key].detach().clone()
         for key in keys
-        if key in found and _is_plain_float(found[key])
+        if key in loaded and _is_plain_float(loaded[key])
     }
 
 
