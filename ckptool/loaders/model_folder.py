@@ -33,7 +33,9 @@ _SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETE
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
-MODEL_CONFIGS: Final = frozenset({"config.json", "adapter_config.json", PIPELINE_CONFIG})
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""Configuration of an adapter of peft."""
+MODEL_CONFIGS: Final = frozenset({"config.json", ADAPTER_CONFIG, PIPELINE_CONFIG})
 """Names of the files by which a framework's folder is known."""
 
 
@@ -261,15 +263,15 @@ def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:
 
 
 def _identify_peft(folder: Location, names: Sequence[str]) -> ModelFolder | None:
-    if "adapter_config.json" not in names:
+    if ADAPTER_CONFIG not in names:
         return None
-    config = read_config(folder / "adapter_config.json")
+    config = read_config(folder / ADAPTER_CONFIG)
     class_name = config.get("peft_type")
     return ModelFolder(
         folder,
         "peft",
         class_name if isinstance(class_name, str) else "",
-        "adapter_config.json",
+        ADAPTER_CONFIG,
         choose_weights(names, "peft"),
     )
 
