@@ -12,6 +12,7 @@ from ckptool.formats.files.source import is_directory, open_source
 from ckptool.formats.files.weight_names import (
     LOOKUP_ORDERS,
     choose_weights,
+    is_index_name,
     list_file_names,
     name_whole_file,
 )
@@ -211,7 +212,8 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
         file_name = quote_code(cut_middle(checkpoint.path.name))
         return f"it finds no weights: it looks for {names}, and not for {file_name}"
     refusal = _explain_refused_file(checkpoint, model_folder.weights_name)
-    return f"it opens {quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
+    files = "the files of " if is_index_name(model_folder.weights_name) else ""
+    return f"it opens {files}{quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
 
 
 def _explain_refused_file(checkpoint: Checkpoint, weights_name: str) -> str:
