@@ -9,7 +9,7 @@ from ckptool.errors import CkptoolError, PlanError
 from ckptool.loaders import peft_adapters
 from ckptool.loaders.adapter_arithmetic import KEY_PREFIX, MERGE_RULES, merge_tensors
 from ckptool.loaders.config_checks import read_model_config
-from ckptool.loaders.model_folder import ModelFolder
+from ckptool.loaders.model_folder import ADAPTER_CONFIG, ModelFolder
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.registry import get_loader
 from ckptool.locations import Location
@@ -61,7 +61,7 @@ def merge_adapter(
         PlanError: the adapter is of another kind, does not fit, or the results differ.
         ModuleError: a configuration is refused.
     """
-    config_fields = read_model_config(adapter.path, peft_adapters.CONFIG_NAME)
+    config_fields = read_model_config(adapter.path, ADAPTER_CONFIG)
     _require_checkable(adapter.path, config_fields)
     try:
         with user_code():

@@ -12,6 +12,7 @@ from ckptool.formats.files.source import is_directory, open_source
 from ckptool.formats.files.weight_names import (
     LOOKUP_ORDERS,
     choose_weights,
+    is_index_name,
     list_file_names,
     name_whole_file,
 )
@@ -33,7 +34,9 @@ _SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETE
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
-MODEL_CONFIGS: Final = frozenset({"config.json", "adapter_config.json", PIPELINE_CONFIG})
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""Configuration of an adapter of peft."""
+MODEL_CONFIGS: Final = frozenset({"config.json", ADAPTER_CONFIG, PIPELINE_CONFIG})
 """Names of the files by which a framework's folder is known."""
 
 
@@ -209,7 +212,8 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
         file_name = quote_code(cut_middle(checkpoint.path.name))
         return f"it finds no weights: it looks for {names}, and not for {file_name}"
     refusal = _explain_refused_file(checkpoint, model_folder.weights_name)
-    return f"it opens {quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
+    files = "the files of " if is_index_name(model_folder.weights_name) else ""
+    return f"it opens {files}{quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
 
 
 def _explain_refused_file(checkpoint: Checkpoint, weights_name: str) -> str:
@@ -261,15 +265,15 @@ def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:
 
 
 def _identify_peft(folder: Location, names: Sequence[str]) -> ModelFolder | None:
-    if "adapter_config.json" not in names:
+    if ADAPTER_CONFIG not in names:
         return None
-    config = read_config(folder / "adapter_config.json")
+    config = read_config(folder / ADAPTER_CONFIG)
     class_name = config.get("peft_type")
     return ModelFolder(
         folder,
         "peft",
         class_name if isinstance(class_name, str) else "",
-        "adapter_config.json",
+        ADAPTER_CONFIG,
         choose_weights(names, "peft"),
     )
 

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
-from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.config_checks import REMOTE_CODE_FIELD, read_model_config
 from ckptool.loaders.mismatches import drop_mismatches
-from ckptool.loaders.model_folder import find_base_folder
+from ckptool.loaders.model_folder import ADAPTER_CONFIG, find_base_folder
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
 from ckptool.phrases import cut_middle
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = ("peft", "transformers", "accelerate")
 LOADER_CALL: Final = "load_adapter()"
-CONFIG_NAME: Final = "adapter_config.json"
 _BASE_NOTE: Final = "only the configuration of the base is used: its weights are not loaded"
 _WEIGHT_STD: Final = 0.02
 """Standard deviation of the weights that stand in for the base's."""
@@ -53,13 +52,13 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG0
     Raises:
         ModuleError: the base is no folder here, or the adapter fits no module of it.
     """
-    fields = read_model_config(folder, CONFIG_NAME)
+    fields = read_model_config(folder, ADAPTER_CONFIG)
     base_name = fields.get("base_model_name_or_path")
     base = Path(base_name) if isinstance(base_name, str) and base_name else None
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is not a local folder:"
+            f"its base, {cut_middle(repr(base_name))} in {ADAPTER_CONFIG}, is not a local folder:"
             " give it with --base FOLDER, or write it there",
         )
     return build_adapter_model(folder, base)
@@ -101,16 +100,21 @@ def _fill_weights(base_model: "nn.Module") -> None:
 
 
 def _choose_base_class(folder: Location, base: Path) -> str:
-    """Return the class that the adapter's task needs instead of the one that the base names.
+    """Return the class that the adapter is for instead of the one that the base names.
 
-    AutoPeftModelForSequenceClassification, and the others of its kind, choose by `task_type`. ""
-    if the adapter has none, or transformers no class for it.
+    AutoPeftModelForSequenceClassification, and the others of its kind, choose by `task_type`,
+    AutoPeftModel by `auto_mapping`, the class that was trained. "" if the adapter has neither, or
+    transformers no such class for the base's model type.
     """
-    task_type = read_model_config(folder, CONFIG_NAME).get("task_type")
+    fields = read_model_config(folder, ADAPTER_CONFIG)
+    task_type = fields.get("task_type")
     auto_name = _TASK_CLASSES.get(task_type, "") if isinstance(task_type, str) else ""
-    model_type = read_model_config(base, "config.json").get("model_type")
-    if not auto_name or not isinstance(model_type, str):
+    base_fields = read_model_config(base, "config.json", REMOTE_CODE_FIELD)
+    model_type = base_fields.get("model_type")
+    if not isinstance(model_type, str):
         return ""
+    if not auto_name:
+        return "" if task_type else _find_trained_class(fields, model_type)
     with run_offline():
         import transformers
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -123,6 +127,21 @@ def _choose_base_class(folder: Location, base: Path) -> str:
     return "" if cls is None else str(cls.__name__)
 
 
+def _find_trained_class(fields: Mapping[str, Any], model_type: str) -> str:
+    """Return the class of transformers that `auto_mapping` names, if it has this model type."""
+    auto_mapping = fields.get("auto_mapping")
+    name = auto_mapping.get("base_model_class") if isinstance(auto_mapping, dict) else None
+    if not isinstance(name, str) or not name.isidentifier():
+        return ""
+    with run_offline():
+        import transformers
+
+        cls = getattr(transformers, name, None)
+        is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    config_class = getattr(cls, "config_class", None) if is_model else None
+    return name if getattr(config_class, "model_type", "") == model_type else ""
+
+
 def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
     """Return the PeftModel of a base with the adapter's modules, with initial values.
 
@@ -133,14 +152,14 @@ def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    fields = read_model_config(folder, CONFIG_NAME)
+    fields = read_model_config(folder, ADAPTER_CONFIG)
     peft_type = fields.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ModuleError(
-            str(folder), f"{CONFIG_NAME}: peft has no peft_type {cut_middle(repr(peft_type))}"
+            str(folder), f"{ADAPTER_CONFIG}: peft has no peft_type {cut_middle(repr(peft_type))}"
         )
     with TemporaryDirectory(prefix="ckptool-") as copy:
-        (Path(copy) / CONFIG_NAME).write_text(json.dumps(fields))
+        (Path(copy) / ADAPTER_CONFIG).write_text(json.dumps(fields))
         config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type].from_pretrained(copy)
     config.inference_mode = True
     cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
@@ -231,7 +250,9 @@ def _build_info(
     unexpected_keys = tuple(sorted({*result.unexpected_keys} - used_keys))
     file_names = dict(_iter_file_names(unexpected_keys, state, adapter_name))
     dropped_keys = {*file_names.values(), *unexpected_keys}
-    missing_keys = tuple(sorted({*result.missing_keys} - mismatched_shapes.keys()))
+    # A tensor that layers share (a vector bank) is reported missing under all names but the file's.
+    filled_keys = {*mismatched_shapes, *(conversion.key for conversion in conversions)}
+    missing_keys = tuple(sorted({*result.missing_keys} - filled_keys))
     return LoadingInfo(
         loader=LOADER_CALL,
         missing_keys=missing_keys,
@@ -274,9 +295,12 @@ def _strip_adapter(key: str, adapter_name: str) -> str:
 def _iter_notes(loaded: Any, adapter_name: str) -> Iterator[str]:
     config = loaded.peft_config[adapter_name]
     yield _describe_adapter(config)
+    base_model = loaded.get_base_model()
+    base_class = type(base_model).__name__
     if config.task_type in _TASK_CLASSES:
-        base_class = type(loaded.get_base_model()).__name__
         yield f"the base is built as {base_class}, for task_type {config.task_type}"
+    elif base_class not in (getattr(base_model.config, "architectures", None) or [base_class]):
+        yield f"the base is built as {base_class}, for auto_mapping"
 
 
 def _describe_adapter(config: Any) -> str:

@@ -342,3 +342,63 @@ def test_peft_reads_no_shards_so_none_are_written(folders, run_command, tmp_path
     ran = run_command("migrate", adapter, "-o", tmp_path / "out", "--base", base)
     assert (ran.code, ran.err) == (0, ran.err), ran
     assert ask_peft(tmp_path / "out") == (set(), set())
+
+
+def test_an_adapter_without_a_task_is_for_the_class_that_was_trained(tmp_path, run_command):
+    """Trained on the backbone; the folder of the base names the model with a head."""
+    make_base().save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    peft.get_peft_model(make_base().model, CONFIGS["lora"]).save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    truth = peft.AutoPeftModel.from_pretrained(str(adapter))
+    assert type(truth.get_base_model()) is transformers.LlamaModel
+    assert not truth.load_adapter(str(adapter), "default").missing_keys
+    result = run_command("diff", str(adapter), "--no-config")
+    assert result.code == 0
+    assert "8 match, 0 missing, 0 unexpected" in result.out
+    assert "the base is built as LlamaModel, for auto_mapping" in result.out
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "without its bank"])
+def test_a_vector_bank_that_layers_share_is_missing_only_if_the_file_lacks_it(
+    is_whole, tmp_path, run_command
+):
+    """Peft stores it once, and names it missing in each layer that has it."""
+    make_base().save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    config = peft.VBLoRAConfig(r=2, target_modules=TARGETS, num_vectors=8, vector_length=4, topk=2)
+    peft.get_peft_model(make_base(), config).save_pretrained(adapter)
+    if not is_whole:
+        change_file(adapter, lambda state: state.pop("base_model.vblora_vector_bank"))
+    banks = []
+    for seed in (0, 1):
+        base = make_base()
+        torch.manual_seed(seed)
+        model = peft.PeftModel.from_pretrained(base, adapter)
+        banks.append([t for k, t in model.state_dict().items() if "vector_bank" in k])
+    assert all(map(torch.equal, *banks)) == is_whole
+    options = ("--base", str(tmp_path / "base"), "--no-config")
+    result = run_command("diff", str(adapter), *options)
+    assert (result.code == 0) == is_whole
+    assert ("0 missing" in result.out) == is_whole
+
+
+def test_weights_and_an_adapter_in_one_folder_are_base_and_adapter(tmp_path, run_command):
+    """Training often saves both in one folder, which is then its own base."""
+    folder = tmp_path / "both"
+    make_base().save_pretrained(folder)
+    base = transformers.LlamaForCausalLM.from_pretrained(folder)
+    peft.get_peft_model(base, CONFIGS["lora"]).save_pretrained(folder)
+    truth = peft.AutoPeftModel.from_pretrained(str(folder))
+    assert not truth.load_adapter(str(folder), "default").missing_keys
+    result = run_command("diff", str(folder), "--no-config")
+    assert result.code == 0
+    assert result.out.startswith("loads with load_adapter()")
+    merged = tmp_path / "merged"
+    words = ("--merge-adapter", str(folder), "-o", str(merged), "--no-config")
+    assert run_command("migrate", str(folder), *words).code == 0
+    state = transformers.LlamaForCausalLM.from_pretrained(merged).state_dict()
+    expected = truth.merge_and_unload().state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())

@@ -17,7 +17,11 @@ from ckptool.formats.files.atomic import (
 )
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import Limits
-from ckptool.loaders.model_folder import find_base_folder, require_model_folder
+from ckptool.loaders.model_folder import (
+    ADAPTER_CONFIG,
+    find_base_folder,
+    require_model_folder,
+)
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.write.merge_record import add_merge_record, format_merge_record
 from ckptool.migration.write.provenance import MigrationDigests
@@ -110,10 +114,15 @@ def _write_folder(
 
 
 def _copy_other_files(base: Checkpoint, folder: Path) -> None:
-    """Copy the configuration and the tokenizer of the base, but for what the framework wrote."""
+    """Copy the configuration and the tokenizer of the base, but for what the framework wrote.
+
+    An adapter in the folder of the base is left out: with its configuration, from_pretrained()
+    would look for its weights.
+    """
     place = base.path if is_directory(base.path) else base.path.parent
     files = list_sidecar_files(replace(base, path=place))
-    copy_sidecar_files([file for file in files if not (folder / file.name).exists()], folder)
+    left_out = {ADAPTER_CONFIG, *(file.name for file in folder.iterdir())}
+    copy_sidecar_files([file for file in files if file.name not in left_out], folder)
 
 
 def _record_origin(
