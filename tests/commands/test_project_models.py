@@ -70,7 +70,7 @@ def test_audit(name: str, entries: list[str], modules: list[str], code: int, fol
 def test_the_verdict_alone_says_whether_they_passed(entries, verdict, folder: Path, run_command):
     """It was "1 module", and --quiet printed the table of the modules as well."""
     write_models(folder, *entries)
-    ran = run_command("audit", "-q")
+    ran = run_command("audit", "-q", cwd=folder)
     assert ran.out == f"{verdict}\n"
     assert ran.code == int("failed" in verdict)
 
