@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
-from ckptool.errors import ConfigError, ReadError
+from ckptool.errors import ConfigError, ReadError, describe_os_error
 from ckptool.locations import Location, RemotePath, list_glob_names, read_small_file
 
 
@@ -290,7 +290,7 @@ def _parse_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is not valid TOML: {error}") from error
     except OSError as error:
-        raise ConfigError(path, error.strerror or str(error)) from error
+        raise ConfigError(path, describe_os_error(error)) from error
 
 
 def _decode_settings(path: Path, section: object) -> ProjectConfig:

@@ -180,3 +180,10 @@ class Interrupted(SystemExit):
 
 class LoadWarning(UserWarning):
     """After `ckptool.install()`: load_state_dict(strict=False) left keys out."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the reason of an error of the operating system: "no such file"."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return error.strerror or str(error)

@@ -14,7 +14,7 @@ from typing import IO, Any, Final, NoReturn
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
-from ckptool.errors import CkptoolError
+from ckptool.errors import CkptoolError, describe_os_error
 from ckptool.locations import mask_credentials, suggest_module_option
 
 COMMAND_GROUPS: Final = {
@@ -164,9 +164,7 @@ class LazyGroup(click.Group):
         except OSError as error:
             # A name that is too long, a folder that may not be searched, a full disk.
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-            is_missing = isinstance(error, FileNotFoundError)
-            reason = "no such file" if is_missing else error.strerror or str(error)
-            _report_error(ctx, f"{name}: " * bool(name) + reason)
+            _report_error(ctx, f"{name}: " * bool(name) + describe_os_error(error))
         except MemoryError:
             _report_error(ctx, "there is not enough memory")
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ckptool.commands.sources.file_arguments import EVERY_NAME, parse_place
 from ckptool.config import parse_size
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, describe_os_error
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.python_text import evaluate_literal
 from ckptool.locations import read_small_file
@@ -89,7 +89,7 @@ def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
         data = _parse_kwargs_text(path, read_small_file(path).decode())
     except OSError as error:
-        raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
+        raise UsageError(f"--kwargs {path}: {describe_os_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--kwargs {path}: not valid JSON, TOML or YAML: {error}") from error
     if not isinstance(data, dict):

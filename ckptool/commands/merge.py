@@ -11,7 +11,7 @@ from ckptool.compare.diff_shards import (
     decode_shard,
     merge_shards,
 )
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, describe_os_error
 from ckptool.locations import read_small_file
 from ckptool.policy import Policy
 from ckptool.reports.diff_files import DiffFilesReport
@@ -48,7 +48,7 @@ def _read_shard(path: Path) -> DiffShard:
     try:
         text = read_small_file(path)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
+        raise UsageError(f"{path}: {describe_os_error(error)}") from error
     try:
         data = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:

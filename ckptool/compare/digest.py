@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ckptool.compare.left_out_ties import restore_declared_ties
 from ckptool.compare.states import require_state, require_undamaged
-from ckptool.errors import ReadError
+from ckptool.errors import ReadError, describe_os_error
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, read_small_file
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
@@ -142,7 +142,7 @@ def read_saved_digest(path: Path, checkpoint: Location) -> SavedDigest:
     try:
         saved_report = msgspec.json.decode(read_small_file(path), type=_SavedDigestReport)
     except OSError as error:
-        raise ReadError(path, error.strerror or str(error)) from error
+        raise ReadError(path, describe_os_error(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"is not a report of `ckptool digest --format json`: {error}"
         raise ReadError(path, reason) from error

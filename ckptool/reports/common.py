@@ -297,7 +297,8 @@ def _build_unsaved_report(module_tensor: ModuleTensor, *, in_file: bool) -> Unsa
 def format_project_verdict(checked_count: int, failed_count: int, error_count: int) -> str:
     """Return how many modules of a configuration were looked at, failed, and could not be."""
     counts = [pluralize(checked_count, "module")]
-    counts += ["all passed"] if checked_count and not (failed_count or error_count) else []
+    if checked_count and not failed_count and not error_count:
+        return f"{counts[0]} passed"
     counts += [f"{failed_count} failed"] if failed_count else []
     counts += [f"{error_count} not checked"] if error_count else []
     return ", ".join(counts)

@@ -30,6 +30,13 @@ _MERGE_WITH_FRAMEWORK: Final = (
     " tools/checkpoint/convert.py, DeepSpeed's zero_to_fp32.py or ds_to_universal.py, the"
     " conversion script of transformers."
 )
+_GATHER: Final = (
+    f"Gather the parameters and save again. FSDP: on all ranks: {FULL_STATE_DICT}; then on rank 0:"
+    " {code}. DeepSpeed: engine.save_16bit_model(FOLDER), with"
+    " stage3_gather_16bit_weights_on_model_save in its configuration; a folder that it saved has a"
+    " script that gathers: python zero_to_fp32.py FOLDER OUTPUT. Lazy modules: run forward once"
+    " first."
+)
 _IGNORE_WHOLE_FILES: Final = "If each file is whole: --ignore CK321"
 
 
@@ -182,17 +189,8 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
             "gathering them first contains only these placeholders. So does one of LazyLinear "
             "whose uninitialized parameters are cast by half(): the values are in no file."
         ),
-        fix=(
-            "Gather the parameters and save again. FSDP: on all ranks: "
-            f"{FULL_STATE_DICT}; then on rank 0: {{code}}. DeepSpeed:"
-            " engine.save_16bit_model(FOLDER), with stage3_gather_16bit_weights_on_model_save in"
-            " its configuration; a folder that it saved has a script that gathers: python"
-            " zero_to_fp32.py FOLDER OUTPUT. Lazy modules: run forward once first."
-        ),
-        general_advice=(
-            f"Gather the parameters and save again. FSDP: on all ranks: {FULL_STATE_DICT}; then on"
-            ' rank 0: torch.save(state_dict, "FILE"). DeepSpeed: engine.save_16bit_model(FOLDER)'
-        ),
+        fix=_GATHER.format(code="{code}"),
+        general_advice=_GATHER.format(code='torch.save(state_dict, "FILE")'),
         example=(
             "engine, *_ = deepspeed.initialize(model=model, config=zero_stage_3)\n"
             "torch.save(engine.module.state_dict(), path)  # each parameter is torch.Size([0])"

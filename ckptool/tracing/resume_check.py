@@ -70,15 +70,34 @@ def check_resume(words: Sequence[str], resume_words: str) -> ResumeCheck:
     with tempfile.TemporaryDirectory(prefix="ckptool-resume-") as name:
         folders = [Path(name).resolve() / run for run in ("first", "second", "resumed")]
         for folder in folders:
-            shutil.copytree(
-                Path.cwd(), folder, symlinks=True, ignore=shutil.ignore_patterns(*_IGNORED_NAMES)
-            )
+            _copy_folder(folder)
         first = _run(words, folders[0], "record", is_shown=True)
         comparison = ResumeComparison(f"the command ended with exit code {first.exit_code}")
         if first.exit_code == 0:
             comparison = _compare_runs(words, resume_words, folders, first)
         comparison = replace(comparison, rank_count=_count_ranks(first))
         return ResumeCheck(_name_from_folder(first, folders[0]), comparison)
+
+
+def _copy_folder(target: Path) -> None:
+    """Copy the current folder without pipes and sockets, which have no content.
+
+    Raises:
+        UsageError: a file of it cannot be read.
+    """
+
+    def list_ignored(folder: str, names: list[str]) -> set[str]:
+        paths = [Path(folder, name) for name in names]
+        special = {p.name for p in paths if not (p.is_symlink() or p.is_file() or p.is_dir())}
+        return special | ignore_names(folder, names)
+
+    ignore_names = shutil.ignore_patterns(*_IGNORED_NAMES)
+    try:
+        shutil.copytree(Path.cwd(), target, symlinks=True, ignore=list_ignored)
+    except shutil.Error as error:
+        path, _, reason = error.args[0][0]
+        text = f"{path}: cannot be copied for --resume-check: {str(reason).partition('] ')[2]}"
+        raise UsageError(text) from error
 
 
 def _count_ranks(run: TracedRun) -> int:

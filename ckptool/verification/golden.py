@@ -12,7 +12,13 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from ckptool.errors import CorruptCheckpointError, ModuleError, ReadError, UsageError
+from ckptool.errors import (
+    CorruptCheckpointError,
+    ModuleError,
+    ReadError,
+    UsageError,
+    describe_os_error,
+)
 from ckptool.model import Skipped, StateDict, natural_sort_key
 from ckptool.values.fingerprint_many import fingerprint_tensor
 from ckptool.verification.backends import cpu, cuda
@@ -133,7 +139,7 @@ def read_golden(path: Path) -> GoldenFile:
             text = (file.metadata() or {}).get(KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise ReadError(path, error.strerror or str(error)) from error
+        raise ReadError(path, describe_os_error(error)) from error
     except SafetensorError as error:
         raise CorruptCheckpointError(path, f"is not a golden file: {error}") from error
     if text is None:

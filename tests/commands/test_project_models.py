@@ -60,6 +60,22 @@ def test_audit(name: str, entries: list[str], modules: list[str], code: int, fol
 
 
 @pytest.mark.parametrize(
+    ("entries", "verdict"),
+    [
+        ([CLEAN], "1 module passed"),
+        ([CLEAN, SIZED], "2 modules passed"),
+        ([CLEAN, LOSES], "2 modules, 1 failed"),
+    ],
+)
+def test_the_verdict_alone_says_whether_they_passed(entries, verdict, folder: Path, run_command):
+    """It was "1 module", and --quiet printed the table of the modules as well."""
+    write_models(folder, *entries)
+    ran = run_command("audit", "-q", cwd=folder)
+    assert ran.out == f"{verdict}\n"
+    assert ran.code == int("failed" in verdict)
+
+
+@pytest.mark.parametrize(
     "format_", ["table", "json", "markdown", "html", "sarif", "junit", "github"]
 )
 def test_every_format_has_all_of_them(format_: str, folder: Path, run_command):

@@ -1,5 +1,6 @@
 """`ckptool run --resume-check`: what an interrupted and resumed run has otherwise."""
 
+import os
 import shutil
 import sys
 
@@ -159,3 +160,11 @@ def test_resume_arguments_without_the_check(folder):
     run = check_script(folder, options=("--resume-args", "--resume {checkpoint}"))
     assert run.code == 2
     assert "--resume-args is for --resume-check" in run.err
+
+
+def test_a_pipe_in_the_folder_is_not_copied(folder):
+    """It ended with the list that shutil raises, and could wait for a writer of the pipe."""
+    os.mkfifo(folder / "pipe")
+    (folder / "gone").symlink_to(folder / "none")
+    run = check_script(folder)
+    assert run.findings("CK334"), run

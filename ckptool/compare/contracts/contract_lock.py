@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from ckptool.compare.contracts.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.decode_errors import find_unknown_field, locate_problem, split_decode_error
-from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.errors import CorruptCheckpointError, ReadError, describe_os_error
 from ckptool.locations import read_small_file
 from ckptool.model import Constancy, Kind, natural_sort_key
 
@@ -87,7 +87,7 @@ def read_lock(path: Path) -> Contract:
             raise CorruptCheckpointError(path, f"is larger than any lock ({MAX_NBYTES >> 20} MiB)")
         text = read_small_file(path)
     except OSError as error:
-        raise ReadError(path, error.strerror or str(error)) from error
+        raise ReadError(path, describe_os_error(error)) from error
     return parse_lock(text, path)
 
 

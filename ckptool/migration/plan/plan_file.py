@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from ckptool.decode_errors import explain_decode_error
-from ckptool.errors import PlanError, RenameRefusedError
+from ckptool.errors import PlanError, RenameRefusedError, describe_os_error
 from ckptool.locations import read_small_file
 from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import (
@@ -180,7 +180,7 @@ def read_plan_file(path: Path) -> Plan:
     try:
         return parse_plan(read_small_file(path).decode(), str(path))
     except OSError as error:
-        raise PlanError(f"{path}: {error.strerror or error}") from error
+        raise PlanError(f"{path}: {describe_os_error(error)}") from error
     except UnicodeDecodeError as error:
         raise PlanError(f"{path}: is not UTF-8") from error
 

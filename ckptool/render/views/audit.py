@@ -72,7 +72,7 @@ def build_blocks(
         yield VerdictBlock(report.verdict, bool(report.exit_code))
         yield from [LinesBlock(report.errors)] if report.errors else []
         rows = [(module.module, _format_audit_verdict(module)) for module in report.modules]
-        if rows:
+        if rows and options.verbosity >= 0:
             yield build_table("Modules", ("module", VERDICT), rows, options)
         return
     yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
