@@ -33,7 +33,8 @@ _MAX_INT_BYTES: Final = 255
 """Bytes of the longest int that the restricted unpickler reads (LONG1)."""
 _ORDERED_DICT: Final = ("collections", "OrderedDict")
 _MAPPINGS: Final = frozenset({_ORDERED_DICT, ("collections", "defaultdict")})
-_SETS: Final = frozenset({("builtins", "set"), ("builtins", "frozenset")})
+_FROZENSET: Final = ("builtins", "frozenset")
+_SETS: Final = frozenset({("builtins", "set"), _FROZENSET})
 _PLAIN_CALLS: Final = frozenset(
     {
         ("torch", "device"),
@@ -142,6 +143,7 @@ class _PlainTreeBuilder:
             bytearray: lambda node, *_: UnresolvedObject(_BYTEARRAY, (_encode_bytes(node),)),
             GlobalName: self._convert_global,
             UnresolvedObject: self._convert_object,
+            PersistentReference: self._convert_storage,
         }
         convert = converters.get(type(node))
         return convert(node, place, depth) if convert else self._leave_out(node, place)
@@ -156,6 +158,16 @@ class _PlainTreeBuilder:
     def _convert_global(self, node: GlobalName, place: str, depth: int) -> Any:  # noqa: ARG002
         is_safe = is_torch_constant(node) and _resolve_name(node) in SAFE_GLOBALS
         return node if is_safe or self._is_kept_as_is(node) else self._leave_out(node, place)
+
+    def _convert_storage(self, node: PersistentReference, place: str, depth: int) -> Any:  # noqa: ARG002
+        """Return a storage that no tensor has, on the CPU: the restricted unpickler makes it."""
+        if _list_safe_parts(node) is None or any(
+            _list_safe_parts(part) is None for part in node.id
+        ):
+            return self._leave_out(node, place)
+        if not self._keeps_unknown:
+            node.id = _put_on_cpu(node.id)
+        return node
 
     def _convert_pairs(self, pairs: dict[Any, Any], place: str, depth: int) -> dict[Any, Any]:
         """Return the pairs whose key and value have a plain form; the others are noted."""
@@ -190,11 +202,11 @@ class _PlainTreeBuilder:
         self.changes[note_count:] = []
         return _LEFT_OUT if is_asked else self._leave_out(items, place)
 
-    def _convert_set(self, items: Any, place: str, depth: int) -> Any:
+    def _convert_set(self, items: Any, place: str, depth: int, *, is_frozen: bool = False) -> Any:
         members = self._convert_items(items, place, depth)
         if members is _LEFT_OUT:
             return _LEFT_OUT
-        if getattr(items, "is_frozen", False):
+        if is_frozen or getattr(items, "is_frozen", False):
             self.changes.append(TreeChange(place, "a frozenset", "set"))
         return UnresolvedObject(_SET, (members,))
 
@@ -242,12 +254,10 @@ class _PlainTreeBuilder:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
         if _get_callee(node) in _SETS:
             members = node.args[0] if node.args else []
-            is_list = type(members) is list and len(node.args) <= 1
-            return (
-                self._convert_set(members, place, depth)
-                if is_list
-                else (self._leave_out(node, place))
-            )
+            if type(members) is not list or len(node.args) > 1:
+                return self._leave_out(node, place)
+            is_frozen = _get_callee(node) == _FROZENSET
+            return self._convert_set(members, place, depth, is_frozen=is_frozen)
         args = self._convert_items(node.args, place, depth)
         if args is _LEFT_OUT or node.kwargs or node.items:
             return self._leave_out(node, place) if args is not _LEFT_OUT else _LEFT_OUT
@@ -329,7 +339,7 @@ def _find_safe_storages(
     node: UnresolvedObject, substitutes: Mapping[int, Any]
 ) -> list[PersistentReference] | None:
     """Return the storages of a tensor whose calls are all allowed; None for any other node."""
-    if _get_callee(node) not in _TENSOR_CALLS:
+    if _get_callee(node) not in _TENSOR_CALLS | _ATTRIBUTE_CALLS:
         return None
     storages: list[PersistentReference] = []
     pending: list[Any] = [node]
@@ -356,7 +366,9 @@ def _unwrap_subclass(node: UnresolvedObject) -> UnresolvedObject | None:
 def _list_safe_parts(part: Any) -> list[Any] | None:
     """Return what a part of a tensor's node consists of; None if the part is not allowed."""
     if type(part) is UnresolvedObject:
-        is_allowed = _get_callee(part) in _TENSOR_CALLS | _PLAIN_CALLS | {_ORDERED_DICT}
+        is_allowed = _get_callee(part) in _TENSOR_CALLS | _PLAIN_CALLS | {_ORDERED_DICT} or (
+            _get_callee(part) in _ATTRIBUTE_CALLS and _has_plain_class(part)
+        )
         has_more = part.kwargs or part.items or part.state is not None
         return [part.func, *part.args, part.pairs or {}] if is_allowed and not has_more else None
     if type(part) is GlobalName:
@@ -368,6 +380,13 @@ def _list_safe_parts(part: Any) -> list[Any] | None:
     if type(part) is PersistentReference:
         return list(part.id) if type(part.id) is tuple else None
     return [] if type(part) in {type(None), bool, int, float, str} else None
+
+
+def _has_plain_class(node: UnresolvedObject) -> bool:
+    """Whether a tensor with attributes is a plain one, a parameter or a buffer."""
+    cls = node.args[1] if len(node.args) == 4 else None
+    is_parameter = _get_callee(node) not in _SUBCLASS_CALLS
+    return is_parameter or (type(cls) is GlobalName and _resolve_name(cls) in TENSOR_CLASSES)
 
 
 def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
