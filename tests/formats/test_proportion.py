@@ -204,7 +204,7 @@ def test_a_place_is_cut_only_beyond_the_limit() -> None:
 
 def test_keys_of_one_text_are_told_apart(tmp_path: Path) -> None:
     long_keys = [tuple(range(n, n + 9)) for n in range(3)]
-    content = {key: ONE for key in (1, "1", (1, 2), ("a", (3,)), *long_keys)}
+    content = dict.fromkeys((1, "1", (1, 2), ("a", (3,)), *long_keys), ONE)
     checkpoint = describe(save(tmp_path / "keys.pth", content))
     assert list(checkpoint.states[0].tensors) == [
         "1", "1'", "(1, 2)", "('a', (3,))", "tuple of 9", "tuple of 9'", "tuple of 9'2",
