@@ -74,6 +74,7 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     )
     if not relocated:
         changed += chain(*_drop_places_within(unpaired))
+        changed += _iter_changed_flags(old, new, places[0])
     old_unsaved, new_unsaved = _collect_unsaved(old, places[0]), _collect_unsaved(new, places[1])
     unsaved_changed, unsaved_unknown = _compare_unsaved(old_unsaved, new_unsaved)
     opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
@@ -116,6 +117,20 @@ def _compare_contents(
             reasons = map(unreadable_reason, tensor_pairs[place])
             unknown[f"values of `{place}`"] = next(filter(None, reasons), "their parts differ")
     return changed, unknown
+
+
+def _iter_changed_flags(old: Checkpoint, new: Checkpoint, place: str) -> Iterator[str]:
+    """Yield the parameters of modules of which one file alone has requires_grad, at one place.
+
+    A state_dict() has detached tensors: what else is saved as one does not count.
+    """
+    for state in old.states:
+        other = get_state(new, state.at)
+        if state.role == other.role == "module" and place in {ALL_STATES, state.at}:
+            for key, tensor in state.tensors.items():
+                other_tensor = other.tensors.get(key, tensor)
+                if tensor.requires_grad != other_tensor.requires_grad:
+                    yield f"{join_key(state.at, key)} (requires_grad)"
 
 
 def _drop_places_within(

@@ -98,7 +98,7 @@ def read_object(
     leaves: dict[str, object] = {}
     for key, entry in keys.items():
         node: Any = _build_leaf(key, entry, data_files, limits)
-        is_tensor = type(node) is PersistentReference and node.target is not None
+        is_tensor = type(node) is PersistentReference and type(node.target) is TensorInfo
         leaves[key] = build_leaf(node.target if is_tensor else spans[key])
     return nest_by_path(leaves, metadata.get("planner_data"))
 

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from files import rewrite_archive, same_bits, save
+from files import rewrite_archive, same_bits, save, save_dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -215,7 +215,6 @@ def test_an_archive_that_was_zipped_again_is_repaired(tmp_path):
     assert found["epoch"] == 3
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
@@ -287,6 +286,60 @@ def test_tensors_under_keys_that_weights_only_refuses_are_named(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("write", [lambda content, path: save(path, content), save_dcp])
+def test_a_storage_that_no_tensor_has_is_kept(tmp_path, write):
+    """weights_only=True reads it; it was dropped as refused, and an error for a DCP folder."""
+    content = {"w": torch.ones(2), "bytes": torch.arange(3.0).untyped_storage()}
+    old = write(content, tmp_path / "old")
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert bytes(loaded["bytes"].untyped()) == bytes(content["bytes"])
+    assert (conversion.left_out, conversion.changed) == ((), ())
+
+
+def make_parameter(**attributes):
+    parameter = nn.Parameter(torch.ones(2))
+    vars(parameter).update(attributes)
+    return parameter
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        make_parameter(tag="a", range=[torch.zeros(2), 1]),
+        nn.Buffer(torch.ones(2)),
+        nn.Buffer(torch.ones(2), persistent=False),
+    ],
+    ids=["parameter", "buffer", "non-persistent"],
+)
+def test_attributes_that_weights_only_reads_are_kept(tmp_path, tensor):
+    old = save(tmp_path / "old.pth", {"w": tensor})
+    expected = torch.load(old)["w"]
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert type(loaded["w"]) is type(expected)
+    assert repr(vars(loaded["w"])) == repr(vars(expected))
+    assert (conversion.left_out, conversion.changed) == ((), ())
+
+
+def test_attributes_that_weights_only_refuses_are_left_out_and_named(tmp_path):
+    old = save(tmp_path / "old.pth", {"w": make_parameter(tag=Settings())})
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(old)
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert torch.equal(loaded["w"], torch.ones(2))
+    assert list_places(conversion.left_out) == {"w (attributes)"}
+
+
+@pytest.mark.parametrize("how", [{}, {"pickle_protocol": 4}])
+def test_a_frozenset_that_becomes_a_set_is_named(tmp_path, how):
+    old = save(tmp_path / "old.pth", {"w": torch.ones(2), "s": frozenset({1, 2})}, **how)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(old)
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert loaded["s"] == {1, 2}
+    assert list_places(conversion.changed) == {"s"}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickled_dict_of_arrays_becomes_tensors(tmp_path, protocol):
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "f": np.asfortranarray(np.eye(3))}
     big = arrays["w"].astype(">f4")

@@ -214,6 +214,42 @@ def test_a_view_of_a_parameter_that_is_an_attribute_of_the_module_is_compared(
     assert ckptool.diff(paths[0], paths[0]).verdict == "identical"
 
 
+def test_a_parameter_of_a_module_that_is_frozen_is_not_identical(tmp_path: Path) -> None:
+    modules = [Thresholded(), Thresholded()]
+    modules[1].fc.weight.requires_grad_(False)
+    writers = {
+        "module": torch.save,
+        "nested": lambda module, path: torch.save({"model": module, "w": WEIGHT}, path),
+        "script": lambda module, path: torch.jit.trace(module, torch.ones(1, 2)).save(path),
+    }
+    for name, write in writers.items():
+        paths = [tmp_path / f"{name}-{number}.pt" for number in range(2)]
+        for module, path in zip(modules, paths, strict=True):
+            write(module, path)
+        report = ckptool.diff(*paths)
+        assert report.verdict == "plain data differs"
+        assert [place.rpartition("fc.")[2] for place in report.changed_entries] == [
+            "weight (requires_grad)"
+        ]
+        assert ckptool.diff(paths[1], paths[1]).verdict == "identical"
+    flags = [torch.load(path, weights_only=False)["model"].fc.weight.requires_grad
+             for path in sorted(tmp_path.glob("nested-*"))]  # fmt: skip
+    assert flags == [True, False]
+
+
+def test_the_flag_of_a_tensor_that_no_module_has_does_not_count(tmp_path: Path) -> None:
+    weights = [nn.Parameter(WEIGHT), nn.Parameter(WEIGHT, requires_grad=False), WEIGHT]
+    paths = [tmp_path / f"{number}.pt" for number in range(3)]
+    for weight, path in zip(weights, paths, strict=True):
+        torch.save({"weight": weight}, path)
+    loaded = [nn.Linear(3, 2, bias=False) for _ in paths]
+    for module, path in zip(loaded, paths, strict=True):
+        module.load_state_dict(torch.load(path))
+        assert torch.equal(module.weight, WEIGHT)
+        assert module.weight.requires_grad
+    assert {ckptool.diff(paths[0], path).verdict for path in paths} == {"identical"}
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_whether_a_sparse_tensor_is_coalesced_is_compared(tmp_path: Path, legacy: bool) -> None:

@@ -96,6 +96,20 @@ def test_values_of_every_kind_are_compared(kind: str, tmp_path: Path) -> None:
     assert not any(digest.startswith("partial") for digest in digests)
 
 
+def test_tensors_without_values_are_compared_by_shape_and_dtype(tmp_path: Path) -> None:
+    def save_meta(name: str, *size: int, dtype: torch.dtype = torch.float32) -> Path:
+        tensor = torch.empty(size, dtype=dtype, device="meta")
+        return save(tmp_path / name, {"x": tensor, "w": torch.ones(2)})
+
+    old, same, other = (save_meta(f"{n}.pt", size) for n, size in enumerate((2, 2, 3)))
+    assert _compare(old, old) == _compare(old, same) == "identical"
+    assert _compare(old, other) == "breaking"
+    assert _compare(old, save_meta("half.pt", 2, dtype=torch.float16)) == "compatible"
+    filled = save(tmp_path / "filled.pt", {"x": torch.ones(2), "w": torch.ones(2)})
+    assert not torch.load(filled)["x"].is_meta
+    assert _compare(old, filled) == _compare(filled, old) == "compatible"
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "conj" in kind or "neg" in kind])
 def test_a_sign_view_is_compared_with_its_elements(kind: str, tmp_path: Path) -> None:
     view = save(tmp_path / "view.pt", {"x": KINDS[kind](0)})

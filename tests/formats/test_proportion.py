@@ -203,10 +203,11 @@ def test_a_place_is_cut_only_beyond_the_limit() -> None:
 
 
 def test_keys_of_one_text_are_told_apart(tmp_path: Path) -> None:
-    content = {1: ONE, "1": ONE, (1, 2): ONE, (3, 4): ONE, (5, 6): ONE}
+    long_keys = [tuple(range(n, n + 9)) for n in range(3)]
+    content = dict.fromkeys((1, "1", (1, 2), ("a", (3,)), *long_keys), ONE)
     checkpoint = describe(save(tmp_path / "keys.pth", content))
     assert list(checkpoint.states[0].tensors) == [
-        "1", "1'", "tuple of 2", "tuple of 2'", "tuple of 2'2",
+        "1", "1'", "(1, 2)", "('a', (3,))", "tuple of 9", "tuple of 9'", "tuple of 9'2",
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, Unreso
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array, read_numpy_scalar
 from ckptool.formats.pickle.plain_values import describe_node
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_global
+from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 from ckptool.model import Safety, TensorInfo
 
 ORDERED_DICT: Final = ("collections", "OrderedDict")
@@ -34,13 +35,15 @@ SUBCLASS_CALLS: Final = frozenset(
     {("torch._tensor", "_rebuild_from_type_v2"), ("torch._tensor", "_rebuild_from_type")}
 )
 """Calls whose arguments are the function that makes a tensor, its class, arguments and state."""
+ATTRIBUTE_CALLS: Final = SUBCLASS_CALLS | {("torch._utils", "_rebuild_parameter_with_state")}
+"""Calls whose last argument is the attributes of the tensor."""
 
 
 def find_safe_storages(
     node: UnresolvedObject, substitutes: Mapping[int, Any]
 ) -> list[PersistentReference] | None:
     """Return the storages of a tensor whose calls are all allowed; None for any other node."""
-    if get_callee(node) not in _TENSOR_CALLS:
+    if get_callee(node) not in _TENSOR_CALLS | ATTRIBUTE_CALLS:
         return None
     storages: list[PersistentReference] = []
     pending: list[Any] = [node]
@@ -49,7 +52,7 @@ def find_safe_storages(
         part = substitutes.get(id(part), part)
         if type(part) is PersistentReference:
             storages.append(part)
-        parts = _list_safe_parts(part)
+        parts = list_safe_parts(part)
         if parts is None:
             return None
         pending += parts
@@ -64,10 +67,12 @@ def unwrap_subclass(node: UnresolvedObject) -> UnresolvedObject | None:
     return UnresolvedObject(node.args[0], node.args[2])
 
 
-def _list_safe_parts(part: Any) -> list[Any] | None:
+def list_safe_parts(part: Any) -> list[Any] | None:
     """Return what a part of a tensor's node consists of; None if the part is not allowed."""
     if type(part) is UnresolvedObject:
-        is_allowed = get_callee(part) in _TENSOR_CALLS | PLAIN_CALLS | {ORDERED_DICT}
+        is_allowed = get_callee(part) in _TENSOR_CALLS | PLAIN_CALLS | {ORDERED_DICT} or (
+            get_callee(part) in ATTRIBUTE_CALLS and _has_plain_class(part)
+        )
         has_more = part.kwargs or part.items or part.state is not None
         return [part.func, *part.args, part.pairs or {}] if is_allowed and not has_more else None
     if type(part) is GlobalName:
@@ -79,6 +84,13 @@ def _list_safe_parts(part: Any) -> list[Any] | None:
     if type(part) is PersistentReference:
         return list(part.persistent_id) if type(part.persistent_id) is tuple else None
     return [] if type(part) in {type(None), bool, int, float, str} else None
+
+
+def _has_plain_class(node: UnresolvedObject) -> bool:
+    """Whether a tensor with attributes is a plain one, a parameter or a buffer."""
+    cls = node.args[1] if len(node.args) == 4 else None
+    is_parameter = get_callee(node) not in SUBCLASS_CALLS
+    return is_parameter or (type(cls) is GlobalName and resolve_name(cls) in TENSOR_CLASSES)
 
 
 def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ckptool.formats.pickle.graph import NewObjClass, SetMembers
-from ckptool.formats.pickle.nodes import GlobalName, UnresolvedObject
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     convert_simple_object,
@@ -24,14 +24,15 @@ from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 from ckptool.migration.plan.conversion import TreeChange
 from ckptool.migration.write.plain_nodes import (
+    ATTRIBUTE_CALLS,
     ORDERED_DICT,
     PLAIN_CALLS,
-    SUBCLASS_CALLS,
     classify_class,
     describe_class,
     find_safe_storages,
     get_callee,
     is_module,
+    list_safe_parts,
     names_dangerous,
     read_array,
     read_bytes,
@@ -47,7 +48,8 @@ _MAX_DEPTH: Final = 60
 _MAX_INT_BYTES: Final = 255
 """Bytes of the longest int that the restricted unpickler reads (LONG1)."""
 _MAPPINGS: Final = frozenset({ORDERED_DICT, ("collections", "defaultdict")})
-_SETS: Final = frozenset({("builtins", "set"), ("builtins", "frozenset")})
+_FROZENSET: Final = ("builtins", "frozenset")
+_SETS: Final = frozenset({("builtins", "set"), _FROZENSET})
 _ENCODE: Final = GlobalName("_codecs", "encode")
 _SET: Final = GlobalName("builtins", "set")
 _BYTEARRAY: Final = GlobalName("builtins", "bytearray")
@@ -146,6 +148,7 @@ class _PlainTreeBuilder:
             bytearray: lambda node, *_: UnresolvedObject(_BYTEARRAY, (_encode_bytes(node),)),
             GlobalName: self._convert_global,
             UnresolvedObject: self._convert_object,
+            PersistentReference: self._convert_storage,
         }
         convert = converters.get(type(node))
         return convert(node, place, depth) if convert else self._leave_out(node, place)
@@ -157,6 +160,16 @@ class _PlainTreeBuilder:
     def _convert_global(self, node: GlobalName, place: str, depth: int) -> Any:  # noqa: ARG002
         is_safe = is_torch_constant(node) and resolve_name(node) in SAFE_GLOBALS
         return node if is_safe or self._is_kept_as_is(node) else self._leave_out(node, place)
+
+    def _convert_storage(self, node: PersistentReference, place: str, depth: int) -> Any:  # noqa: ARG002
+        """Return a storage that no tensor has, on the CPU: the restricted unpickler makes it."""
+        if list_safe_parts(node) is None or any(
+            list_safe_parts(part) is None for part in node.persistent_id
+        ):
+            return self._leave_out(node, place)
+        if not self._keeps_unknown:
+            node.persistent_id = _put_on_cpu(node.persistent_id)
+        return node
 
     def _convert_pairs(self, pairs: dict[Any, Any], place: str, depth: int) -> dict[Any, Any]:
         """Return the pairs whose key and value have a plain form; the others are noted."""
@@ -191,11 +204,11 @@ class _PlainTreeBuilder:
         self.changes[note_count:] = []
         return _LEFT_OUT if is_asked else self._leave_out(items, place)
 
-    def _convert_set(self, items: Any, place: str, depth: int) -> Any:
+    def _convert_set(self, items: Any, place: str, depth: int, *, is_frozen: bool = False) -> Any:
         members = self._convert_items(items, place, depth)
         if members is _LEFT_OUT:
             return _LEFT_OUT
-        if getattr(items, "is_frozen", False):
+        if is_frozen or getattr(items, "is_frozen", False):
             self.changes.append(TreeChange(place, "a frozenset", "set"))
         return UnresolvedObject(_SET, (members,))
 
@@ -231,7 +244,7 @@ class _PlainTreeBuilder:
 
     def _note_attributes(self, node: UnresolvedObject, place: str) -> None:
         """Note what a tensor has besides its elements: the class of a subclass, and attributes."""
-        if get_callee(node) not in _ATTRIBUTE_CALLS or len(node.args) != 4:
+        if get_callee(node) not in ATTRIBUTE_CALLS or len(node.args) != 4:
             return
         cls, attributes = node.args[1], node.args[3]
         if type(cls) is GlobalName and resolve_name(cls) not in TENSOR_CLASSES:
@@ -243,12 +256,10 @@ class _PlainTreeBuilder:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
         if get_callee(node) in _SETS:
             members = node.args[0] if node.args else []
-            is_list = type(members) is list and len(node.args) <= 1
-            return (
-                self._convert_set(members, place, depth)
-                if is_list
-                else (self._leave_out(node, place))
-            )
+            if type(members) is not list or len(node.args) > 1:
+                return self._leave_out(node, place)
+            is_frozen = get_callee(node) == _FROZENSET
+            return self._convert_set(members, place, depth, is_frozen=is_frozen)
         args = self._convert_items(node.args, place, depth)
         if args is _LEFT_OUT or node.kwargs or node.items:
             return self._leave_out(node, place) if args is not _LEFT_OUT else _LEFT_OUT
@@ -306,10 +317,6 @@ class _PlainTreeBuilder:
     def _record_change(self, node: Any, place: str, after: str, reason: str = "") -> None:
         before = reason or describe_class(node)
         self.changes.append(TreeChange(place or ".", before, after))
-
-
-_ATTRIBUTE_CALLS: Final = SUBCLASS_CALLS | {("torch._utils", "_rebuild_parameter_with_state")}
-"""Calls whose last argument is the attributes of the tensor."""
 
 
 def _put_on_cpu(identifier: Any) -> Any:

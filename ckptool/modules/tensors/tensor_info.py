@@ -81,6 +81,8 @@ class ModuleStorages:
 @bypass_torch_function
 def _get_storage(tensor: "Tensor") -> Any:
     """Return the storage; None for a sparse tensor, a wrapper, and a parameter without a shape."""
+    if is_lazy(tensor):
+        return None
     try:
         return tensor.untyped_storage()
     except (RuntimeError, ValueError, NotImplementedError):

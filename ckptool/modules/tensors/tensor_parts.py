@@ -104,6 +104,8 @@ def find_memory_address(tensor: "Tensor") -> int | None:
     That is one on meta, one that is sparse or lazy, or an instance of a wrapper subclass, whose
     storage has a size and no memory: reading or writing it ends the process.
     """
+    if is_lazy(tensor):
+        return None
     try:
         return int(tensor.untyped_storage().data_ptr()) or None
     except (RuntimeError, ValueError, NotImplementedError):
