@@ -395,5 +395,5 @@ def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any)
     trace.write_record(replace(record, error=error))
     if trace.resume_states is not None and not error:
         trace.write_record(
-            trace.resume_states.describe_save(record.file, content, trace, bool(record.modules))
+            trace.resume_states.describe_save(record.file, content, has_model=bool(record.modules))
         )
