@@ -16,7 +16,7 @@ from ckptool.tracing.resume_check import ResumeComparison, check_resume
 from ckptool.tracing.traced_command import run_traced
 
 _MAX_LISTED = 3
-_OTHER_RANKS = "the resumed run is compared by what rank 0 saves and has in memory then"
+_OTHER_RANKS = "no optimizer step of theirs follows the compared save of rank 0 in every run"
 _NO_TORCH = Skipped(
     "the command",
     "none of its processes imported torch, or they run Python with -I, -E or -S, which ignores "
@@ -114,8 +114,9 @@ def _list_skipped(
         return skipped
     if comparison.save is None:
         return (*skipped, Skipped("the resumed run", comparison.reason))
-    if comparison.rank_count > 1:
-        skipped = (*skipped, Skipped(f"ranks 1 to {comparison.rank_count - 1}", _OTHER_RANKS))
+    if comparison.unchecked_ranks:
+        ranks = join_limited([f"rank {rank}" for rank in comparison.unchecked_ranks], _MAX_LISTED)
+        skipped = (*skipped, Skipped(ranks, _OTHER_RANKS))
     names = comparison.save.random_names
     if not names:
         return skipped

@@ -69,6 +69,8 @@ def choose_plan(
                 request.choices,
                 first_steps,
                 can_confirm=request.can_confirm_renames and not request.dry_run,
+                stores_ties_once=to == SAFETENSORS
+                and not (target_module and target_module.has_custom_load),
             )
             # What torch's own upgrades do is written into the file all the same.
         except UndecidedError as error:

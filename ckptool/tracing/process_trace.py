@@ -176,7 +176,7 @@ def _begin_resume_states(trace: ProcessTrace) -> None:
     if mode:
         from ckptool.tracing.resume_states import ResumeStates
 
-        trace.resume_states = ResumeStates(stops=mode == "stop")
+        trace.resume_states = ResumeStates(trace, stops=mode == "stop")
 
 
 def _record_end(trace: ProcessTrace) -> None:

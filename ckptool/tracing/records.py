@@ -167,6 +167,7 @@ class SavedStateRecord(TraceRecord, frozen=True, kw_only=True):
     """What a saved object and the live objects were at a save, as digests: for --resume-check."""
 
     file: str
+    """"": rank 0 saved, and this is another rank, before its next optimizer step."""
     step_count: int
     """Optimizer steps of the process so far."""
     has_model: bool

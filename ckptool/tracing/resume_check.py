@@ -4,9 +4,9 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,8 +42,8 @@ class ResumeComparison(Struct, frozen=True):
     checkpoint: str = ""
     """File that was resumed from, relative to the folder of the run."""
     save: ResumedSave | None = None
-    rank_count: int = 1
-    """Ranks of the run; what rank 0 saves and has is compared."""
+    unchecked_ranks: tuple[int, ...] = ()
+    """Ranks whose state is not compared: they take no optimizer step after the save."""
 
 
 class ResumeCheck(Struct, frozen=True):
@@ -75,7 +75,6 @@ def check_resume(words: Sequence[str], resume_words: str) -> ResumeCheck:
         comparison = ResumeComparison(f"the command ended with exit code {first.exit_code}")
         if first.exit_code == 0:
             comparison = _compare_runs(words, resume_words, folders, first)
-        comparison = replace(comparison, rank_count=_count_ranks(first))
         return ResumeCheck(_name_from_folder(first, folders[0]), comparison)
 
 
@@ -98,10 +97,6 @@ def _copy_folder(target: Path) -> None:
         path, _, reason = error.args[0][0]
         text = f"{path}: cannot be copied for --resume-check: {str(reason).partition('] ')[2]}"
         raise UsageError(text) from error
-
-
-def _count_ranks(run: TracedRun) -> int:
-    return len({record.rank for record in run.records}) or 1
 
 
 def _run(words: Sequence[str], folder: Path, mode: str, *, is_shown: bool = False) -> TracedRun:
@@ -130,11 +125,11 @@ def _compare_runs(
     """
     second = _run(words, folders[1], "record")
     stopped = _run(words, folders[2], "stop")
-    saves = _list_saves(stopped, folders[2])
+    saves = _list_saves(stopped, folders[2])[0]
     checkpoint = next((save.file for save in saves if save.has_model), "")
     if not checkpoint:
         return ResumeComparison("no save has the state of a module")
-    if len(saves) >= len(_list_saves(first, folders[0])):
+    if len(saves) >= len(_list_saves(first, folders[0])[0]):
         return ResumeComparison(
             f"nothing is saved after the first checkpoint ({checkpoint}): train for longer, or "
             "save more often"
@@ -159,35 +154,84 @@ def _compare_runs(
     )
 
 
-def _list_saves(run: TracedRun, folder: Path) -> list[SavedStateRecord]:
-    """Return the saves of rank 0, with paths relative to the folder of the run."""
-    return [
-        replace(record, file=record.file.removeprefix(f"{folder}/"))
-        for record in run.records
-        if isinstance(record, SavedStateRecord) and record.rank == 0 and record.step_count
-    ]
+_RankSaves: TypeAlias = Mapping[int, Sequence[SavedStateRecord]]
+"""Rank -> what it saved; [] for a rank that saved nothing."""
+
+
+def _list_saves(run: TracedRun, folder: Path) -> _RankSaves:
+    """Return the saves of each rank, with paths relative to the folder of the run."""
+    saves: dict[int, list[SavedStateRecord]] = {0: []}
+    for record in run.records:
+        rank_saves = saves.setdefault(record.rank, [])
+        if isinstance(record, SavedStateRecord) and record.step_count:
+            rank_saves.append(replace(record, file=record.file.removeprefix(f"{folder}/")))
+    return saves
 
 
 def _compare_saves(
     checkpoint: str,
     stopped: Sequence[SavedStateRecord],
-    first: Sequence[SavedStateRecord],
-    second: Sequence[SavedStateRecord],
-    resumed: Sequence[SavedStateRecord],
+    first: _RankSaves,
+    second: _RankSaves,
+    resumed: _RankSaves,
 ) -> ResumeComparison:
     """Compare the first save of the resumed run with that of the same name and turn."""
-    for save in resumed:
+    for save in resumed[0]:
         turn = sum(other.file == save.file for other in stopped)
         counterparts = [
-            [other for other in saves if other.file == save.file] for saves in (first, second)
+            [other for other in saves[0] if other.file == save.file] for saves in (first, second)
         ]
         if save.has_model and all(len(saves) > turn for saves in counterparts):
             whole, repeated = (saves[turn] for saves in counterparts)
-            return ResumeComparison("", checkpoint, _compare_states(whole, repeated, save))
+            result = _compare_states(whole, repeated, save)
+            unchecked: list[int] = []
+            for rank in sorted(first.keys() - {0}):
+                triples = _match_states(
+                    (first[rank], whole.step_count),
+                    (second.get(rank, ()), repeated.step_count),
+                    (resumed.get(rank, ()), save.step_count),
+                )
+                unchecked += [] if triples else [rank]
+                for triple in triples:
+                    result = _add_rank(result, rank, _compare_states(*triple))
+            return ResumeComparison("", checkpoint, result, tuple(unchecked))
     return ResumeComparison(
         "the resumed run saved nothing that the uninterrupted run saved after the checkpoint: "
         "their files have other names",
         checkpoint,
+    )
+
+
+def _match_states(
+    *runs: tuple[Sequence[SavedStateRecord], int],
+) -> list[tuple[SavedStateRecord, SavedStateRecord, SavedStateRecord]]:
+    """Return what one rank had after so many steps in each run: the same file, or none."""
+    whole, repeated, resumed = (
+        {save.file: save for save in saves if save.step_count == step_count}
+        for saves, step_count in runs
+    )
+    return [
+        (save, repeated[file], resumed[file])
+        for file, save in whole.items()
+        if file in repeated and file in resumed
+    ]
+
+
+def _add_rank(result: ResumedSave, rank: int, other: ResumedSave) -> ResumedSave:
+    """Return the differences together with those of a rank that is not 0."""
+
+    def name_saved(name: str) -> str:
+        return f"{name} of {other.file} on rank {rank}"
+
+    return ResumedSave(
+        result.file,
+        (*result.saved_differences, *map(name_saved, other.saved_differences)),
+        (
+            *result.live_differences,
+            *((f"{name} on rank {rank}", old, new) for name, old, new in other.live_differences),
+        ),
+        result.saved_count + other.saved_count,
+        (*result.random_names, *map(name_saved, other.random_names)),
     )
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.modules.tensors.elements import content_digest
@@ -20,16 +21,22 @@ _MAX_TEXT_CHARS: Final = 100
 
 
 class ResumeStates:
-    """Counts optimizer steps, digests what is saved, and ends a process where it should stop."""
+    """Counts optimizer steps, digests what is saved, and ends a process where it should stop.
 
-    def __init__(self, *, stops: bool) -> None:
+    Rank 0 marks the step after which it has saved a module; every other rank digests its live state
+    before its next step. Where gradients are reduced, that step waits for rank 0.
+    """
+
+    def __init__(self, trace: "ProcessTrace", *, stops: bool) -> None:
         """Register a hook before each optimizer step.
 
         Args:
+            trace: of this process.
             stops: whether the process ends before the step that follows its first checkpoint.
         """
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+        self._trace = trace
         self._stops = stops
         self._step_count = 0
         self._has_saved = False
@@ -40,25 +47,36 @@ class ResumeStates:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)  # as a job that is killed: nothing else is written
+        if self._step_count and os.environ.get("RANK", "0") != "0" and self._marker.exists():
+            self._trace.observe("the state of a rank", self._record_live_state)
         self._step_count += 1
 
-    def describe_save(
-        self, file: str, content: object, trace: "ProcessTrace", *, has_model: bool
-    ) -> SavedStateRecord:
+    @property
+    def _marker(self) -> Path:
+        return Path(os.environ["CKPTOOL_TRACE"], f"saved-after-{self._step_count}-steps")
+
+    def _record_live_state(self) -> None:
+        self._trace.write_record(self._describe("", {}, has_model=False))
+
+    def describe_save(self, file: str, content: object, *, has_model: bool) -> SavedStateRecord:
         """Describe a save that has ended."""
         self._has_saved = self._has_saved or self._step_count > 0
         with torch_unobserved():
-            return SavedStateRecord(
-                file=file,
-                step_count=self._step_count,
-                has_model=has_model,
-                saved=dict(_iter_leaves(content)),
-                live={
-                    **dict(_iter_live_values(trace)),
-                    **dict(_iter_random_states()),
-                    **dict(_iter_generator_states(trace)),
-                },
-            )
+            record = self._describe(file, dict(_iter_leaves(content)), has_model=has_model)
+        if has_model and os.environ.get("RANK") == "0":
+            self._marker.touch()
+        return record
+
+    def _describe(self, file: str, saved: dict[str, str], *, has_model: bool) -> SavedStateRecord:
+        with torch_unobserved():
+            live = {
+                **dict(_iter_live_values(self._trace)),
+                **dict(_iter_random_states()),
+                **dict(_iter_generator_states(self._trace)),
+            }
+        return SavedStateRecord(
+            file=file, step_count=self._step_count, has_model=has_model, saved=saved, live=live
+        )
 
 
 def _iter_leaves(content: object) -> Iterator[tuple[str, str]]:

@@ -367,5 +367,5 @@ def _end_save(trace: ProcessTrace, record: SaveRecord, error: str, content: Any)
     if trace.resume_states is not None and not error:
         has_model = bool(record.modules)
         trace.write_record(
-            trace.resume_states.describe_save(record.file, content, trace, has_model=has_model)
+            trace.resume_states.describe_save(record.file, content, has_model=has_model)
         )

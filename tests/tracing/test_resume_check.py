@@ -19,6 +19,18 @@ RESTORED = """
 """
 
 
+RESTORE_ON_RANK_0 = """\
+def restore(checkpoint):
+    if dist.get_rank() == 0:
+        torch.set_rng_state(checkpoint["rng"])
+
+
+"""
+KEEP_END = """\
+    torch.save(torch.get_rng_state(), f"end{dist.get_rank()}.pt")
+"""
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "project"
@@ -132,13 +144,58 @@ def test_several_ranks_are_interrupted_and_resumed(tmp_path):
     assert run.code == 1
     resume = run.report["resume"]
     assert (resume["checkpoint"], resume["file"]) == ("epoch0.pt", "epoch1.pt")
-    (state,) = run.findings("CK335")
-    assert state["key"].startswith("`module.mean` of ")
+    keys = [state["key"] for state in run.findings("CK335")]
+    assert all(key.startswith("`module.mean` of ") for key in keys)
+    assert [key.endswith(" on rank 1") for key in keys] == [False, True]
     (difference,) = run.findings("CK334")
     assert "`module.mean`" in difference["fix"]
+    assert run.report["skipped"] == []
+
+
+def test_what_only_another_rank_loses_is_named(tmp_path):
+    """Rank 0 restores its random state, rank 1 does not; plain runs of the script say the same."""
+    script = tmp_path / "train.py"
+    text = (SCRIPTS / "ddp_resume.py").read_text()
+    for old, new in (
+        ("self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)", "x = x + torch.randn(4)"),
+        ('"epoch": epoch}', '"epoch": epoch, "rng": torch.get_rng_state()}'),
+        (
+            'first = checkpoint["epoch"] + 1',
+            'first = checkpoint["epoch"] + 1\n        restore(checkpoint)',
+        ),
+        ("def main():", RESTORE_ON_RANK_0 + "def main():"),
+        ("    dist.destroy_process_group()", KEEP_END + "    dist.destroy_process_group()"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    script.write_text(text)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (sys.executable, *launch, script)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_words(words, whole)
+    run_words((*words, whole / "epoch0.pt"), resumed)
+    is_lost = [
+        not torch.equal(torch.load(whole / f"end{n}.pt"), torch.load(resumed / f"end{n}.pt"))
+        for n in range(2)
+    ]
+    assert is_lost == [False, True]
+
+    run = run_traced(words, tmp_path / "traced", "--resume-check", "--resume-args", "{checkpoint}")
+
+    keys = [state["key"] for state in run.findings("CK335")]
+    assert keys == ["the random state of torch on rank 1"]
+    assert run.report["skipped"] == []
+
+
+def test_a_rank_without_a_step_after_the_save_is_not_checked(tmp_path):
+    script = tmp_path / "train.py"
+    text = (SCRIPTS / "ddp_resume.py").read_text().replace("range(first, 3)", "range(first, 2)")
+    script.write_text(text)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (sys.executable, *launch, script)
+    run = run_traced(words, tmp_path / "traced", "--resume-check", "--resume-args", "{checkpoint}")
     (skipped,) = run.report["skipped"]
-    assert skipped["what"] == "ranks 1 to 1"
-    assert "rank 0" in skipped["reason"]
+    assert (skipped["what"], "no optimizer step" in skipped["reason"]) == ("rank 1", True)
 
 
 def test_fail_on_is_taken_with_the_check(folder):

@@ -23,9 +23,9 @@ from ckptool.migration.plan.rename_steps import (
     build_rename_steps,
     iter_prefix_steps,
 )
-from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
+from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors, UntieTensor
 from ckptool.migration.plan.value_sources import ValueSources
-from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
+from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor, tied_keys
 from ckptool.phrases import quote_shell
 from ckptool.values.fingerprint_many import fingerprint_tensor
 from ckptool.values.telling_values import has_telling_values
@@ -68,6 +68,7 @@ def suggest_plan(
     first_steps: tuple[Op, ...] = (),
     *,
     can_confirm: bool = False,
+    stores_ties_once: bool = False,
 ) -> SuggestedPlan:
     """Derive the plan after which the module loads the draft strictly.
 
@@ -82,6 +83,8 @@ def suggest_plan(
         first_steps: steps before all others, where only a part of file or module is meant.
         can_confirm: whether the result is run against the old module, so that unambiguous renames
             may be tried.
+        stores_ties_once: whether the result has one key for tied tensors, as safetensors has, and
+            the module reads each by its own.
 
     Raises:
         UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
@@ -120,6 +123,8 @@ def suggest_plan(
         builder.add_operations(_tie_operations(builder.diff))
         builder.add_operations(_iter_injections(builder))
         builder.add_operations(_iter_drops(builder.diff))
+        if stores_ties_once:
+            builder.add_operations(_iter_unties(builder.diff))
         if decisions := find_open_decisions(builder.diff):
             name = str(draft.checkpoint.path)
             raise UndecidedError(name, Plan(tuple(builder.ops)), (*tried, *decisions))
@@ -274,6 +279,19 @@ def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:
     """Yield tie operations for tied keys that the file omits, as safetensors does."""
     for key, kept_key in diff.tied_missing_keys.items():
         yield TieTensors(key=key, to=kept_key, why="tied in the module (CK501)")
+
+
+def _iter_unties(diff: ModuleDiff) -> Iterator[Op]:
+    """Yield untie operations for keys that are tied in the file and separate in the module."""
+    saved_tensors = diff.module.saved_tensors
+    module_groups = tied_keys(saved.tensor for saved in saved_tensors.values())
+    group_numbers = {key: number for number, group in enumerate(module_groups) for key in group}
+    for group in tied_keys(diff.state.tensors.values()):
+        first, *others = [key for key in group if key in saved_tensors] or [""]
+        for key in others:
+            if group_numbers.get(key, key) != group_numbers.get(first, first):
+                why = "separate in the module; tied tensors have one key in safetensors"
+                yield UntieTensor(key=key, of=first, why=why)
 
 
 def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:

@@ -113,7 +113,7 @@ def test_only_lines_of_edits_change(fixed_zoo):
     for name, source in {**FIXED, **HELPER_FILES}.items():
         new_lines = (folder / "zoo" / f"{name}.py").read_text().splitlines()
         edits = [e for e in report.edits if e.where.partition(":")[0] == f"zoo/{name}.py"]
-        assert edits or "_base import" in source
+        assert edits or "_base import" in source or name not in FIXED
         numbers = {
             int(edit.where.rpartition(":")[2]) + n
             for edit in edits
