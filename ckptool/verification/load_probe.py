@@ -41,6 +41,7 @@ from ckptool.verification.trial_module import (
     TrialModule,
     find_loading_code,
     find_user_loading_code,
+    get_part,
     has_hooks,
     is_user_class,
 )
@@ -121,7 +122,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
     module = trial.module
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
-        diff.is_strict and all(_only_fills_keys(module.get_submodule(p)) for p in prefixes)
+        diff.is_strict and all(_only_fills_keys(get_part(module, p)) for p in prefixes)
     )
     outcome = _probe_load(trial, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
@@ -131,7 +132,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
     if isinstance(copy_error, Skipped):
         # With values, the probe has made the copies already.
         return outcome if outcome is not None and outcome.has_read_values else copy_error
-    if copy_error and any(is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
+    if copy_error and any(is_user_class(get_part(module, prefix)) for prefix in prefixes):
         return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
     return LoadOutcome(copy_error, None, None) if copy_error else outcome
 
@@ -139,7 +140,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
 def loads_by_own_code(module: nn.Module) -> bool:
     """Whether code other than torch's copying takes part in a load whose keys and shapes match."""
     return not all(
-        _only_fills_keys(module.get_submodule(prefix)) for prefix in find_loading_code(module)
+        _only_fills_keys(get_part(module, prefix)) for prefix in find_loading_code(module)
     )
 
 

@@ -74,9 +74,18 @@ def make_trial(module: nn.Module, spec: ModuleSpec, path: str = "") -> TrialModu
         return TrialModule(module)
 
     def build() -> nn.Module:
-        return rebuild_with_seed(spec, SEEDS[0]).get_submodule(path)
+        return get_part(rebuild_with_seed(spec, SEEDS[0]), path)
 
     return TrialModule(module, build)
+
+
+def get_part(module: nn.Module, path: str) -> nn.Module:
+    """Return the sub-module at a path, the module itself at ""; also of a ScriptModule."""
+    if not path:
+        return module
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_modules())[path]
+    return module.get_submodule(path)
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ def find_user_loading_code(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         prefix
         for prefix in find_loading_code(module)
-        if is_user_class(part := module.get_submodule(prefix))
+        if is_user_class(part := get_part(module, prefix))
         or has_hooks(part)
         or _replaces_methods(part)
     )

@@ -23,7 +23,7 @@ from ckptool.phrases import summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, needs_values, try_strict_load
 from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file, set_versions
-from ckptool.verification.trial_module import make_trial
+from ckptool.verification.trial_module import get_part, make_trial
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +83,7 @@ class LocalModule:
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)
-            part = self.module.get_submodule(submodule)
+            part = get_part(self.module, submodule)
             error = try_strict_load(make_trial(part, self.spec, submodule), state_dict)
         except UserCodeError as copy_error:
             return StrictLoad(skip_reason=f"copying the module raised {copy_error}")
@@ -96,7 +96,7 @@ class LocalModule:
     def _load_into_built(self, state_dict: "dict[str, torch.Tensor]", submodule: str) -> StrictLoad:
         """Load into a module with memory: a hook gives the state what the constructor made."""
         try:
-            built = rebuild_with_seed(self.spec, 0).get_submodule(submodule)
+            built = get_part(rebuild_with_seed(self.spec, 0), submodule)
         except CkptoolError as error:
             return StrictLoad(skip_reason=f"building the module again raised {error}")
         try:

@@ -140,7 +140,7 @@ def _share_tensor(module: "nn.Module", key: str, first_key: str) -> None:
 def _copy_attributes(member: "nn.Module") -> dict[str, Any]:
     attributes = vars(member).copy()
     for registry in ("_parameters", "_buffers", "_modules"):
-        if registry in attributes:  # not in those of a ScriptModule
+        if isinstance(attributes.get(registry), dict):  # a ScriptModule has others, or none
             attributes[registry] = attributes[registry].copy()
     return attributes
 
