@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ckptool.modules import ModuleSpec
     from ckptool.verification.result import ForwardEffects
     from ckptool.verification.target import VerificationTarget
-    from ckptool.verification.trial_module import TrialModule
+    from ckptool.verification.trial.trial_module import TrialModule
 
 
 _FRESH_ADVICE = "builds a module like a live one: a name or a class says itself how it is built"
@@ -187,7 +187,7 @@ class ModuleTarget(Struct, frozen=True):
 
     def make_trial(self, module: "nn.Module", file_arguments: FileArguments) -> "TrialModule":
         """Return the module, as examined, with the way to build another one."""
-        from ckptool.verification.trial_module import make_trial
+        from ckptool.verification.trial.trial_module import make_trial
 
         return make_trial(module, self.build_spec(file_arguments), self.into)
 

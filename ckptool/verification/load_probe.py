@@ -23,11 +23,10 @@ from ckptool.loaders.describe import find_rewrite, load_with_framework
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
-from ckptool.verification.kept_values import find_kept_elements
 from ckptool.verification.load_recorder import (
     ElementOrder,
     LoadRecorder,
@@ -36,7 +35,8 @@ from ckptool.verification.load_recorder import (
 )
 from ckptool.verification.load_tensors import can_be_read_without_torch, copy_state
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
-from ckptool.verification.trial_module import (
+from ckptool.verification.trial.kept_values import find_kept_elements
+from ckptool.verification.trial.trial_module import (
     MAX_READ_NBYTES,
     TrialModule,
     find_loading_code,

@@ -10,7 +10,7 @@ from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, examine_and_build
 from ckptool.verification.load_probe import compare_with_loader
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
-from ckptool.verification.trial_module import make_trial
+from ckptool.verification.trial.trial_module import make_trial
 
 
 @dataclass(frozen=True, slots=True, eq=False)

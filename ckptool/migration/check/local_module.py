@@ -16,14 +16,14 @@ from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.model import Skipped
 from ckptool.modules import ModuleSpec, rebuild_with_seed
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.tensor_info import get_dtype_name
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, needs_values, try_strict_load
 from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file, set_versions
-from ckptool.verification.trial_module import get_part, make_trial
+from ckptool.verification.trial.trial_module import get_part, make_trial
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,8 +9,8 @@ import torch
 
 from ckptool.errors import PlanError
 from ckptool.migration.load.file_copies import ChunkedTensor, FileCopies, MappedFile
+from ckptool.modules.live.load_call import LoadedKeys, call_load_state_dict
 from ckptool.modules.live.registered import list_members, list_registered
-from ckptool.modules.load_call import LoadedKeys, call_load_state_dict
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ckptool.modules.build import SEEDS
 from ckptool.modules.describe import rebuild_with_seed
 from ckptool.modules.import_target import ModuleSpec
-from ckptool.modules.module_copy import copy_module
+from ckptool.modules.live.module_copy import copy_module
 from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensor_info import count_bytes
 from ckptool.modules.tensor_parts import is_lazy
