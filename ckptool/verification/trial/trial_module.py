@@ -84,7 +84,8 @@ def get_part(module: nn.Module, path: str) -> nn.Module:
     if not path:
         return module
     if isinstance(module, torch.jit.ScriptModule):
-        return dict(module.named_modules())[path]
+        parts: dict[str, nn.Module] = dict(module.named_modules())
+        return parts[path]
     return module.get_submodule(path)
 
 
