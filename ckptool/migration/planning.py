@@ -1,7 +1,10 @@
 """MigrationRequest and draft -> Plan, or the questions that are open, and the plan file."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.states import (
@@ -27,10 +30,12 @@ from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.rename_steps import iter_loader_prefix_steps
 from ckptool.migration.plan.suggest import PlanChoices, SuggestedPlan, suggest_plan
+from ckptool.migration.plan.tensor_operations import UntieTensor
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
 from ckptool.migration.write.provenance import is_applied, read_provenance_text
-from ckptool.model import Checkpoint, ModuleInfo, StateDict
+from ckptool.migration.write.tied_items import split_ties
+from ckptool.model import Checkpoint, ModuleInfo, StateDict, tied_keys
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_path
 
@@ -125,8 +130,25 @@ def apply_suggested(
     record_text = None if request.follows_chain else read_provenance_text(draft.checkpoint)
     already_applied = is_applied(plan, record_text)
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
+    if request.plan is None and target_module is not None and to == SAFETENSORS:
+        untie_steps = tuple(_find_untie_steps(result, target_module.module_info))
+        plan = replace(plan, ops=(*plan.ops, *untie_steps))
+        result = apply_plan(untie_steps, result, sources) if untie_steps else result
     diff = predict_load(target_module, result, to)
     return PlannedResult(plan, draft, result, diff, already_applied)
+
+
+def _find_untie_steps(draft: Draft, module_info: ModuleInfo) -> Iterator[Op]:
+    """Yield steps for names that are tied in the file alone: the module loads both.
+
+    safetensors stores one name of a tied tensor, and nothing would give it the other.
+    """
+    tensors = (saved.tensor for saved in module_info.saved_tensors.values())
+    groups = {key: keys for keys in tied_keys(tensors) for key in keys}
+    for key, kept_key in split_ties(draft)[1].items():
+        is_saved = {key, kept_key} <= module_info.saved_tensors.keys()
+        if is_saved and kept_key not in groups.get(key, ()):
+            yield UntieTensor(key=key, of=kept_key, why="separate in the module (CK501)")
 
 
 def check_outcome(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.model import Constancy, Skipped
 from ckptool.modules.build import BuildPair
-from ckptool.modules.module_copy import copy_module
+from ckptool.modules.live.module_copy import copy_module
 from ckptool.modules.tensors.elements import get_dtype_name, have_same_bytes
 from ckptool.modules.tensors.fill import is_uninitialized
 from ckptool.modules.tensors.tensor_info import ModuleStorages

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ckptool.migration.load.planned_load import PlannedLoad
     from ckptool.migration.plan.operation import Operation
     from ckptool.model import Checkpoint
-    from ckptool.modules.load_call import LoadedKeys
+    from ckptool.modules.live.load_call import LoadedKeys
 
 _MAX_QUESTIONS: Final = 20
 """Maximum number of questions in the short form."""

@@ -18,7 +18,7 @@ from ckptool.modules.import_target import (
     prepend_search_paths,
     resolve_target,
 )
-from ckptool.modules.module_copy import copy_module
+from ckptool.modules.live.module_copy import copy_module
 from ckptool.modules.target.rebuild import UNKNOWN_ARGUMENTS, builds_other_state, find_rebuild
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.world.cuda_on_cpu import call_constructor

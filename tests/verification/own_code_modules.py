@@ -315,6 +315,14 @@ class ExpectsAVersion(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval())
+
+
+def traced():
+    return torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4))
+
+
 def _queue():
     return {"fc.weight": torch.randn(4, 4), "fc.bias": torch.randn(4), "queue": torch.randn(5, 4)}
 
@@ -359,6 +367,8 @@ CASES = {
         )
     },
     "ExpectsAVersion": Case(ExpectsAVersion, _without_version),
+    "scripted": Case(scripted, lambda: scripted().state_dict()),
+    "traced": Case(traced, lambda: traced().state_dict()),
 }  # fmt: skip
 
 PARTIAL_CASES = {

@@ -16,7 +16,7 @@ from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.model import Skipped
 from ckptool.modules import ModuleSpec, rebuild_with_seed
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.tensors.elements import get_dtype_name
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
@@ -28,6 +28,7 @@ from ckptool.verification.loading.load_tensors import (
     load_file,
     set_versions,
 )
+from ckptool.verification.loading.loading_code import get_part
 from ckptool.verification.loading.recorded_load import needs_values, try_strict_load
 from ckptool.verification.loading.trial_module import make_trial
 
@@ -89,7 +90,7 @@ class LocalModule:
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)
-            part = self.module.get_submodule(submodule)
+            part = get_part(self.module, submodule)
             error = try_strict_load(make_trial(part, self.spec, submodule), state_dict)
         except UserCodeError as copy_error:
             return StrictLoad(skip_reason=f"copying the module raised {copy_error}")
@@ -102,7 +103,7 @@ class LocalModule:
     def _load_into_built(self, state_dict: "dict[str, torch.Tensor]", submodule: str) -> StrictLoad:
         """Load into a module with memory: a hook gives the state what the constructor made."""
         try:
-            built = rebuild_with_seed(self.spec, 0).get_submodule(submodule)
+            built = get_part(rebuild_with_seed(self.spec, 0), submodule)
         except CkptoolError as error:
             return StrictLoad(skip_reason=f"building the module again raised {error}")
         try:

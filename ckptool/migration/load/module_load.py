@@ -9,8 +9,8 @@ import torch
 
 from ckptool.errors import PlanError
 from ckptool.migration.load.file_copies import ChunkedTensor, FileCopies, MappedFile
+from ckptool.modules.live.load_call import LoadedKeys, call_load_state_dict
 from ckptool.modules.live.registered import list_members, list_registered
-from ckptool.modules.load_call import LoadedKeys, call_load_state_dict
 from ckptool.modules.tensors.elements import have_same_bytes
 from ckptool.modules.user_code import format_exception_line
 from ckptool.phrases import MAX_NAMED, join_limited, pluralize, quote_code
@@ -140,7 +140,7 @@ def _share_tensor(module: "nn.Module", key: str, first_key: str) -> None:
 def _copy_attributes(member: "nn.Module") -> dict[str, Any]:
     attributes = vars(member).copy()
     for registry in ("_parameters", "_buffers", "_modules"):
-        if registry in attributes:  # not in those of a ScriptModule
+        if isinstance(attributes.get(registry), dict):  # a ScriptModule has others, or none
             attributes[registry] = attributes[registry].copy()
     return attributes
 

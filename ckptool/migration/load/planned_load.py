@@ -74,13 +74,17 @@ class LoadPlanner:
             UndecidedError: questions are open, and `strict`.
             PlanError: the file cannot be loaded, or the request's judge refuses the result.
         """
-        is_bare = self.request.plan is None and self.request.choices == PlanChoices()
-        if is_bare and not loads_by_own_code(self.module):
+        if self._is_bare and not loads_by_own_code(self.module):
             with user_world():  # once for all questions to the module
                 planned = self._plan_copy()
             if planned is not None:
                 return planned
         return self._plan_migration()
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether nothing but the file and the module says what is loaded."""
+        return self.request.plan is None and self.request.choices == PlanChoices()
 
     def _plan_copy(self) -> PlannedLoad | None:
         """Return the plan of a load that copies by name; None where more has to be asked."""
@@ -113,6 +117,10 @@ class LoadPlanner:
         draft = self._create_draft(
             select_state(self.checkpoint, target.module_info, self.request, TORCH)
         )
+        diff = target.predict_load(draft, state_only=False, keeps_versions=True)
+        if self._is_bare and diff.loads_whole:
+            # The module's own code upgrades the state, with what the live module has.
+            return self._apply(SuggestedPlan(Plan()), draft, target)
         try:
             suggested = choose_plan(self.request, draft, target, self._open_sources(target))
         except UndecidedError as error:

@@ -91,7 +91,10 @@ class TargetModule:
             result, at = replace(result, states=(state,), entries=()), ""
         if self.module_info.submodule:
             return build_module_diff(result, self.module_info, at)
-        is_planned = draft != create_draft(draft.checkpoint, draft.state)
+        is_unchanged = replace(draft, is_extracted=False) == create_draft(
+            draft.checkpoint, draft.state
+        )
+        is_planned = not is_unchanged or at != draft.state.at
         return build_loaded_diff(
             result, self.module_info, at, self.source.ask_loader, is_planned=is_planned
         )

@@ -13,7 +13,7 @@ from ckptool.errors import ModuleError
 from ckptool.folding import fold_names
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module

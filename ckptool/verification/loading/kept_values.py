@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ckptool.compare.load_outcome import KeptElements
 from ckptool.modules.build import seed_generators
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.loading.load_tensors import copy_state
 
@@ -88,12 +88,12 @@ def _load_changed(
     with user_code():
         seed_generators(change.seed)
         call_load_state_dict(module, state)
-    loaded: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
-    loaded.update(module.named_parameters(remove_duplicate=False))
+    module_tensors: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    module_tensors.update(module.named_parameters(remove_duplicate=False))
     return {
-        key: loaded[key].detach().clone()
+        key: module_tensors[key].detach().clone()
         for key in keys
-        if key in loaded and _is_plain_float(loaded[key])
+        if key in module_tensors and _is_plain_float(module_tensors[key])
     }
 
 

@@ -30,6 +30,7 @@ from ckptool.verification.loading.load_tensors import can_be_read_without_torch
 from ckptool.verification.loading.loading_code import (
     find_loading_code,
     find_user_loading_code,
+    get_part,
     is_user_class,
     only_fills_keys,
 )
@@ -109,7 +110,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
     module = trial.module
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
-        diff.is_strict and all(only_fills_keys(module.get_submodule(p)) for p in prefixes)
+        diff.is_strict and all(only_fills_keys(get_part(module, p)) for p in prefixes)
     )
     outcome = _probe_load(trial, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
@@ -119,7 +120,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
     if isinstance(copy_error, Skipped):
         # With values, the probe has made the copies already.
         return outcome if outcome is not None and outcome.has_read_values else copy_error
-    if copy_error and any(is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
+    if copy_error and any(is_user_class(get_part(module, prefix)) for prefix in prefixes):
         return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
     return LoadOutcome(copy_error, None, None) if copy_error else outcome
 

@@ -2,12 +2,23 @@
 
 from typing import Final
 
+import torch
 from torch import nn
 
 _NORM_MODULES: Final = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
 _LOADING_METHODS: Final = (
     "load_state_dict", "_load_from_state_dict", "_save_to_state_dict", "state_dict"
 )  # fmt: skip
+
+
+def get_part(module: nn.Module, path: str) -> nn.Module:
+    """Return the sub-module at a path, the module itself at ""; also of a ScriptModule."""
+    if not path:
+        return module
+    if isinstance(module, torch.jit.ScriptModule):
+        parts: dict[str, nn.Module] = dict(module.named_modules())
+        return parts[path]
+    return module.get_submodule(path)
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
@@ -30,7 +41,7 @@ def find_user_loading_code(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         prefix
         for prefix in find_loading_code(module)
-        if is_user_class(part := module.get_submodule(prefix))
+        if is_user_class(part := get_part(module, prefix))
         or has_hooks(part)
         or _replaces_methods(part)
     )
@@ -39,7 +50,7 @@ def find_user_loading_code(module: nn.Module) -> tuple[str, ...]:
 def loads_by_own_code(module: nn.Module) -> bool:
     """Whether code other than torch's copying takes part in a load whose keys and shapes match."""
     return not all(
-        only_fills_keys(module.get_submodule(prefix)) for prefix in find_loading_code(module)
+        only_fills_keys(get_part(module, prefix)) for prefix in find_loading_code(module)
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.modules.build import preserve_random_state
-from ckptool.modules.load_call import call_load_state_dict
+from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
 from ckptool.verification.loading.load_recorder import (

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from ckptool.modules.build import SEEDS
 from ckptool.modules.describe import rebuild_with_seed
 from ckptool.modules.import_target import ModuleSpec
-from ckptool.modules.module_copy import copy_module
+from ckptool.modules.live.module_copy import copy_module
 from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensors.elements import count_bytes
 from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.verification.loading.loading_code import get_part
 
 MAX_READ_NBYTES: Final = 256 << 20
 """Maximum size of a state, and of a module, that is loaded with values to ask loading code."""
@@ -71,7 +72,7 @@ def make_trial(module: nn.Module, spec: ModuleSpec, path: str = "") -> TrialModu
         return TrialModule(module)
 
     def build() -> nn.Module:
-        return rebuild_with_seed(spec, SEEDS[0]).get_submodule(path)
+        return get_part(rebuild_with_seed(spec, SEEDS[0]), path)
 
     return TrialModule(module, build)
 

@@ -321,3 +321,40 @@ def test_a_misaligned_tensor_is_copied(tmp_path):
     path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
     with ckptool.tensors(path) as tensors:
         assert all(torch.equal(tensors[key], tensor) for key, tensor in content.items())
+
+
+def test_what_torchs_upgrade_code_fills_in_is_what_the_live_module_has(tmp_path):
+    """A file of before num_batches_tracked leaves the count of a live BatchNorm as it is."""
+
+    def make():
+        module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        module[1].num_batches_tracked.fill_(7)
+        return module
+
+    state = {k: v for k, v in make().state_dict().items() if "num_batches" not in k}
+    path = tmp_path / "old.pth"
+    torch.save(state, path)
+    expected, module = make(), make()
+    expected.load_state_dict(torch.load(path))
+    ckptool.load(module, path)
+    assert expected[1].num_batches_tracked == 7
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("takes_strict", [False, True])
+def test_an_override_gets_the_arguments_that_it_takes(takes_strict, tmp_path):
+    class TakesStrict(nn.Linear):
+        def load_state_dict(self, state_dict, strict=True):
+            return super().load_state_dict(state_dict, strict)
+
+    class TakesTheStateAlone(nn.Linear):
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+
+    cls = TakesStrict if takes_strict else TakesTheStateAlone
+    path, module = tmp_path / "model.pth", cls(3, 3)
+    torch.save(nn.Linear(3, 3).state_dict(), path)
+    report = ckptool.load(module, path)
+    assert report.verdict.startswith("loaded strictly")
+    assert torch.equal(module.weight, torch.load(path)["weight"])
