@@ -3,6 +3,7 @@
 `torch.save` names the top folder of its zip after the file, so a sample keeps its name.
 """
 
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -61,6 +62,8 @@ def training(module: nn.Module) -> dict[str, Any]:
 
 def write(folder: Path) -> None:
     """Write all samples into `folder`."""
+    # MKL, which reads it at its first call, rounds alike on every processor.
+    os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
     without, with_buffer = pair()
     torch.save(without.state_dict(), folder / "model.pth")
     torch.save(with_buffer.state_dict(), folder / "buffer.pth")

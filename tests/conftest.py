@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: real files, and the command as a real process."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("inner loop", deadline=None, max_examples=25)
 settings.load_profile("ci" if IS_CI else "inner loop")
 
+
+# MKL, which reads it at its first call, rounds alike on every processor: tests compare outputs.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every process that a test interrupts.
