@@ -42,7 +42,15 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
         ModuleError: the configuration is refused, or names no class of transformers.
     """
     with run_offline():
-        cls = _find_component_class(folder, class_name) or _find_class(folder, class_name)
+        import transformers
+
+        cls = _find_component_class(folder, class_name)
+        is_own_class = not hasattr(transformers, class_name)
+    if cls is None:
+        # Read where there is a network; it refuses code in the folder that names the class.
+        config_fields = read_model_config(folder, _CONFIG_NAME) if is_own_class else {}
+        with run_offline():
+            cls = _find_class(class_name, config_fields, str(folder))
     return build_class(folder, cls)
 
 
@@ -313,20 +321,18 @@ def _find_component_class(folder: Location, class_name: str) -> Any:
     return cls if issubclass(cls, transformers.PreTrainedModel) else None
 
 
-def _find_class(folder: Location, class_name: str) -> Any:
+def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) -> Any:
     """Return the class of transformers; without a name the one of AutoModel for its model_type.
 
     Raises:
-        ModuleError: transformers has no such class of models, or the configuration is refused.
+        ModuleError: transformers has no such class of models.
     """
     import transformers
 
     if not class_name:
-        return _find_base_class(read_model_config(folder, _CONFIG_NAME), str(folder))
-    if not hasattr(transformers, class_name):
-        read_model_config(folder, _CONFIG_NAME)  # a class of the folder's own is refused first
+        return _find_base_class(config_fields, folder)
     base = transformers.PreTrainedModel
-    return find_model_class(transformers, base, class_name, str(folder), _CONFIG_NAME)
+    return find_model_class(transformers, base, class_name, folder, _CONFIG_NAME)
 
 
 def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:

@@ -247,7 +247,7 @@ def test_a_module_alone_in_every_format(run_command, release, form):
         ),
         (
             ("-m", "compare.models:WithHead", "--fixtures", "old.pth", "--plan", "none.toml"),
-            "none.toml: No such file",
+            "none.toml: no such file",
         ),
         (("old.pth", "--golden", "old.pth"), "old.pth: is not a golden file"),
     ],

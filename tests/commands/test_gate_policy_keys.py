@@ -254,7 +254,7 @@ def test_another_policy_file(release):
     assert release.gate("model.pth", "--policy", "strict.toml").code == 1
     missing = release.gate("model.pth", "--policy", "none.toml")
     assert missing.code == 2
-    assert "none.toml: No such file" in missing.err
+    assert "none.toml: no such file" in missing.err
 
 
 def test_a_pyproject_as_policy_file(release):

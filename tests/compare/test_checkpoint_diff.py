@@ -351,7 +351,7 @@ def test_parts_that_were_asked_otherwise(three, tmp_path, of, how, said):
 def test_what_is_no_part(three, tmp_path, text, said):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=f"x.json: {said}"):
+    with pytest.raises(UsageError, match=f"x.json: .*{said}"):
         api.merge([*three[:2], path])
 
 

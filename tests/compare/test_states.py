@@ -86,4 +86,4 @@ def test_a_lazy_module_that_was_cast_has_placeholders(tmp_path):
     (finding,) = ckptool.inspect(tmp_path / "lazy.pth").findings
     assert finding.code == "CK320"
     assert "lazy" in finding.message
-    assert "run forward once and save again" in finding.fix
+    assert "Lazy modules: run forward once first" in finding.fix

@@ -66,12 +66,22 @@ def test_results_of_a_computation_can_be_held():
 
 
 def test_what_cannot_be_copied_is_not_moved():
-    state = describe_module(modules_for_tests.Uncopyable(), "net")
+    class Uncopyable(modules_for_tests.Uncopyable):
+        def __deepcopy__(self, memo):
+            raise TypeError("a handle of a device")
+
+    state = describe_module(Uncopyable(), "net")
     assert [skipped.what for skipped in state.skipped] == [
         CONSTANCY_CHECK,
         "what follows .to() and .half()",
     ]
-    assert "generator" in state.skipped[1].reason
+    assert "a handle of a device" in state.skipped[1].reason
+    assert not state.tensors["mask"].follows_to
+
+
+def test_what_cannot_be_copied_in_a_module_is_the_same_object_in_its_copy():
+    state = describe_module(modules_for_tests.Uncopyable(), "net")
+    assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK]
     assert not state.tensors["mask"].follows_to
 
 

@@ -289,7 +289,7 @@ def test_what_cannot_be_proved_exits_2(run_command, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("{", "is not a report of `ckptool digest --format json`:"),
         ('{"command": "digest"}', "is not a report of `ckptool digest --format json`:"),
         ('{"command": "diff", "format": "", "checkpoints": []}', "a report of diff"),

@@ -62,7 +62,8 @@ class UnresolvedObject(Struct, eq=False):
         """Positional arguments; those of a tensor are put together when they are asked for."""
         args = self.given_args
         if isinstance(args, PersistentReference):
-            args = self.given_args = args.build_args()
+            call: Any = args.call
+            args = self.given_args = (args, *call.view, call.requires_grad, MappingNode())
         return args
 
     @args.setter
@@ -139,13 +140,6 @@ class PersistentReference(Struct, eq=False):
     @persistent_id.setter
     def persistent_id(self, whole_id: Any) -> None:
         self.given_id = whole_id
-
-    def build_args(self) -> tuple[Any, ...]:
-        """Return the arguments of its call, with hooks of their own."""
-        call = self.call
-        if call is None:
-            raise AssertionError("a reference that is no tensor's storage has no arguments")
-        return (self, *call.view, call.requires_grad, MappingNode())
 
 
 class SetNode:

@@ -162,7 +162,7 @@ def test_a_fault_is_named_with_its_place(old, new, said):
 
 
 def test_a_lock_that_cannot_be_read(tmp_path):
-    with pytest.raises(ReadError, match="No such file"):
+    with pytest.raises(ReadError, match="no such file"):
         contract_lock.read_lock(tmp_path / "none.json")
     assert not contract_lock.is_lock(tmp_path / "none.json")
     (tmp_path / "x.json").write_text("{}")

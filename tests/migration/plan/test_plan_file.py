@@ -91,7 +91,7 @@ def test_what_is_no_plan(text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(PlanError, match=r"plan.toml: No such file"):
+    with pytest.raises(PlanError, match=r"plan.toml: no such file"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=tmp_path / "plan.toml")
 
 

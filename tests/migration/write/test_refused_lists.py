@@ -11,7 +11,7 @@ import ckptool
 from ckptool.errors import PlanError
 
 
-@pytest.mark.parametrize("item", [np.array(["text"]), torch.ones(2).untyped_storage(), range(3)])
+@pytest.mark.parametrize("item", [np.array(["text"]), range(3)])
 def test_a_list_with_an_item_that_has_no_plain_form(item: object, tmp_path: Path) -> None:
     path = save(tmp_path / "list.pt", [{"w": torch.ones(2)}, item])
     with pytest.raises(PlanError, match="a part of list of 2") as error:
