@@ -226,4 +226,4 @@ def test_no_command_and_an_unknown_one(folder):
     assert run_traced((), folder).code == 2
     run = run_traced(("no-such-command-here",), folder)
     assert run.code == 2
-    assert "no-such-command-here: No such file" in run.err
+    assert "no-such-command-here: no such command" in run.err

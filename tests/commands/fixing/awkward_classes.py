@@ -129,7 +129,7 @@ AWKWARD_REFUSED = {
     "list_compared": (make_class(CONVS, APPLIED, "def has(self, convs):\n    return self.convs == convs"), "it is compared"),
     "list_on_the_right": (make_class(CONVS, APPLIED, "def all(self):\n    return [self.linear] + self.convs"), "arithmetic of lists"),
     "tensors_appended_later": (make_class("self.masks = [torch.ones(4)]", "return self.linear(x) * self.masks[0]", "def grow(self):\n    self.masks.append(torch.ones(4))"), "with .append"),
-    "tensors_replaced": (make_class("self.masks = {'a': torch.ones(4)}", "self.masks['a'] = torch.ones(4)\nreturn self.linear(x) * self.masks['a']"), "its elements are replaced"),
+    "tensors_replaced": (make_class("self.masks = {'a': torch.ones(4)}", "self.masks['a'] = torch.ones_like(x)\nreturn self.linear(x) * self.masks['a']"), "its elements are replaced"),
     "generic_base_sets_number": ("import torch\n\nfrom .generic_base import Base\n\n\nclass Net(Base[dict[str, int]]):\n    def __init__(self):\n        super().__init__()\n        self.mask = torch.ones(4)\n\n    def forward(self, x):\n        return x * self.mask\n", "where `2.0` may not be a tensor"),
     # what only a proof finds
     "counted_by_forward": (make_class(MASK, f"count = sum(b.numel() for b in self.buffers())\n{MASKED} + count"), "with this edit, same outputs: in eval mode the outputs differ"),
