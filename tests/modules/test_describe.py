@@ -6,6 +6,7 @@ from modules import modules_for_tests
 from modules.marked_lines import marked
 from torch import nn
 
+import ckptool
 from ckptool.model import CONSTANCY_CHECK, Constancy
 from ckptool.modules import describe_module
 
@@ -83,6 +84,23 @@ def test_what_cannot_be_copied_in_a_module_is_the_same_object_in_its_copy():
     state = describe_module(modules_for_tests.Uncopyable(), "net")
     assert [skipped.what for skipped in state.skipped] == [CONSTANCY_CHECK]
     assert not state.tensors["mask"].follows_to
+
+
+def test_a_list_with_a_tensor_and_what_cannot_be_copied_is_not_changed_by_a_trial(tmp_path):
+    class Bank(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.bank = [torch.ones(2), (i for i in ())]
+
+        def _load_from_state_dict(self, *args):
+            self.bank[0].zero_()
+            super()._load_from_state_dict(*args)
+
+    module = Bank()
+    torch.save(module.state_dict(), tmp_path / "bank.pth")
+    report = ckptool.diff(tmp_path / "bank.pth", module=module)
+    assert torch.equal(module.bank[0], torch.ones(2))
+    assert not report.is_coverage_known
 
 
 def test_moving_that_fails_is_told():

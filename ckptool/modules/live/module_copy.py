@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptool.modules.tensors.elements import iter_nested_tensors
 from ckptool.modules.tensors.tensor_parts import is_lazy
 from ckptool.modules.user_code import user_code
 
@@ -65,7 +66,10 @@ def _copy_special_tensors(module: "nn.Module", values: list[Any]) -> dict[int, A
 
 
 def _find_uncopyable(values: list[Any], memo: Mapping[int, Any]) -> dict[int, Any]:
-    """Return the attributes that copy.deepcopy() raises for, by id."""
+    """Return the attributes that copy.deepcopy() raises for, by id.
+
+    Nothing if one of them holds a tensor, which a load into the copy could change in the module.
+    """
     from torch import Tensor, nn
 
     shared: dict[int, Any] = {}
@@ -78,6 +82,8 @@ def _find_uncopyable(values: list[Any], memo: Mapping[int, Any]) -> dict[int, An
         try:
             copy.deepcopy(value, dict(memo))
         except Exception:  # noqa: BLE001 (an object's own __reduce__ may raise anything)
+            if next(iter_nested_tensors(value), None) is not None:
+                return {}
             shared[id(value)] = value
     return shared
 
