@@ -105,7 +105,7 @@ def diff(  # noqa: PLR0913
             the rules CK4xx and CK213, and CK208 by fingerprint.
         rtol: two files: values pass that differ by at most `atol + rtol * abs(old)`.
         atol: the same.
-        jobs: two files: number of threads that compare values.
+        jobs: two files: number of threads or processes that compare values.
         dask: two files: address of a Dask scheduler to compare values on.
         executor: two files: an executor to compare values on.
         shard: two files: (I, N) compares the I-th of N shards of the values; see `merge`.

@@ -15,7 +15,7 @@ from ckptool.compare.renames import pair_by_fingerprint
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.model import TensorInfo, tied_keys
 from ckptool.values import difference, equality
-from ckptool.values.batch_runner import BatchRunner
+from ckptool.values.batches.batch_runner import BatchRunner
 from ckptool.values.difference import Tolerances, ValueDifference
 from ckptool.values.elements import unreadable_reason
 from ckptool.values.fingerprint_many import fingerprint_many

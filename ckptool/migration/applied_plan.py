@@ -22,7 +22,6 @@ from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.planning import PlannedResult
 from ckptool.migration.request import MigrationRequest, MigrationResult, get_result_container
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.migration.write import tied_items
 from ckptool.migration.write.background_fingerprints import BackgroundFingerprints
 from ckptool.migration.write.early_copy import EarlyCopy
 from ckptool.migration.write.file import WriteJob, write_checkpoint
@@ -30,7 +29,7 @@ from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile
-from ckptool.model import Checkpoint, Safety, all_tensors, join_key
+from ckptool.model import Checkpoint, Safety, join_key
 from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class AppliedPlan:
             )
 
         if not self.early_copy.output:
-            nbytes = sum(t.nbytes for t in all_tensors(self.result.checkpoint).values())
+            nbytes = sum(state.nbytes for state in self.result.checkpoint.states)
             start_step(f"writing {request.target.name}", nbytes)
         job = self._build_write_job(request.target, check_file)
         if request.is_sharded:
@@ -165,7 +164,7 @@ class AppliedPlan:
 
     def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:
         is_safetensors = self.to == SAFETENSORS
-        tied_keys = tied_items.split_ties(self.result)[1] if is_safetensors else {}
+        tied_keys = self.result.ties if is_safetensors else {}
         return PendingFile(
             path,
             target or path,

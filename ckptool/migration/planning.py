@@ -34,7 +34,6 @@ from ckptool.migration.plan.tensor_operations import UntieTensor
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.request import MigrationRequest, choose_output_container
 from ckptool.migration.write.provenance import is_applied, read_provenance_text
-from ckptool.migration.write.tied_items import split_ties
 from ckptool.model import Checkpoint, ModuleInfo, StateDict, tied_keys
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code, quote_path
@@ -145,7 +144,7 @@ def _find_untie_steps(draft: Draft, module_info: ModuleInfo) -> Iterator[Op]:
     """
     tensors = (saved.tensor for saved in module_info.saved_tensors.values())
     groups = {key: keys for keys in tied_keys(tensors) for key in keys}
-    for key, kept_key in split_ties(draft)[1].items():
+    for key, kept_key in draft.ties.items():
         is_saved = {key, kept_key} <= module_info.saved_tensors.keys()
         if is_saved and kept_key not in groups.get(key, ()):
             yield UntieTensor(key=key, of=kept_key, why="separate in the module (CK501)")

@@ -292,7 +292,7 @@ def _start_early_work(
             tensor.dtype in SAFETENSORS_DTYPES and tensor.span for tensor in state.tensors.values()
         )
     ):
-        items, _ = tied_items.split_ties(create_draft(checkpoint, state))
+        items = create_draft(checkpoint, state).untied_items
         tensors = [items[stored_tensor.key].tensor for stored_tensor in order_tensors(items)]
         nbytes = sum(tensor.nbytes for tensor in tensors)
         start_step(f"writing {request.target.name}", nbytes, in_background=True)

@@ -81,6 +81,11 @@ class StateDict(Struct, frozen=True, dict=True):
         return collect_last_segments(self.tensors)
 
     @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the elements of its tensors; a storage that several share counts for each."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
     def storage_groups(self) -> tuple[tuple[TensorInfo, ...], ...]:
         """Groups of at least two non-empty tensors that share a storage, in order."""
         return group_by_storage(self.tensors.values())
@@ -220,6 +225,8 @@ def all_tensors(checkpoint: Checkpoint, *, unsaved: bool = False) -> dict[str, T
     A dict may have the keys "a.b" and "a", with "b" in that: the second of two equal names, in the
     order of the states, gets a "'" at its end, and a third "'2".
     """
+    if len(checkpoint.states) == 1 and not checkpoint.states[0].at and not unsaved:
+        return dict(checkpoint.states[0].tensors)
     named_tensors: dict[str, TensorInfo] = {}
     counts: Counter[str] = Counter()
     for state in checkpoint.states:

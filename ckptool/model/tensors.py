@@ -152,8 +152,10 @@ class TensorInfo(Struct, frozen=True, gc=False):
             return None
         if storage.byteorder != "little" and DTYPE_BITS[self.dtype] > 8:
             return None
-        start = self.storage_offset * DTYPE_BITS[self.dtype] // 8
-        return Span(storage.span.path, storage.span.offset + start, self.nbytes)
+        start, nbytes = self.storage_offset * DTYPE_BITS[self.dtype] // 8, self.nbytes
+        if not start and nbytes == storage.span.nbytes:
+            return storage.span
+        return Span(storage.span.path, storage.span.offset + start, nbytes)
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -19,8 +19,9 @@ _MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked
 
 def _list_mean_keys(statistics: CheckpointStatistics) -> list[str]:
     """Return the keys of running means: none, in most checkpoints."""
-    means = (key for key in statistics.statistics if key.endswith(_MEAN))
-    return [key for key in means if key.rpartition(".")[2] == _MEAN]
+    if not any(_MEAN in state.last_segments for state in statistics.checkpoint.states):
+        return []
+    return [key for key in statistics.statistics if key.rpartition(".")[2] == _MEAN]
 
 
 _WRAPPER_SEGMENTS: Final = frozenset([*WRAPPERS, "model", "shadow", "state_dict"])

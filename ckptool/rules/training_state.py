@@ -93,9 +93,7 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     model_states = [state for state in states if state.role != "tensors"] or states
     if not roles_by_place or not model_states:
         return
-    total_nbytes = sum(
-        _sum_nbytes(state) for state in checkpoint.states if state.at in training_places
-    )
+    total_nbytes = sum(state.nbytes for state in checkpoint.states if state.at in training_places)
     yield hit(
         next(iter(roles_by_place)),
         what=", ".join(dict.fromkeys(roles_by_place.values())),
@@ -177,7 +175,3 @@ def _find_places_within(checkpoint: Checkpoint, roles_by_place: dict[str, str]) 
         for state in checkpoint.states
         if any(place in roles_by_place for place in _iter_places_above(state.at))
     }
-
-
-def _sum_nbytes(state: StateDict) -> int:
-    return sum(tensor.nbytes for tensor in state.tensors.values())

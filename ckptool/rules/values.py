@@ -110,13 +110,11 @@ def _unravel_index(flat_index: int, shape: tuple[int, ...]) -> list[int]:
 )
 def find_uninitialised_tensors(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
     for key, tensor_statistics in statistics.statistics.items():
-        is_excluded = (
-            key in statistics.optimizer_keys or statistics.tensors[key].dtype not in _GARBAGE_DTYPES
-        )
         if (
-            not is_excluded
-            and tensor_statistics.distinct_values is None
+            tensor_statistics.distinct_values is None
             and _looks_uninitialised(tensor_statistics)
+            and key not in statistics.optimizer_keys
+            and statistics.tensors[key].dtype in _GARBAGE_DTYPES
         ):
             yield hit(
                 key,

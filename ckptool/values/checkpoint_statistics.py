@@ -35,18 +35,19 @@ def compute_checkpoint_statistics(checkpoint: Checkpoint) -> CheckpointStatistic
         ReadError: a file became unreadable or changed since it was described.
     """
     tensors = all_tensors(checkpoint)
-    reasons = {key: statistics_unavailable_reason(tensor) for key, tensor in tensors.items()}
-    readable = [key for key, reason in reasons.items() if not reason]
-    nbytes = sum(tensors[key].nbytes for key in readable)
+    nbytes = sum(state.nbytes for state in checkpoint.states)
     start_step(f"reading values of {checkpoint.path.name}", nbytes)
-    statistics_by_key = zip(
-        readable, compute_statistics_many(tensors[key] for key in readable), strict=True
-    )
+    results = dict(zip(tensors, compute_statistics_many(tensors.values()), strict=True))
+    statistics = {key: result for key, result in results.items() if result is not None}
     optimizer_states = [s for s in checkpoint.states if s.role == "optimizer"]
     return CheckpointStatistics(
         checkpoint,
         tensors,
-        {key: statistics for key, statistics in statistics_by_key if statistics is not None},
+        statistics,
         frozenset(join_key(s.at, key) for s in optimizer_states for key in s.tensors),
-        tuple(Skipped(f"values of {key}", reason) for key, reason in reasons.items() if reason),
+        tuple(
+            Skipped(f"values of {key}", statistics_unavailable_reason(tensors[key]))
+            for key, result in results.items()
+            if result is None
+        ),
     )

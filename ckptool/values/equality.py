@@ -7,19 +7,19 @@ from typing import Final
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.values import elements
-from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.work_batches import (
+    TASK_NBYTES,
+    find_digestible_span,
+    find_matching_spans,
+    group_into_batches,
+)
 from ckptool.values.elements import (
     OpenFiles,
     has_component_tensors,
     iter_elements_from,
     split_span,
     unreadable_reason,
-)
-from ckptool.values.work_batches import (
-    TASK_NBYTES,
-    find_digestible_span,
-    find_matching_spans,
-    group_into_batches,
 )
 
 _HEAD_NBYTES: Final = 1 << 14

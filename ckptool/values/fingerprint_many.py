@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ckptool.model import Span, TensorInfo
 from ckptool.values import fingerprint
-from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.work_batches import find_digestible_span, group_into_batches
 from ckptool.values.elements import (
     CHUNK,
     OpenFiles,
@@ -14,7 +15,6 @@ from ckptool.values.elements import (
     split_span,
     unreadable_reason,
 )
-from ckptool.values.work_batches import find_digestible_span, group_into_batches
 
 _DigestTask = tuple[int, TensorInfo | None, Span | None]
 """(position of a tensor, the whole tensor or None for a piece of it, the span to digest).

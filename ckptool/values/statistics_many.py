@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ckptool.model import Span, TensorInfo
-from ckptool.values.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.batch_runner import JOBS, BatchRunner
 from ckptool.values.elements import OpenFiles
 from ckptool.values.numbers import HALF_DTYPES, NUMBER_DTYPES
 from ckptool.values.statistics import (

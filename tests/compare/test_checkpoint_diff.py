@@ -22,7 +22,7 @@ from ckptool.compare.value_checks import merge_value_results, plan_value_checks,
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.render import RenderOptions, render
-from ckptool.values.batch_runner import BatchRunner
+from ckptool.values.batches.batch_runner import BatchRunner
 from ckptool.values.difference import Tolerances
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(ckptool.__file__).parent
 READERS = (
     "model.py", "locations.py", "formats/**/*.py", "reports/*.py", "compare/*.py",
     "values/elements.py", "values/equality.py", "values/fingerprint*.py", "values/strides.py",
-    "values/preview_grid.py", "values/work_batches.py",
+    "values/preview_grid.py", "values/batches/work_batches.py",
 )  # fmt: skip
 READ_PATH = sorted(path for pattern in READERS for path in PACKAGE.glob(pattern))
 LOADERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -77,7 +77,7 @@ def test_the_pickled_module_migrates_without_its_class(tmp_path, samples, run_co
     assert (ran.code, ran.err) == (0, "")
     found = load_file(tmp_path / "new.safetensors")
     assert found["mask"].max() == 2
-    assert list(found) == ["W_key.weight", "W_query.weight", "W_value.weight", "mask"]
+    assert list(found) == ["W_query.weight", "W_key.weight", "W_value.weight", "mask"]
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, samples, run_command):

@@ -13,7 +13,8 @@ from values.written_tensors import big_endian, chunked, described, layered, tens
 
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Span, StorageInfo, TensorInfo
-from ckptool.values import elements, equality, fingerprint, strides, work_batches
+from ckptool.values import elements, equality, fingerprint, strides
+from ckptool.values.batches import work_batches
 from ckptool.values.elements import unreadable_reason
 from ckptool.values.fingerprint_many import fingerprint_many, fingerprint_tensor
 

@@ -32,8 +32,8 @@ from ckptool.reports.diff_files import (
     build_diff_shard_report,
 )
 from ckptool.rules import run_rules
-from ckptool.values.batch_runner import JOBS, BatchRunner
-from ckptool.values.dask import dask_batch_runner
+from ckptool.values.batches.batch_runner import JOBS, BatchRunner
+from ckptool.values.batches.dask import dask_batch_runner
 from ckptool.values.difference import Tolerances
 from ckptool.values.progress import start_step
 

@@ -174,6 +174,15 @@ class SourceCache:
         stack.close()
 
 
+def is_shared_file(path: Location) -> bool:
+    """Whether another process of this machine finds the same bytes at `path`."""
+    return (
+        isinstance(path, Path)
+        and path not in MEMORY_SOURCES
+        and not str(path).startswith(("/dev/fd/", "/proc/self/"))
+    )
+
+
 def is_directory(path: Location) -> bool:
     """Whether `path` is a folder; False if it cannot be examined (opening it gives the reason)."""
     if isinstance(path, RemotePath):

@@ -10,7 +10,7 @@ from msgspec.json import encode
 
 from ckptool.formats.files.writer import Blob, FileWriter
 from ckptool.formats.safetensors.reader import TORCH_DTYPES
-from ckptool.model import DTYPE_BITS, natural_sort_key
+from ckptool.model import DTYPE_BITS
 
 SAFETENSORS_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
     {**{dtype: code for code, dtype in TORCH_DTYPES.items()}, "float4_e2m1fn_x2": "F4"}
@@ -32,21 +32,11 @@ class SafetensorsEntry(Struct, frozen=True, gc=False):
     blob: Blob
     sorts_last: bool = False
     """Whether it is ordered after the tensors of equal element width without this flag."""
-    sort_key: str = ""
-    """Key to sort by; "" means `key`."""
 
 
 def sort_entries(tensors: Sequence[SafetensorsEntry]) -> list[SafetensorsEntry]:
-    """Sort by element width, widest first (keeps all tensors aligned), then by key."""
-    return sorted(
-        tensors,
-        key=lambda tensor: (
-            -DTYPE_BITS[tensor.dtype],
-            tensor.sorts_last,
-            natural_sort_key(tensor.sort_key or tensor.key),
-            tensor.key,
-        ),
-    )
+    """Sort by element width, widest first, which keeps all tensors aligned; else keep the order."""
+    return sorted(tensors, key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.sorts_last))
 
 
 class _HeaderEntry(Struct, frozen=True, gc=False):

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Final
 
 from msgspec import Struct
@@ -19,6 +21,7 @@ from ckptool.model import (
     StorageInfo,
     TensorInfo,
     contiguous_stride,
+    natural_sort_key,
 )
 
 _INDEX_STEP: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
@@ -79,7 +82,7 @@ class PlannedTensor(Struct, frozen=True, gc=False):
         return replace(storage, key=f"{storage.key} of {key}") if storage else None
 
 
-class Draft(Struct, frozen=True):
+class Draft(Struct, frozen=True, dict=True):
     """A state_dict between source and result: the value that operations transform."""
 
     checkpoint: Checkpoint
@@ -91,6 +94,38 @@ class Draft(Struct, frozen=True):
     versions: Mapping[str, int | None] | None
     is_extracted: bool = False
     """Whether the state is written alone, without what lies around it in the source."""
+
+    @cached_property
+    def ties(self) -> Mapping[str, str]:
+        """Tied key that a file leaves out -> the key under which it stores the tensor."""
+        items = self.items
+        # Nearly all storages have one tensor; hashing a storage's key is faster than an identity.
+        storage_keys = [
+            item.tensor.storage.key if item.tensor.storage else id(item) for item in items.values()
+        ]
+        if len(set(storage_keys)) == len(items):
+            return {}
+        counts = Counter(storage_keys)
+        keys_by_identity: dict[object, list[str]] = {}
+        for key, storage_key in zip(items, storage_keys, strict=True):
+            if counts[storage_key] > 1:
+                keys_by_identity.setdefault(items[key].tie_identity, []).append(key)
+
+        def rank_key(key: str) -> tuple[bool, tuple[object, ...]]:
+            """Prefer the key that the source stores, so that fewer shards change."""
+            return items[key].source_key != key, natural_sort_key(key)
+
+        tied_groups = (keys for keys in keys_by_identity.values() if len(keys) > 1)
+        sorted_groups = (sorted(keys, key=rank_key) for keys in tied_groups)
+        stored_keys = {key: group[0] for group in sorted_groups for key in group[1:]}
+        return {key: stored_keys[key] for key in sorted(stored_keys, key=rank_key)}
+
+    @property
+    def untied_items(self) -> Mapping[str, PlannedTensor]:
+        """The items that a file stores which has each tied tensor once, as safetensors does."""
+        if not self.ties:
+            return self.items
+        return {key: item for key, item in self.items.items() if key not in self.ties}
 
     @property
     def packed_places(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from threading import Event
 from typing import Final, Self
 
 from ckptool.model import StateDict, TensorInfo
+from ckptool.values.batches.batch_runner import is_threadable
 from ckptool.values.fingerprint import create_hasher
 from ckptool.values.fingerprint_many import fingerprint_many
 
@@ -32,11 +33,11 @@ class BackgroundFingerprints:
         self._pool.shutdown(cancel_futures=True)
 
     def start_fingerprints(self, state: StateDict) -> None:
-        """Start computing the fingerprints of a state_dict, once."""
-        if state.at not in self._futures:
-            # Here, not in the thread: while it runs, a module's code may have changed sys.path.
-            create_hasher()
-            self._futures[state.at] = self._pool.submit(self._compute_fingerprints, state.tensors)
+        """Start computing the fingerprints of a state_dict, unless threads do not gain by it."""
+        # Here, not in the thread: while it runs, a module's code may have changed sys.path.
+        create_hasher()
+        if is_threadable(state.nbytes, len(state.tensors)):
+            self._submit(state)
 
     def get_fingerprints(self, state: StateDict) -> Fingerprints:
         """Wait for the fingerprints of a state_dict, and return them by key.
@@ -44,8 +45,13 @@ class BackgroundFingerprints:
         Raises:
             ReadError: the source can no longer be read.
         """
-        self.start_fingerprints(state)
-        return self._futures[state.at].result()
+        return self._submit(state).result()
+
+    def _submit(self, state: StateDict) -> Future[Fingerprints]:
+        """Return the future of a state_dict's fingerprints, which are computed once."""
+        if state.at not in self._futures:
+            self._futures[state.at] = self._pool.submit(self._compute_fingerprints, state.tensors)
+        return self._futures[state.at]
 
     def _compute_fingerprints(self, tensors: Mapping[str, TensorInfo]) -> Fingerprints:
         fingerprints: dict[str, str | None] = {}

@@ -30,7 +30,6 @@ from ckptool.migration.write.early_copy import MIN_EARLY_COPY_NBYTES, EarlyCopy
 from ckptool.migration.write.provenance import MigrationDigests, RevisionStamp
 from ckptool.migration.write.read_back import read_back_file
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.migration.write.tied_items import split_ties
 from ckptool.migration.write.torch_pickle import TorchFile
 from ckptool.model import StateDict
 
@@ -123,14 +122,13 @@ FinishCallback = Callable[[MigrationDigests], None]
 
 
 def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
-    items, tied_keys = split_ties(job.draft)
-    ordered_tensors = order_tensors(items)
+    ordered_tensors = order_tensors(job.draft.untied_items)
     entries = writer.encode_entries(ordered_tensors)
     header_room = compute_header_room(job.draft.state)
 
     def build_header(digests: MigrationDigests) -> bytes:
         return writer.build_header(
-            entries, build_header_metadata(job, tied_keys, digests), header_room
+            entries, build_header_metadata(job, job.draft.ties, digests), header_room
         )
 
     sink.write(build_header(MigrationDigests()))
@@ -151,23 +149,22 @@ def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
 def order_tensors(items: Mapping[str, PlannedTensor]) -> list[writer.SafetensorsEntry]:
     """Return the tensors of a safetensors file in file order.
 
-    Within one element size, tensors of the source come first, in its order, so that their
-    positions are known before the plan is.
+    Within one element size, tensors of the source come first, so that their positions are known
+    before the plan is; the order is that of `items`, and so that of the source's state_dict.
     """
     return writer.sort_entries([_build_stored(key, item) for key, item in items.items()])
 
 
 def _build_stored(key: str, item: PlannedTensor) -> writer.SafetensorsEntry:
-    tensor_blob, is_source_tensor = build_blob(item), bool(item.source_key) and not item.casts
-    order_key = item.source_key if is_source_tensor else key
+    is_source_tensor = bool(item.source_key) and not item.casts
     return writer.SafetensorsEntry(
-        key, item.dtype, item.tensor.shape, tensor_blob, not is_source_tensor, order_key
+        key, item.dtype, item.tensor.shape, build_blob(item), not is_source_tensor
     )
 
 
 def compute_header_room(state: StateDict) -> int:
     """Return the minimum header size in bytes of a large file, so that plans do not move data."""
-    if sum(tensor.nbytes for tensor in state.tensors.values()) < MIN_EARLY_COPY_NBYTES:
+    if state.nbytes < MIN_EARLY_COPY_NBYTES:
         return 0
     length = _HEADER_RESERVE + sum(
         len(key.encode(*_KEY_ENCODING)) + _ENTRY_NBYTES for key in state.tensors

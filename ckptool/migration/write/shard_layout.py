@@ -22,7 +22,6 @@ from ckptool.locations import Location
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.migration.write.tied_items import split_ties
 from ckptool.model import Checkpoint, Container, StateDict, natural_sort_key
 
 
@@ -69,7 +68,7 @@ def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
 
     Torch's shards have all names of a tied tensor, in one file; those of safetensors have one.
     """
-    items, ties = split_ties(draft)
+    items, ties = draft.untied_items, draft.ties
     container = draft.checkpoint.container
     index = _find_index(draft) if container in _SHARDED_CONTAINERS else None
     metadata = _read_index_metadata(index)

@@ -1,14 +1,18 @@
 """Pairs of TensorInfos -> ValueDifferences: streamed in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from ckptool.formats.files.source import is_shared_file
+from ckptool.locations import Location
 from ckptool.model import TensorInfo
 from ckptool.values import elements, equality
-from ckptool.values.batch_runner import Batch, BatchRunner
+from ckptool.values.batches.batch_runner import Batch, BatchRunner, open_process_runner
+from ckptool.values.batches.work_batches import split_pair
 from ckptool.values.difference.sums import (
     DifferenceSums,
     Tolerances,
@@ -17,7 +21,6 @@ from ckptool.values.difference.sums import (
 )
 from ckptool.values.numbers import NUMBER_DTYPES
 from ckptool.values.sign_views import is_sign_view
-from ckptool.values.work_batches import split_pair
 
 if TYPE_CHECKING:
     from ckptool.values.difference.block_sums import BlockMeasurer
@@ -28,6 +31,9 @@ _TASK_ELEMENTS: Final = 1 << 22
 """Elements per task: contiguous tensors are split at this size, small ones grouped up to it."""
 _TASK_PIECES: Final = 256
 """Maximum number of tensors, or pieces of tensors, of one task."""
+
+_MIN_PROCESS_ELEMENTS: Final = 1 << 27
+"""Elements in all for which processes are started: a second of work for one of them."""
 
 TensorPair = tuple[TensorInfo, TensorInfo]
 
@@ -64,13 +70,30 @@ def measure_many(
     pair_list = list(pairs)
     sums_by_pair: list[list[DifferenceSums]] = [[] for _ in pair_list]
     batches = _batch_pairs(pair_list, tolerances)
-    for pieces, sums in (runner or BatchRunner()).map_batches(_measure_batch, batches):
-        for piece, piece_sums in zip(pieces, sums, strict=True):
-            sums_by_pair[piece.position].append(piece_sums)
+    open_runner = open_process_runner if _is_processable(pair_list) else nullcontext
+    with open_runner(runner or BatchRunner()) as open_batch_runner:
+        for pieces, sums in open_batch_runner.map_batches(_measure_batch, batches):
+            for piece, piece_sums in zip(pieces, sums, strict=True):
+                sums_by_pair[piece.position].append(piece_sums)
     return [
         finalize_difference(sums, dtypes_differ=old.dtype != new.dtype)
         for sums, (old, new) in zip(sums_by_pair, pair_list, strict=True)
     ]
+
+
+def _is_processable(pairs: Sequence[TensorPair]) -> bool:
+    """Whether processes are faster than threads by more than their start, and find the bytes."""
+    if sum(old.numel for old, _ in pairs) < _MIN_PROCESS_ELEMENTS:
+        return False
+    paths = {path for pair in pairs for tensor in pair for path in _iter_paths(tensor)}
+    return all(map(is_shared_file, paths))
+
+
+def _iter_paths(tensor: TensorInfo) -> Iterator[Location]:
+    if tensor.storage is not None and tensor.storage.span is not None:
+        yield tensor.storage.span.path
+    for part in tensor.parts:
+        yield from _iter_paths(part.tensor)
 
 
 def _batch_pairs(

@@ -26,17 +26,19 @@ from ckptool.values.number_arrays import (
 
 _Mask = NDArray[np.bool_]
 _Distances = NDArray[np.float64]
+_NUMBER_NBYTES: Final = 8
+_CACHE_LINE_NBYTES: Final = 64
 
 
 class BlockMeasurer:
     """Measures blocks of at most `block_elements` elements, in memory that it uses again."""
 
-    block_elements: Final = 1 << 17
+    block_elements: Final = 1 << 16
     """Elements of each side: enough for the arithmetic to outweigh the calls, and few enough for
     the CPU cache."""
 
     def __init__(self) -> None:
-        self._buffers = np.empty((3, self.block_elements))
+        self._buffers = _allocate_aligned(3, self.block_elements)
         self._mask = np.empty(self.block_elements, np.bool_)
 
     def measure_blocks(
@@ -61,7 +63,7 @@ class BlockMeasurer:
     ) -> DifferenceSums:
         """Measure them, where numpy warns of nothing: infinities and NaN are expected."""
         a, b = view_numbers(old, old_dtype), view_numbers(new, new_dtype)
-        old_buffer, new_buffer, distances = self._buffers[:, : a.size]
+        old_buffer, new_buffer, cast_buffer = self._buffers[:, : a.size]
         mask = self._mask[: a.size]
         x = widen_numbers(a, old_buffer)
         dtypes_differ = old_dtype != new_dtype
@@ -72,8 +74,8 @@ class BlockMeasurer:
             x, y = x + 0j, y + 0j
         squared_norms = compute_dot_product(x, x), compute_dot_product(y, y)
         all_finite = all(map(isfinite, squared_norms))
-        equals_cast_to_new = dtypes_differ and _equals_cast(a, b, new_dtype, y, distances)
-        equals_cast_to_old = dtypes_differ and _equals_cast(b, a, old_dtype, x, distances)
+        equals_cast_to_new = dtypes_differ and _equals_cast(a, b, new_dtype, y, cast_buffer)
+        equals_cast_to_old = dtypes_differ and _equals_cast(b, a, old_dtype, x, cast_buffer)
         if dtypes_differ:
             changed_mask = _compare_values(x, y, mask, all_finite=all_finite)
         else:
@@ -89,7 +91,8 @@ class BlockMeasurer:
             squared_norms = compute_dot_product(x, x), compute_dot_product(y, y)
         # From here on, what did not change and what is not finite has a distance of 0: elements
         # at a distance above 0 are counted without asking which of them changed.
-        _compute_distances(x, y, distances)
+        dot_product = compute_dot_product(x, y)
+        distances = _compute_distances(x, y, new_buffer)
         max_abs = float(distances.max())
         nonzero_count = count_true(np.greater(distances, 0, out=mask))
         beyond_tolerance = (
@@ -107,13 +110,24 @@ class BlockMeasurer:
             sum_squared=compute_dot_product(distances, distances),
             old_squared_norm=squared_norms[0],
             new_squared_norm=squared_norms[1],
-            dot_product=compute_dot_product(x, y),
+            dot_product=dot_product,
             old_nonfinite=x.size - finite_counts[0],
             new_nonfinite=x.size - finite_counts[1],
             equals_cast_to_new=equals_cast_to_new,
             equals_cast_to_old=equals_cast_to_old,
             histogram=_count_decades(distances, max_abs, nonzero_count, changed_finite, mask),
         )
+
+
+def _allocate_aligned(count: int, size: int) -> _Distances:
+    """Return `count` rows of `size` numbers that begin at a line of the CPU cache.
+
+    Vectors that cross lines take twice as long to subtract.
+    """
+    memory = np.empty(count * size * _NUMBER_NBYTES + _CACHE_LINE_NBYTES, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE_NBYTES
+    numbers = memory[start : start + count * size * _NUMBER_NBYTES].view(np.float64)
+    return numbers.reshape(count, size)
 
 
 def _measure_equal(x: NumberArray) -> DifferenceSums:
@@ -156,9 +170,11 @@ def _equals_cast(
     return np.array_equal(widen_numbers(cast_numbers(a, dtype), buffer), y, equal_nan=True)
 
 
-def _compute_distances(x: NumberArray, y: NumberArray, distances: _Distances) -> None:
-    difference: NDArray[Any] = x - y if x.dtype.kind == "c" else np.subtract(x, y, out=distances)
-    np.absolute(difference, out=distances)
+def _compute_distances(x: NumberArray, y: NumberArray, buffer: _Distances) -> _Distances:
+    """Return the absolute differences in `buffer`, which may be the memory of `y`."""
+    difference: NDArray[Any] = x - y if x.dtype.kind == "c" else np.subtract(x, y, out=buffer)
+    np.absolute(difference, out=buffer)
+    return buffer
 
 
 def _count_beyond(

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
-from ckptool.values.batch_runner import Batch
+from ckptool.values.batches.batch_runner import Batch
 from ckptool.values.elements import contiguous_span, needs_byteswap, unwrap_single_chunk
 from ckptool.values.strides import compute_steps
 

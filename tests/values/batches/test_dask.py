@@ -15,7 +15,8 @@ from distributed import Client, LocalCluster
 
 from ckptool import api
 from ckptool.errors import ReadError, UsageError
-from ckptool.values import equality, work_batches
+from ckptool.values import equality
+from ckptool.values.batches import work_batches
 
 pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("default")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptool.errors import UsageError, WorkerError
-from ckptool.values.batch_runner import BatchRunner
+from ckptool.values.batches.batch_runner import BatchRunner
 
 _BATCHES_PER_THREAD: Final = 4
 """Batches that may be pending for each thread of the cluster."""
