@@ -1,7 +1,6 @@
 """ckptool.toml or pyproject.toml -> ProjectConfig: models of the checkpoints, and policy."""
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import date
@@ -285,6 +284,8 @@ def _get_section(project: dict[str, Any]) -> object:
 
 
 def _parse_toml(path: Path) -> dict[str, Any]:
+    import tomllib  # here, as nothing else of a command without a configuration needs it
+
     try:
         return tomllib.loads(read_small_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -40,7 +40,9 @@ from ckptool.values.progress import get_byte_counter
 @click.option(
     "--atol", type=float, metavar="NUMBER", help="The absolute tolerance; both default to 0."
 )
-@click.option("--jobs", type=int, metavar="N", help="Number of threads or processes that compare values.")
+@click.option(
+    "--jobs", type=int, metavar="N", help="Number of threads or processes that compare values."
+)
 @click.option("--dask", metavar="ADDRESS", help="Compare values on this Dask cluster.")
 @click.option("--shard", metavar="I/N",
               help="Compare only part I of N of the values; see `ckptool merge`.")  # fmt: skip

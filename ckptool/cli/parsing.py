@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -105,6 +104,8 @@ def _parse_kwargs_text(path: Path, text: str) -> object:
         UsageError: it is YAML, and PyYAML is not installed.
     """
     if path.suffix == ".toml":
+        import tomllib
+
         return tomllib.loads(text)
     if path.suffix not in {".yaml", ".yml"}:
         return json.loads(text)

@@ -12,7 +12,8 @@ from ckptool.rules.fixes.run_fixes import name_command_file
 from ckptool.rules.registry import sort_findings
 from ckptool.tracing.merge import RunTrace, merge_records
 from ckptool.tracing.records import AnyRecord
-from ckptool.tracing.resume_check import ResumeComparison, check_resume
+from ckptool.tracing.resume_check import check_resume
+from ckptool.tracing.resume_comparison import ResumeComparison
 from ckptool.tracing.traced_command import run_traced
 
 _MAX_LISTED = 3

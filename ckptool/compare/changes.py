@@ -1,6 +1,7 @@
 """Two mappings of tensors -> Missing, Unexpected, Changed."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Final
 
 from msgspec import Struct
@@ -57,16 +58,16 @@ def iter_changes(
     Only `fields` of TensorInfo are compared.
     """
     field_names = tuple(fields)
+    get_fields = attrgetter(*field_names)
     for key, expected_tensor in expected.items():
         actual_tensor = actual.get(key)
         if actual_tensor is None:
             yield Missing(expected_tensor)
-        else:
-            changed_fields = [
+        elif get_fields(expected_tensor) != get_fields(actual_tensor):
+            changed_fields = frozenset(
                 f for f in field_names if getattr(expected_tensor, f) != getattr(actual_tensor, f)
-            ]
-            if changed_fields:
-                yield Changed(expected_tensor, actual_tensor, frozenset(changed_fields))
+            )
+            yield Changed(expected_tensor, actual_tensor, changed_fields)
     for key, actual_tensor in actual.items():
         if key not in expected:
             yield Unexpected(actual_tensor)

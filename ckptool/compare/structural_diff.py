@@ -176,11 +176,13 @@ def _select_states(
         return ("*", "*"), all_tensors(old), all_tensors(new)
     old_states = _select_largest(_select_models(old))
     new_states = _select_largest(_select_models(new))
-    if not old_states or not new_states:
+    pairs = list(product(old_states, new_states))
+    if not pairs:
         return ("", ""), {}, {}
-    a, b = max(
-        product(old_states, new_states),
-        key=lambda pair: (_count_matching_tensors(*pair), pair[0].at == pair[1].at),
+    a, b = (
+        pairs[0]
+        if len(pairs) == 1
+        else max(pairs, key=lambda pair: (_count_matching_tensors(*pair), pair[0].at == pair[1].at))
     )
     return (a.at, b.at), a.tensors, b.tensors
 

@@ -14,7 +14,7 @@ from ckptool.reports.common import (
     build_skipped_reports,
 )
 from ckptool.tracing.merge import LoadSite, RunTrace, SaveSite
-from ckptool.tracing.resume_check import ResumeComparison
+from ckptool.tracing.resume_comparison import ResumeComparison
 
 
 class RunLoadReport(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 from ckptool.commands.run import judge_records
 from ckptool.policy import Policy
 from ckptool.tracing.process_trace import trace_process
-from ckptool.tracing.resume_check import ResumeComparison, ResumedSave
+from ckptool.tracing.resume_comparison import ResumeComparison, ResumedSave
 
 
 class Masked(nn.Module):

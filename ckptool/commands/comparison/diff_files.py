@@ -23,7 +23,6 @@ from ckptool.compare.structural_diff import StructuralDiff, compare_structure
 from ckptool.compare.value_checks import plan_value_checks, run_value_checks
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
-from ckptool.model import all_tensors
 from ckptool.policy import Policy, judge
 from ckptool.reports.diff_files import (
     DiffFilesReport,
@@ -157,7 +156,7 @@ def _compare_values(
         if options.shard
         else plan_value_checks(structure)
     )
-    nbytes = sum(tensor.nbytes for tensor in all_tensors(structure.old).values())
+    nbytes = sum(state.nbytes for state in structure.old.states)
     start_step(f"comparing with {structure.new.path.name}", nbytes)
     with options.open_batch_runner() as runner:
         value_results = run_value_checks(

@@ -6,7 +6,7 @@ from typing import Final
 
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.tracing.resume_check import ResumeComparison
+from ckptool.tracing.resume_comparison import ResumeComparison
 
 _MAX_LISTED: Final = 3
 _MAX_VALUE_CHARS: Final = 24
