@@ -67,6 +67,7 @@ from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import MAX_NAMED, describe_missing_parts, join_limited, quote_code
+from ckptool.values.batches.batch_runner import is_threadable
 from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
@@ -288,6 +289,7 @@ def _start_early_work(
     if (
         to == SAFETENSORS
         and header_room
+        and is_threadable(state.nbytes, len(state.tensors))
         and all(
             tensor.dtype in SAFETENSORS_DTYPES and tensor.span for tensor in state.tensors.values()
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
 JOBS: Final = min(8, os.cpu_count() or 1)
-_MIN_ITEM_NBYTES: Final = 1 << 14
+_MIN_ITEM_NBYTES: Final = 1 << 16
 """Bytes of an item from which reading takes longer than the calls around it."""
 
 _T = TypeVar("_T")
