@@ -267,3 +267,59 @@ def test_many_files_with_few_open(tmp_path):
     infos = [open_checkpoint(tmp_path / name).states[0].tensors["t"] for name in held]
     assert [read_elements(info) for info in infos] == list(map(tensor_bytes, held.values()))
     assert equality.equal_many(pairwise(infos), jobs=2) == [False] * 19
+
+
+PIECE = st.binary(min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(PIECE, PIECE, st.booleans()), min_size=2, max_size=9), st.data())
+def test_spans_laid_out_alike_are_equal_as_each_is(tmp_path_factory, pieces, data):
+    """(bytes of a tensor, bytes before it, whether they are the same in the other file)."""
+    folder = tmp_path_factory.mktemp("stretches")
+    contents, tensors = [bytearray(), bytearray(b"ab")], [[], []]
+    for value, gap, is_gap_equal in pieces:
+        changed = data.draw(st.sampled_from([value, bytes(len(value)), value[:-1] + b"\x07"]))
+        shorter = gap if is_gap_equal else gap[: data.draw(st.integers(0, len(gap)))]
+        for content, found, before, own in zip(
+            contents, tensors, (gap, shorter), (value, changed), strict=True
+        ):
+            content.extend(before)
+            found.append((len(content), own))
+            content.extend(own)
+    for name, content in zip("ab", contents, strict=True):
+        (folder / name).write_bytes(content)
+    infos = [
+        [
+            TensorInfo(
+                "x", (len(own),), "uint8", (1,), 0,
+                StorageInfo("0", len(own), span=Span(folder / name, offset, len(own))),
+            )
+            for offset, own in found
+        ]
+        for name, found in zip("ab", tensors, strict=True)
+    ]  # fmt: skip
+    pairs = list(zip(*infos, strict=True))
+    if data.draw(st.booleans()):
+        pairs.reverse()
+    expected = {info.storage.span: own for name in (0, 1) for info, (_, own) in zip(
+        infos[name], tensors[name], strict=True)}  # fmt: skip
+    assert equality.equal_many(pairs) == [
+        expected[a.storage.span] == expected[b.storage.span] for a, b in pairs
+    ]
+
+
+def test_equal_stretches_are_read_once(tmp_path, monkeypatch):
+    """Of small tensors side by side in both files, none is read by itself."""
+    monkeypatch.setattr(elements, "CHUNK", 1 << 20)
+    state = {f"layers.{n}.weight": torch.full((4,), float(n)) for n in range(50)}
+    for name in ("old", "new"):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    from ckptool.formats import open_checkpoint
+
+    old, new = (
+        open_checkpoint(tmp_path / f"{name}.safetensors").states[0].tensors
+        for name in ("old", "new")
+    )
+    monkeypatch.setattr(work_batches, "TASK_NBYTES", 1 << 20)
+    monkeypatch.setattr(equality, "_run_comparison", None)
+    assert equality.equal_many((old[key], new[key]) for key in old) == [True] * 50

@@ -161,23 +161,26 @@ class _TreeContents:
             node, is_entered = todo.pop()
             if is_entered:
                 self._digests[id(node)] = self._digest_node(node)
-            elif id(node) not in self._digests:
-                if self._has_elements(node):
-                    self._digests[id(node)] = _HOLDS_ELEMENTS
-                    if (
-                        type(node) is UnresolvedObject
-                        and node.callee_name[1] not in _ATTRIBUTE_FUNCTIONS
-                    ):
-                        self._plain_callees.add(node.func)
-                    continue
+            elif id(node) not in self._digests and not self._note_elements(node):
                 # Until it is digested, a node that is met again closes a cycle.
                 self._digests[id(node)] = _IN_PROGRESS
                 if type(node) is dict and node.keys() >= _MODULE_KEYS:
                     self._number_hooks(node)
                 todo.append((node, True))
                 todo += [
-                    (part, False) for part in _iter_parts(node) if type(part) not in ATOMIC_TYPES
+                    (part, False)
+                    for part in _iter_parts(node)
+                    if type(part) not in ATOMIC_TYPES and not self._note_elements(part)
                 ]
+
+    def _note_elements(self, node: Any) -> bool:
+        """Note a tensor, a storage or an array; return whether the node is one."""
+        if not self._has_elements(node):
+            return False
+        self._digests[id(node)] = _HOLDS_ELEMENTS
+        if type(node) is UnresolvedObject and node.callee_name[1] not in _ATTRIBUTE_FUNCTIONS:
+            self._plain_callees.add(node.func)
+        return True
 
     def _number_hooks(self, attributes: dict[Any, Any]) -> None:
         """Note the positions of the hooks in each dict of hooks of a module."""
