@@ -150,9 +150,10 @@ class TensorInfo(Struct, frozen=True, gc=False):
         storage = self.storage
         if storage is None or storage.span is None or not self.is_contiguous:
             return None
-        if storage.byteorder != "little" and DTYPE_BITS[self.dtype] > 8:
+        bits = DTYPE_BITS[self.dtype]
+        if bits > 8 and storage.byteorder != "little":
             return None
-        start, nbytes = self.storage_offset * DTYPE_BITS[self.dtype] // 8, self.nbytes
+        start, nbytes = self.storage_offset * bits // 8, (prod(self.shape) * bits + 7) // 8
         if not start and nbytes == storage.span.nbytes:
             return storage.span
         return Span(storage.span.path, storage.span.offset + start, nbytes)

@@ -23,6 +23,8 @@ from ckptool.values.elements import (
 )
 
 _HEAD_NBYTES: Final = 1 << 14
+_MAX_GAP_NBYTES: Final = 512
+"""Bytes between two spans that are read with them: more than a record's headers in a .pth."""
 _ComparisonTask = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
 """(position of a pair, spans or whole tensors to compare)."""
 
@@ -58,7 +60,7 @@ def equal_many(
     tasks = (
         (nbytes, item)
         for position, pair in enumerate(pair_list)
-        for nbytes, item in _iter_comparison_tasks(position, *pair)
+        for nbytes, item in _list_comparison_tasks(position, *pair)
         if results[position]
     )
     for items, batch_results in (runner or BatchRunner(jobs)).map_batches(
@@ -147,57 +149,60 @@ def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
         yield bytes(buffer)
 
 
-def _iter_comparison_tasks(
+def _list_comparison_tasks(
     position: int, a: TensorInfo, b: TensorInfo
-) -> Iterator[tuple[int, _ComparisonTask]]:
-    """Yield (bytes read of each tensor, task) for a pair."""
+) -> list[tuple[int, _ComparisonTask]]:
+    """Return (bytes read of each tensor, task) for a pair."""
     spans = (
         None if has_component_tensors(a) or has_component_tensors(b) else find_matching_spans(a, b)
     )
     if spans is None:
-        yield a.nbytes, (position, a, b)
-        return
+        return [(a.nbytes, (position, a, b))]
     if spans[0].nbytes <= TASK_NBYTES:
-        yield spans[0].nbytes, (position, *spans)
-        return
-    for first, second in zip(
-        split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True
-    ):
-        yield first.nbytes, (position, first, second)
+        return [(spans[0].nbytes, (position, *spans))]
+    pieces = zip(split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True)
+    return [(first.nbytes, (position, first, second)) for first, second in pieces]
 
 
 def _compare_batch(folder: Path, tasks: Sequence[_ComparisonTask]) -> list[bool | None]:
     with OpenFiles(folder) as files:
-        stretches = _find_stretches(tasks)
-        if stretches is not None and files.equal_spans(*stretches):
-            return [True] * len(tasks)
-        return [_run_comparison(task, files) for task in tasks]
+        results = _compare_stretches(tasks, files)
+        return results or [_run_comparison(task, files) for task in tasks]
 
 
-def _find_stretches(tasks: Sequence[_ComparisonTask]) -> tuple[Span, Span] | None:
-    """Return the stretch of each file that has the spans of several tasks, laid out alike.
+def _compare_stretches(tasks: Sequence[_ComparisonTask], files: OpenFiles) -> list[bool | None]:
+    """Compare spans that are near each other in one file, on both sides, by one read of each.
 
-    If two stretches are equal, with what is between the spans, so are the spans. None if the spans
-    are laid out differently, or too far apart to be read at once.
+    [] if they are not.
     """
-    _, first, second = tasks[0]
-    if len(tasks) < 2 or not isinstance(first, Span) or not isinstance(second, Span):
-        return None
-    paths, distance = (first.path, second.path), second.offset - first.offset
-    start = end = first.offset
+    first = _find_stretch([a for _, a, _ in tasks])
+    second = _find_stretch([b for _, _, b in tasks])
+    if first is None or second is None:
+        return []
+    first_bytes, second_bytes = files.read_span(first), files.read_span(second)
+    results: list[bool | None] = []
     for _, a, b in tasks:
-        if (
-            not isinstance(a, Span)
-            or not isinstance(b, Span)
-            or b.offset - a.offset != distance
-            or (a.path, b.path) != paths
-        ):
-            return None
-        start, end = min(start, a.offset), max(end, a.offset + a.nbytes)
-    nbytes = end - start
-    if nbytes > elements.CHUNK:
+        assert isinstance(a, Span)
+        assert isinstance(b, Span)
+        start, other_start, nbytes = a.offset - first.offset, b.offset - second.offset, a.nbytes
+        values = first_bytes[start : start + nbytes]
+        results.append(values == second_bytes[other_start : other_start + nbytes])
+    return results
+
+
+def _find_stretch(spans: Sequence[Span | TensorInfo]) -> Span | None:
+    """Return the stretch of a file that has all of several spans; None if that is much more."""
+    head, *others = spans
+    if not isinstance(head, Span) or not others:
         return None
-    return Span(paths[0], start, nbytes), Span(paths[1], start + distance, nbytes)
+    path, start, end, nbytes = head.path, head.offset, head.offset, 0
+    for span in spans:
+        if not isinstance(span, Span) or span.path is not path:
+            return None
+        start, end = min(start, span.offset), max(end, span.offset + span.nbytes)
+        nbytes += span.nbytes
+    is_dense = end - start <= min(elements.CHUNK, 2 * nbytes + len(spans) * _MAX_GAP_NBYTES)
+    return Span(path, start, end - start) if is_dense else None
 
 
 def _run_comparison(task: _ComparisonTask, files: OpenFiles) -> bool | None:

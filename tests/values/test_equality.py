@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from values.written_tensors import big_endian, chunked, described, layered, tensor_bytes
 
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats import open_checkpoint
 from ckptool.model import Span, StorageInfo, TensorInfo
 from ckptool.values import elements, equality, fingerprint, strides
 from ckptool.values.batches import work_batches
@@ -308,18 +309,17 @@ def test_spans_laid_out_alike_are_equal_as_each_is(tmp_path_factory, pieces, dat
     ]
 
 
-def test_equal_stretches_are_read_once(tmp_path, monkeypatch):
+def test_stretches_of_small_tensors_are_read_once(tmp_path, monkeypatch):
     """Of small tensors side by side in both files, none is read by itself."""
     monkeypatch.setattr(elements, "CHUNK", 1 << 20)
     state = {f"layers.{n}.weight": torch.full((4,), float(n)) for n in range(50)}
-    for name in ("old", "new"):
-        save_file(state, tmp_path / f"{name}.safetensors")
-    from ckptool.formats import open_checkpoint
-
+    save_file(state, tmp_path / "old.safetensors")
+    state["layers.7.weight"][2] += 1
+    torch.save(state, tmp_path / "a long stem in every record.pth")
     old, new = (
-        open_checkpoint(tmp_path / f"{name}.safetensors").states[0].tensors
-        for name in ("old", "new")
+        open_checkpoint(path).states[0].tensors for path in sorted(tmp_path.iterdir())[::-1]
     )
     monkeypatch.setattr(work_batches, "TASK_NBYTES", 1 << 20)
     monkeypatch.setattr(equality, "_run_comparison", None)
-    assert equality.equal_many((old[key], new[key]) for key in old) == [True] * 50
+    equal = equality.equal_many((old[key], new[key]) for key in old)
+    assert equal == [key != "layers.7.weight" for key in old]

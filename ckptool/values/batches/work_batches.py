@@ -48,9 +48,10 @@ def _slice_elements(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
 
 def find_matching_spans(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
     """Return the spans of both tensors if contiguous, with elements in the same order; or None."""
-    a, b = unwrap_single_chunk(a), unwrap_single_chunk(b)
     if a.dtype != b.dtype or a.shape != b.shape:
         return None
+    if a.parts or b.parts:
+        a, b = unwrap_single_chunk(a), unwrap_single_chunk(b)
     if DTYPE_BITS.get(a.dtype, 1) % 8 == 0 and (first := a.span) and (second := b.span):
         return first, second  # in C order and little-endian, as nearly all are
     if _element_order(a) != _element_order(b):
