@@ -1,10 +1,9 @@
 """Names of an archive's members -> why torch.load refuses it: packed again by another program."""
 
-from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.zip.directory import ZipMember
+from ckptool.formats.zip.directory import ZipMember, ZipMembers
 
 _OLDEST_VERSION, _NEWEST_VERSION = 1, 10
 """Versions of the archive that torch's reader accepts."""
@@ -28,49 +27,48 @@ def fold_names(names: list[str]) -> list[str]:
     return [*map(fold_case, names)]
 
 
-def find_refusal(
-    members: Sequence[ZipMember], first_name: str, version: str, main_record: str
-) -> str:
+def find_refusal(archive: ZipMembers, version: str, main_record: str) -> str:
     """Return why torch's reader refuses the archive; "" if it opens it.
 
     The reader takes the folder of the first member for the archive's, and all others must be in it.
 
     Args:
-        members: all of them, folders too.
-        first_name: of the member that is the first in the directory.
+        archive: with all members, folders too.
         version: content of the version record, "" without one.
         main_record: name of the record that the archive has to have.
     """
-    if reason := _find_name_refusal(members, first_name):
+    if reason := _find_name_refusal(archive):
         return reason
-    folder = first_name.partition("/")[0]
+    folder = archive.first_name.partition("/")[0]
     root = f"{folder}/"
-    names = [name for member in members if (name := member.name).startswith(root)]
-    known_names = fold_names(names)
+    names = [name for name in archive.names if name.startswith(root)]
+    known_names = names if archive.has_plain_names else fold_names(names)
     if not any(fold_case(f"{folder}/{record}") in known_names for record in _VERSION_RECORDS):
         return f"there is no record `version` in {quote_name(f'{folder}/')}"
     is_number = version.isascii() and version.isdigit()
     if not is_number or not _OLDEST_VERSION <= int(version[:20]) <= _NEWEST_VERSION:
         return f"its version record is {quote_name(version)}; torch reads 1 to {_NEWEST_VERSION}"
-    if len(names) < len(members):
-        stray_name = next(m.name for m in members if not m.name.startswith(f"{folder}/"))
+    if len(names) < len(archive.names):
+        stray_name = next(name for name in archive.names if not name.startswith(root))
         return f"{quote_name(stray_name)} is not in {quote_name(f'{folder}/')}"
     if fold_case(f"{folder}/{main_record}") not in known_names:
         return f"there is no {main_record} in {quote_name(f'{folder}/')}"
     return ""
 
 
-def _find_name_refusal(members: Iterable[ZipMember], first_name: str) -> str:
+def _find_name_refusal(archive: ZipMembers) -> str:
     """Return what torch cannot make of a name: its folder, or text; "" if nothing."""
-    folder, slash, _ = first_name.partition("/")
+    folder, slash, _ = archive.first_name.partition("/")
     if not slash:
-        return f"{quote_name(first_name)} is not in a folder"
+        return f"{quote_name(archive.first_name)} is not in a folder"
     if len(folder.encode()) >= _MAX_NAME_BYTES:
         return f"its folder has a name of more than {_MAX_NAME_BYTES - 1} bytes"
+    if archive.has_plain_names and max(map(len, archive.names)) < _MAX_NAME_BYTES:
+        return ""
     bad_name = next(
         (
             member.name
-            for member in members
+            for member in archive.members
             if (member.encoding != "utf-8" or len(member.name) > _MAX_NAME_BYTES // 4)
             and not _is_text_for_torch(member)
         ),

@@ -25,10 +25,14 @@ class ArchiveRecords:
         """Prefix of storage keys, unique among the archives of one checkpoint."""
         self.archive = archive
         self.limits = limits
-        self.members = [member for member in archive.members if not member.name.endswith("/")]
-        names = [member.name for member in self.members]
+        if archive.has_plain_names:
+            self.members, names = archive.members, archive.names
+            folded_names = names
+        else:
+            self.members = [member for member in archive.members if not member.name.endswith("/")]
+            names = [member.name for member in self.members]
+            folded_names = fold_names(names)
         self._joined_names = "\n".join(names)
-        folded_names = fold_names(names)
         self.main_pickles = [
             member
             for member, name in zip(self.members, folded_names, strict=True)
@@ -110,8 +114,7 @@ class ArchiveRecords:
             CorruptCheckpointError: the version record is too long, or cannot be inflated.
         """
         version = self.read_text_record(".data/version") or self.read_text_record("version")
-        first_name = self.archive.first_name
-        return find_refusal(self.archive.members, first_name, version or "", main_record)
+        return find_refusal(self.archive, version or "", main_record)
 
     def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, Content]:
         """Return the fingerprints of (name, record); nothing without `Limits.contents`."""
@@ -126,7 +129,7 @@ class ArchiveRecords:
     def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
         self.members = [member for member in self.members if not member.is_referenced]
-        self.archive.members = self.members
+        self.archive.members, self.archive.names = self.members, []
         self.members_by_name, self._by_folded_name, self._joined_names = {}, {}, ""
 
     def prefetch_small_records(self) -> None:

@@ -53,7 +53,10 @@ def read_archive(source: ByteSource, limits: Limits) -> ZipMembers:
     entries = list(iter_entries(source, end, archive))
     archive.first_name = entries[0].name if entries else ""
     archive.members = sorted(entries, key=attrgetter("offset"))
-    _check_names(archive.members, archive)
+    archive.names = [member.name for member in archive.members]
+    archive.has_plain_names = _are_plain_names(archive.names)
+    if not archive.has_plain_names:
+        _check_names(archive.members, archive)
     if source.is_remote:
         from ckptool.formats.zip.remote_layout import prefetch_headers
 
@@ -188,8 +191,6 @@ _unpack_lengths: Final = Struct("<2H").unpack_from
 
 def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
     """Record names that leave the archive, are equal when case is ignored, or file and folder."""
-    if _are_plain_names([member.name for member in members]):
-        return
     folders = {member.name.casefold().rpartition("/")[0] for member in members}
     names_by_casefold: dict[str, str] = {}
     for member in members:
@@ -212,12 +213,13 @@ def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
 
 
 def _are_plain_names(names: list[str]) -> bool:
-    """Whether nothing is wrong with the names of files, as far as all of them at once can tell."""
+    """Whether names are as `ZipMembers.has_plain_names` says; nothing is wrong with them then."""
     joined_names = "/".join(("", "/\n/".join(names), ""))
     return (
         joined_names.count("\n") == len(names) - 1
         and not any(text in joined_names for text in _UNUSUAL_NAME_PARTS)
-        and joined_names.casefold() == joined_names
+        and joined_names.isascii()
+        and joined_names.lower() == joined_names
         and len(known_names := set(names)) == len(names)
         and known_names.isdisjoint({name.rpartition("/")[0] for name in names})
     )

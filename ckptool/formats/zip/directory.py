@@ -55,6 +55,10 @@ class ZipMembers(Record):
     """Members of an archive in file order, and the first fault found."""
 
     members: list[ZipMember] = []
+    names: list[str] = []
+    """Names of the members, in their order."""
+    has_plain_names: bool = False
+    """Whether the names are of files, different, in ASCII and without capitals, as torch's are."""
     fault: str = ""
     """First property on which zip readers could disagree; "" if there is none."""
     first_name: str = ""
