@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import Final
 
-from tabulate import MIN_PADDING
-
 from ckptool.render.blocks import Column, ColumnKind
 from ckptool.render.text import truncate_middle
 
 COLUMN_GAP: Final = 2
 """Blank columns between two cells."""
+MIN_PADDING: Final = 2
+"""Blank columns that a header has behind it at least."""
 _FIXED_KINDS: Final = (ColumnKind.EXACT, ColumnKind.NUMBER)
 _MIN_KEY_WIDTH: Final = 16
 _MIN_PROSE_WIDTH: Final = 20
@@ -45,7 +45,7 @@ def fit_columns(rows: list[list[str]], columns: Sequence[Column], width: int) ->
 
 
 def measure_column_widths(rows: list[list[str]], columns: Sequence[Column]) -> list[int]:
-    """Return the width in characters that tabulate gives to each column."""
+    """Return the width in characters of each column; cells have one line."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)] or [0] * len(columns)
     return [
         max(len(column.header) + MIN_PADDING, width)

@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby, zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final, assert_never
-
-from tabulate import tabulate
 
 from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
@@ -20,7 +18,7 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
+from ckptool.render.column_widths import COLUMN_GAP, MIN_PADDING, fit_columns, measure_column_widths
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ _COMMAND: Final = re.compile(rf"ckptool [a-z]+(?: {_WORD}(?<![,.:)]))*")
 _UNBROKEN_SPACE: Final = "\x1f"
 """Stands for a space within a command; printable text has no control characters."""
 _INDENT: Final = 2
+_MAX_PADDING: Final = 100
+"""Maximum width in columns that the first column is padded to, if no terminal limits it."""
 _BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
 _RESERVED_KEY_WIDTH: Final = 30
@@ -139,20 +139,40 @@ def _format_table(
 ) -> str:
     if options.width and rows:
         rows = fit_columns(rows, columns, options.width)
-    align = ["right" if c.kind is ColumnKind.NUMBER else "left" for c in columns]
-    body = tabulate(
-        rows,
-        [column.header for column in columns],
-        tablefmt="simple",
-        disable_numparse=True,
-        preserve_whitespace=True,
-        colalign=align if rows else None,
-    )
     lines = [
         *(_color_text(line, "bold", options) for line in _wrap_lines((title,), options)),
-        *(line.rstrip() for line in body.splitlines()),
+        *_iter_table_lines(rows, columns, is_piped=not options.width),
     ]
     return "\n".join([*lines, more] if more else lines)
+
+
+def _iter_table_lines(
+    rows: list[list[str]], columns: Sequence[Column], *, is_piped: bool
+) -> Iterator[str]:
+    """Yield the header, a line below it, and the rows; a cell may have several lines.
+
+    Without a terminal, a key longer than `_MAX_PADDING` moves the other cells of its own row only.
+    """
+    cell_rows = [[cell.split("\n") for cell in row] for row in rows]
+    widths = measure_column_widths([part for row in cell_rows for part in _zip_lines(row)], columns)
+    if is_piped and widths[0] > _MAX_PADDING:
+        keys = [row[0] for row in rows if len(row[0]) <= _MAX_PADDING]
+        widths[0] = max(map(len, (*keys, columns[0].header + " " * MIN_PADDING)))
+    headers = [column.header for column in columns]
+    for line in (headers, ["-" * width for width in widths], *chain(*map(_zip_lines, cell_rows))):
+        yield (
+            (" " * COLUMN_GAP)
+            .join(
+                cell.rjust(width) if column.kind is ColumnKind.NUMBER else cell.ljust(width)
+                for cell, width, column in zip(line, widths, columns, strict=True)
+            )
+            .rstrip()
+        )
+
+
+def _zip_lines(row: list[list[str]]) -> list[list[str]]:
+    """Return the lines of a table's row, of the lines of its cells."""
+    return [[*parts] for parts in zip_longest(*row, fillvalue="")]
 
 
 def _iter_problems_lines(block: ProblemsBlock, options: RenderOptions) -> Iterator[str]:

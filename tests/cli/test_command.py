@@ -233,6 +233,34 @@ def test_a_difference_exits_1_and_none_exits_0(run_command, linear, tmp_path):
     assert "not checked: values" in unseen.out
 
 
+def test_files_that_load_alike_and_differ_say_so_and_exit_1(run_command, tmp_path):
+    state = nn.Linear(2, 3).state_dict()
+    old = save(tmp_path / "old.pth", state)
+    new = save(tmp_path / "new.pth", {key: tensor.half() for key, tensor in state.items()})
+    nn.Linear(2, 3).load_state_dict(torch.load(new))  # the dtype does not matter to torch
+    differs = run_command("diff", old, new)
+    verdict = "compatible, but not equal: 2 keys changed"
+    assert (differs.code, differs.out.splitlines()[0]) == (1, verdict)
+    assert run_command("diff", old, new, "--fail-on", "never").code == 0
+
+
+def test_help_of_diff_says_what_its_exit_codes_mean(run_command):
+    text = " ".join(run_command("diff", "--help").out.split())
+    assert "Exit codes: 0 the module loads" in text
+    assert "1 it does not, they differ" in text
+    assert "2 could not check" in text
+
+
+def test_a_long_key_widens_no_other_row_of_a_piped_table(run_command, tmp_path):
+    long_key, state = "x" * 300, {"w" * n: torch.zeros(2) for n in (1, 2, 3)}
+    plain = run_command("inspect", save(tmp_path / "plain.pth", state))
+    path = save(tmp_path / "long.pth", {**state, long_key: torch.zeros(2)})
+    listed = run_command("inspect", path)
+    assert long_key in listed.out
+    lines = [line for line in listed.out.splitlines() if long_key not in line]
+    assert max(map(len, lines)) <= max(map(len, plain.out.splitlines())) + len(" (300 more)")
+
+
 def test_explain_tells_all_about_one_key(run_command):
     ran = run_command("diff", "samples/model.pth", "--explain", "mask")
     assert "attribute of samples.attention.CausalAttentionWithoutBuffers" in ran.out
