@@ -64,6 +64,10 @@ def command(
     ckptool diff model.pth -m package.module:Name -k d_in=3
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
+
+    Exit codes: 0 the module loads the checkpoint strictly, or the two checkpoints are equal; 1 it
+    does not, they differ, or a problem is at or above --fail-on; 2 could not check. With
+    --fail-on never it is not 1.
     """  # noqa: D301 (click reads a real backspace)
     report = api.diff(
         path,

@@ -360,7 +360,10 @@ def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "migrations do not copy them. Only the library of the class can unpack it, so that "
             "no command of ckptool does."
         ),
-        fix="Release the checkpoint with plain tensors, and pack them after loading.",
+        fix=(
+            "Release the checkpoint with plain tensors, and pack them after loading. No ckptool "
+            "command can do this: only the library of the class can unpack the object."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"

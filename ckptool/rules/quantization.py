@@ -243,10 +243,14 @@ def _advise_declaration(
             "Code that loads one file strictly does not load the other. The library that wrote "
             "the quantised file unpacks it; ckptool does not."
         ),
-        fix="To load the {which} file, {remedy}.",
+        fix=(
+            "To load the {which} file, {remedy}. No ckptool command converts one into the other: "
+            "only the library that wrote the quantised file can unpack it."
+        ),
         general_advice=(
             "Load the quantised file with the library that wrote it, for example "
-            "from_pretrained() of transformers, or take the unquantised file."
+            "from_pretrained() of transformers, or take the unquantised file. No ckptool command "
+            "converts one into the other: only that library can unpack it."
         ),
         example=(
             'old = {"fc.weight": torch.ones(8, 8)}\n'

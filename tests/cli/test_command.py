@@ -233,6 +233,24 @@ def test_a_difference_exits_1_and_none_exits_0(run_command, linear, tmp_path):
     assert "not checked: values" in unseen.out
 
 
+def test_files_that_load_alike_and_differ_say_so_and_exit_1(run_command, tmp_path):
+    state = nn.Linear(2, 3).state_dict()
+    old = save(tmp_path / "old.pth", state)
+    new = save(tmp_path / "new.pth", {key: tensor.half() for key, tensor in state.items()})
+    nn.Linear(2, 3).load_state_dict(torch.load(new))  # the dtype does not matter to torch
+    differs = run_command("diff", old, new)
+    verdict = "compatible, but not equal: 2 keys changed"
+    assert (differs.code, differs.out.splitlines()[0]) == (1, verdict)
+    assert run_command("diff", old, new, "--fail-on", "never").code == 0
+
+
+def test_help_of_diff_says_what_its_exit_codes_mean(run_command):
+    text = " ".join(run_command("diff", "--help").out.split())
+    assert "Exit codes: 0 the module loads" in text
+    assert "1 it does not, they differ" in text
+    assert "2 could not check" in text
+
+
 def test_explain_tells_all_about_one_key(run_command):
     ran = run_command("diff", "samples/model.pth", "--explain", "mask")
     assert "attribute of samples.attention.CausalAttentionWithoutBuffers" in ran.out

@@ -10,6 +10,8 @@ from ckptool.locations import Location
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.policy import Policy, judge
 from ckptool.rules import Finding, Level
+from ckptool.rules.causes import attribute_findings
+from ckptool.rules.fixes.commands import advise_ignoring
 
 if TYPE_CHECKING:
     from ckptool.migration.check.plan_outcome import PlanOutcome
@@ -52,10 +54,13 @@ def refuse_errors(
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
     if not outcome.result_diff.is_strict:
         return
-    for finding in _select_errors(find_findings(outcome.result_diff), policy):
-        if not _names_key(asked_keys, finding.key):
-            way_out = f"--ignore {finding.rule.code} writes it anyway"
-            raise PlanError(_format_refusal(source, finding, way_out))
+    errors = [
+        finding
+        for finding in _select_errors(find_findings(outcome.result_diff), policy)
+        if not _names_key(asked_keys, finding.key)
+    ]
+    if errors:
+        raise PlanError(_format_result_refusal(source, errors))
 
 
 def _select_errors(findings: Iterable[Finding], policy: Policy) -> list[Finding]:
@@ -66,6 +71,21 @@ def _select_errors(findings: Iterable[Finding], policy: Policy) -> list[Finding]
 def _format_refusal(source: Location, finding: Finding, way_out: str) -> str:
     fix = finding.fix.rstrip(".")
     return f"{source}: not migrated: {finding.summary} ({finding.rule.code}). {fix}; or {way_out}"
+
+
+def _format_result_refusal(source: Location, errors: list[Finding]) -> str:
+    """Return the first cause among the errors, and the options that accept all of them at once."""
+    first = next(
+        finding
+        for finding, attribution in zip(errors, attribute_findings(errors), strict=True)
+        if not attribution.is_consequence
+    )
+    codes = dict.fromkeys((first.rule.code, *(finding.rule.code for finding in errors)))
+    fix = first.fix.removesuffix(advise_ignoring(first.rule.code))
+    return (
+        f"{source}: not migrated: {first.summary} ({first.rule.code}). {fix}"
+        f"{advise_ignoring(*codes).removesuffix('.')}"
+    )
 
 
 def _iter_named_keys(plan: "Plan") -> Iterator[str]:

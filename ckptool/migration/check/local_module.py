@@ -19,7 +19,7 @@ from ckptool.modules import ModuleSpec, rebuild_with_seed
 from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.tensors.elements import get_dtype_name
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import summarize_message
+from ckptool.phrases import quote_shell, summarize_message
 from ckptool.values.torch_bytes import copy_tensor_bytes
 from ckptool.verification.loading.load_probe import ask_loader
 from ckptool.verification.loading.load_tensors import (
@@ -65,7 +65,8 @@ class LocalModule:
             raise PlanError(f"inject `{key}`: the module {self.target} does not save such a tensor")
         if value.is_meta:
             raise PlanError(
-                f"inject `{key}`: building the module does not give it a value ({source})"
+                f"inject `{key}`: the constructor was run on the meta device and gave it no value"
+                f" ({source}); --inject {quote_shell(f'{key}=seed:0')} takes random initial values"
             )
         shape = tuple(map(int, value.shape))
         return ModuleValue(get_dtype_name(value), shape, _to_contiguous_bytes(value))

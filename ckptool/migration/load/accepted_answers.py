@@ -80,11 +80,17 @@ def format_in_python(text: str) -> str:
     pattern = rf"{_OPTION}(?: {_OPTION})*"
     text = re.sub(pattern, lambda match: _format_accept(match.group()), text)
     text = text.replace("--accept-renames", f"accept=[{_RENAMES!r}]").replace("--at ", "at=")
-    return re.sub(r"--ignore (CK\d+)", r"accept=['\1']", text)
+    return re.sub(
+        rf"--ignore {_CODE_PATTERN}(?: --ignore {_CODE_PATTERN})*",
+        lambda match: f"accept={re.findall(_CODE_PATTERN, match.group())!r}",
+        text,
+    )
 
 
 def _format_accept(options: str) -> str:
+    # A live module has initial values: those of a seed would need its constructor.
     answers = [
-        f"{verb} {shlex.split(operand)[0]}" for verb, operand in re.findall(_OPTION, options)
+        f"{verb} {re.sub('=seed:0$', '=constructor', shlex.split(operand)[0])}"
+        for verb, operand in re.findall(_OPTION, options)
     ]
     return f"accept={answers!r}"

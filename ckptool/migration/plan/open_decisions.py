@@ -1,6 +1,6 @@
 """ModuleDiff of the derived plan -> OpenDecisions: questions, each with evidence and an option."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Final
 
@@ -281,7 +281,20 @@ def _iter_shape_decisions(diff: ModuleDiff, explained_keys: set[str]) -> Iterato
             yield OpenDecision(
                 f"{_format_subtree(subtree)} is {actual_shape} and the module has {expected_shape}"
                 " (CK207): build it with other arguments, or write a plan that reshapes it"
+                + _format_replacement(subtree.keys, diff.module.saved_tensors)
             )
+
+
+def _format_replacement(keys: Sequence[str], saved_tensors: Mapping[str, ModuleTensor]) -> str:
+    """Return the options that put new initial values in the place of the file's parameters.
+
+    "" if one of them is not a parameter, or for too many keys.
+    """
+    if len(keys) > _MAX_DROPS or any(saved_tensors[k].kind is not Kind.PARAMETER for k in keys):
+        return ""
+    drops = (f"--drop {quote_shell(key)}" for key in keys)
+    values = (f"--inject {quote_shell(f'{key}=seed:0')}" for key in keys)
+    return f"; or use initial values instead of the file's: {' '.join((*drops, *values))}"
 
 
 def _format_subtree(subtree: KeySubtree) -> str:

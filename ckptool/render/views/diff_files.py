@@ -54,7 +54,10 @@ def build_blocks(
 
 def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) -> Iterator[Block]:
     details = ", ".join(_iter_verdict_details(report))
-    text = f"{report.verdict}: {details}" if details else report.verdict
+    verdict = report.verdict
+    if verdict == "compatible" and (report.changed_keys or report.exit_code):
+        verdict = "compatible, but not equal"
+    text = f"{verdict}: {details}" if details else verdict
     yield VerdictBlock(text, bool(report.exit_code))
     if options.verbosity < 0:
         return
@@ -115,6 +118,8 @@ def _iter_verdict_details(report: DiffFilesReport) -> Iterator[str]:
             ):
                 if keys:
                     yield f"{pluralize(len(keys), 'key')} {participle}"
+        case "compatible" if report.changed_keys:
+            yield f"{pluralize(len(report.changed_keys), 'key')} changed"
         case "values differ" | "plain data differs":
             yield join_limited(report.value_keys or report.changed_entries, _MAX_NAMED, quote_code)
         case _:

@@ -36,6 +36,11 @@ UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
 """Stands for a module that was given as an object."""
 
 
+def advise_ignoring(*codes: str) -> str:
+    """Return the last sentence of a fix, with a space before it: how to go on regardless."""
+    return f" If this is intended, {' '.join(f'--ignore {code}' for code in codes)}."
+
+
 def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") -> str:
     """Return the `ckptool migrate` command that writes a loadable file, as it was compared.
 

@@ -13,12 +13,20 @@ from ckptool.phrases import join_limited, quote_python
 from ckptool.rules.fixes.commands import (
     DONOR_SOURCE,
     advise_conversion,
+    advise_ignoring,
     format_inject_command,
     format_migrate_command,
 )
 from ckptool.rules.fixes.state_code import format_place, format_save_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
+_DRAWN_REMEDY: Final = (
+    "Initialise it in the constructor only, and not in the loading code (a hook or an override)."
+)
+_KEPT_REMEDY: Final = (
+    "Raise an error in the override for the missing and unexpected keys that "
+    "super().load_state_dict() returns."
+)
 MIN_COVERAGE: Final = 0.5
 """Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
 
@@ -37,8 +45,8 @@ MIN_COVERAGE: Final = 0.5
             "different model."
         ),
         fix=(
-            "Fix the other findings. What a migration would change, and ask: {command}. If a "
-            "partial load is intended, --ignore CK210."
+            "Fix the other findings. What a migration would change, and ask: {command}."
+            f"{advise_ignoring('CK210')}"
         ),
         general_command="ckptool migrate FILE -m PACKAGE.MODULE:NAME --dry-run",
         example=(
@@ -239,9 +247,10 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
             "shape does not match, returns without an error. The tensor keeps its initial value. "
             "Code that makes room for more rows leaves initial values in them."
         ),
-        fix=(
-            "Raise an error in the override for the missing and unexpected keys that "
-            "super().load_state_dict() returns.{remedy}"
+        fix=f"{{remedy}}{advise_ignoring('CK222')}",
+        general_advice=(
+            "Let the loading code raise an error for what it does not load, and keep what it loads."
+            f"{advise_ignoring('CK222')}"
         ),
         example=(
             "class Net(nn.Linear):\n"
@@ -263,8 +272,10 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             is_rebuilt = module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable
             is_in_file = step.key in diff.state.tensors
             what = "ignores the file's tensor" if is_in_file else "does not report it missing"
-            remedy = "" if is_in_file else f" To take it from another checkpoint: {command}"
             is_drawn = step.kept is not None and step.kept.is_drawn
+            remedy = _DRAWN_REMEDY if is_drawn else _KEPT_REMEDY
+            if not is_in_file:
+                remedy += f" To take it from another checkpoint: {command}."
             state = "is initialised again" if is_drawn else "keeps its initial value"
             level = Level.NOTE if is_rebuilt else None
             yield hit(step.key, level, state=state, what=what, remedy=remedy)
@@ -272,7 +283,8 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             what = "computes the others from the file"
             verb = "has new random values" if step.kept.is_drawn else "keeps initial values"
             state = f"{verb} in {step.kept.count:,} of {step.kept.numel:,} elements"
-            yield hit(step.key, Level.WARNING, state=state, what=what, remedy="")
+            remedy = _DRAWN_REMEDY if step.kept.is_drawn else _KEPT_REMEDY
+            yield hit(step.key, Level.WARNING, state=state, what=what, remedy=remedy)
 
 
 @check(

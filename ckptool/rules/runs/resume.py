@@ -10,6 +10,11 @@ from ckptool.tracing.resume_comparison import ResumeComparison
 
 _MAX_LISTED: Final = 3
 _MAX_VALUE_CHARS: Final = 24
+_OPTIMIZER: Final = (
+    'Of an optimizer: checkpoint["optimizer"] = optimizer.state_dict() before '
+    'torch.save(checkpoint, path), and optimizer.load_state_dict(checkpoint["optimizer"]) when '
+    "the run is resumed"
+)
 _ATTRIBUTE_OF: Final = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)` of .+")
 """A value that is an attribute of a module."""
 
@@ -29,7 +34,9 @@ _ATTRIBUTE_OF: Final = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)` of .+")
             "change is in the findings about the state that was lost."
         ),
         fix="{remedy}",
-        general_advice="Save and restore what the other findings name.",
+        general_advice=(
+            f"Save and restore what the findings CK335 name, with the lines in them. {_OPTIMIZER}"
+        ),
         example=(
             'torch.save({"model": model.state_dict()}, path)  # and neither optimizer nor schedule'
         ),
@@ -47,9 +54,10 @@ def find_resumed_differences(comparison: ResumeComparison) -> Iterator[RuleHit]:
         count=len(save.saved_differences),
         total=save.saved_count,
         keys=join_limited(save.saved_differences, _MAX_LISTED, quote_code),
-        remedy=f"Save and restore {join_limited(names, _MAX_LISTED)}"
+        remedy=f"Save and restore {join_limited(names, _MAX_LISTED)}: the findings CK335 have the"
+        " lines"
         if names
-        else "Compare what the script saves with what it restores: optimizer, schedule, data order",
+        else f"Save and restore optimizer, schedule and data order too. {_OPTIMIZER}",
     )
 
 

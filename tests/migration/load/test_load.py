@@ -40,6 +40,16 @@ class Stubborn(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+class DrawsHead(Old):
+    """Initialises its head again after each load, on purpose."""
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        kept = {key: value for key, value in state_dict.items() if not key.startswith("head.")}
+        keys = super().load_state_dict(kept, strict=False, assign=assign)
+        self.head.reset_parameters()
+        return keys
+
+
 def bits(module):
     return copy.deepcopy(module.state_dict())
 
@@ -88,6 +98,29 @@ def test_keys_without_values_keep_those_of_the_module(tmp_path):
     error = refusal(module, path)
     (answer,) = re.findall(r"accept=(\[.*?\])", str(error))
     ckptool.load(module, path, accept=eval(answer))
+    assert same_bits(module.encoder.weight, old.encoder.weight)
+    assert same_bits(module.head.weight, head)
+
+
+def test_a_head_drawn_again_on_purpose_is_loaded_as_the_error_says(tmp_path):
+    old, module = Old(), DrawsHead()
+    path, drawn = save(tmp_path / "old.pth", old.state_dict()), module.head.weight.clone()
+    error = refusal(module, path)
+    assert "CK222" in str(error)
+    assert same_bits(module.head.weight, drawn)
+    (answer,) = re.findall(r"accept=(\[.*?\])", str(error))
+    ckptool.load(module, path, accept=eval(answer))
+    assert same_bits(module.encoder.weight, old.encoder.weight)
+    assert not same_bits(module.head.weight, drawn)
+    assert not same_bits(module.head.weight, old.head.weight)
+
+
+def test_a_head_of_another_shape_is_replaced_as_the_error_says(tmp_path):
+    old, module = Old(), Old()
+    module.head = nn.Linear(3, 5)
+    path, head = save(tmp_path / "old.pth", old.state_dict()), module.head.weight.clone()
+    named = re.findall(r"accept=(\[.*?\])", str(refusal(module, path)))
+    ckptool.load(module, path, accept=[answer for text in named for answer in eval(text)])
     assert same_bits(module.encoder.weight, old.encoder.weight)
     assert same_bits(module.head.weight, head)
 

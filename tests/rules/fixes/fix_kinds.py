@@ -41,7 +41,18 @@ SOURCES = ("CK101", "CK102", "CK103", "CK104", "CK108", "CK110", "CK111")
 
 BUFFER_LINES = ("CK105", "CK106", "CK107", "CK109", "CK112")
 """Rules whose fix is a line about a buffer, tried one by one in test_source_lines.py."""
-RUN_LINES = ("CK233", "CK234", "CK238", "CK330", "CK331", "CK332", "CK333", "CK335", "CK336")
+RUN_LINES = (
+    "CK233",
+    "CK234",
+    "CK238",
+    "CK330",
+    "CK331",
+    "CK332",
+    "CK333",
+    "CK334",
+    "CK335",
+    "CK336",
+)
 """Rules on traced runs and watched objects, whose fix is a line of the script or its module."""
 OWN_TESTS = (
     *(
@@ -77,6 +88,5 @@ of a library are named to the person: a packed weight (CK219), the slices of ran
 PROSE = {
     "CK237": "only the library that wrote the quantised file loads it",
     "CK315": "only the library of the object can unpack it",
-    "CK334": "refers to the other findings, which have their own fixes",
 }
 """Rules whose fix asks a person, or for code or files that are not here: code -> for what."""

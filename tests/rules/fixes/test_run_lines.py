@@ -102,6 +102,22 @@ def test_a_counter_is_saved_and_set_again(tmp_path):
     assert resumed.steps == 8
 
 
+def test_an_optimizer_goes_on_where_it_was_interrupted(tmp_path):
+    fix = find_own_of("CK334", tmp_path).fix
+    save, load = re.search(r": (checkpoint.*) before torch\.save.*, and (.*) when", fix).groups()
+    weights = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer, resumed = (torch.optim.Adam([weight]) for weight in weights)
+    weights[0].sum().backward()
+    optimizer.step()
+    checkpoint = {}
+    exec(save, {"checkpoint": checkpoint, "optimizer": optimizer})
+    torch.save(checkpoint, tmp_path / "m")
+    exec(load, {"checkpoint": torch.load(tmp_path / "m"), "optimizer": resumed})
+    expected, state = optimizer.state_dict()["state"], resumed.state_dict()["state"]
+    assert torch.equal(state[0]["exp_avg"], expected[0]["exp_avg"])
+    assert torch.equal(state[0]["step"], expected[0]["step"])
+
+
 def test_a_value_is_saved_by_the_object_itself(tmp_path):
     fix = find_own_of("CK336", tmp_path).fix
     save, load = re.match(r"In Counter: (.*) in state_dict.*, and (.*) in load_state", fix).groups()
