@@ -274,8 +274,7 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK602",
         name="index-missing-tensor",
         level=Level.ERROR,
-        summary="the index says that `{key}` is in {shard}, which does not contain it",
-        detail="{effect}",
+        summary="the index says that `{key}` is in {shard}, which does not contain it{effect}",
         why="The index belongs to a different save, or a different quantisation, than the shards.",
         fix="{remedy}",
         general_advice=(
@@ -299,14 +298,14 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             Level.WARNING if found else Level.ERROR,
             remedy=remedy,
             shard=issue.facts["shard"],
-            effect=_describe_misplaced_load(found) if found else "no shard contains it",
+            effect=_describe_misplaced_load(found) if found else "; no shard contains it",
         )
 
 
 def _describe_misplaced_load(shard: str) -> str:
     """Return what loads a tensor that is in `shard`, though the index names another one."""
     return (
-        f"it is in {cut_middle(shard)}, from which from_pretrained() loads it, since it reads "
+        f"; it is in {cut_middle(shard)}, from which from_pretrained() loads it, since it reads "
         "whole shards; code that opens the shard of one key does not find it"
     )
 
