@@ -292,17 +292,19 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     issues = [issue for issue in checkpoint.faults if issue.kind in kinds]
     remedy = advise_index(checkpoint) if issues else ""
     for issue in issues:
-        found = issue.facts.get("found", "")
+        actual_shard = issue.facts.get("found", "")
         yield hit(
             issue.key,
-            Level.WARNING if found else Level.ERROR,
+            Level.WARNING if actual_shard else Level.ERROR,
             remedy=remedy,
             shard=issue.facts["shard"],
-            effect=_describe_misplaced_load(found) if found else "; no shard contains it",
+            effect=_describe_actual_shard(actual_shard)
+            if actual_shard
+            else "; no shard contains it",
         )
 
 
-def _describe_misplaced_load(shard: str) -> str:
+def _describe_actual_shard(shard: str) -> str:
     """Return what loads a tensor that is in `shard`, though the index names another one."""
     return (
         f"; it is in {cut_middle(shard)}, from which from_pretrained() loads it, since it reads "
