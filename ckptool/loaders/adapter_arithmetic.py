@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY_PREFIX: Final = "base_model.model."
+ADAPTER_NAME: Final = "default"
+"""Name that the adapter has in the model, and that keys of its file may contain."""
 _DEFAULT_NUMBER: Final = 8
 """What peft takes for a rank or an alpha that the configuration does not give."""
 _PARTS: Final = re.compile(r"(?P<path>.+)\.(?P<part>(?:lora|hada|lokr|ia3)_.+)")
@@ -98,7 +100,7 @@ def _iter_layers(
     for key, tensor in adapter_state.items():
         match = _PARTS.fullmatch(key.removeprefix(KEY_PREFIX))
         if match is not None:
-            layers.setdefault(match["path"], {})[match["part"]] = tensor.double()
+            layers.setdefault(match["path"], {})[_cut_adapter_name(match["part"])] = tensor.double()
     for path, parts in layers.items():
         weight, bias = base_state.get(f"{path}.weight"), base_state.get(f"{path}.bias")
         if weight is None:
@@ -111,6 +113,15 @@ def _iter_layers(
             is_transposed(path),
             fields,
         )
+
+
+def _cut_adapter_name(part: str) -> str:
+    """Return the name of a part without the adapter's, which peft accepts in files if it fits.
+
+    "lora_A.default.weight" gives "lora_A.weight", and the magnitude of DoRA has no ".weight".
+    """
+    name = part.removesuffix(f".{ADAPTER_NAME}").replace(f".{ADAPTER_NAME}.", ".", 1)
+    return name.removesuffix(".weight") if name.startswith("lora_magnitude_vector") else name
 
 
 def _merge_lora(layer: _AdaptedLayer) -> dict[str, MergedTensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import CkptoolError, PlanError
 from ckptool.loaders import peft_adapters
-from ckptool.loaders.adapter_arithmetic import KEY_PREFIX, MERGE_RULES, merge_tensors
+from ckptool.loaders.adapter_arithmetic import ADAPTER_NAME, KEY_PREFIX, MERGE_RULES, merge_tensors
 from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.model_folder import ADAPTER_CONFIG, ModelFolder
 from ckptool.loaders.offline import run_offline
@@ -149,7 +149,7 @@ def _iter_whole_tensors(
     """Yield key of the base and tensor of the adapter that takes its place."""
     for file_key, tensor in adapter_state.items():
         key = file_key.removeprefix(KEY_PREFIX)
-        for part in ("base_layer.", "ln_tuning_layers."):
+        for part in ("base_layer.", f"ln_tuning_layers.{ADAPTER_NAME}.", "ln_tuning_layers."):
             key = key if key in original else key.replace(part, "")
         if key in original:
             yield key, tensor

@@ -14,7 +14,6 @@ from ckptool.formats.files.weight_names import (
     choose_weights,
     is_index_name,
     list_file_names,
-    name_whole_file,
 )
 from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Safety
@@ -30,7 +29,7 @@ _MAX_VALUES: Final = 200_000
 LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
 """Those that look for files of certain names only, and take what is in them for the state_dict."""
 
-_SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETENSORS})
+_SAFETENSORS_SUFFIX: Final = ".safetensors"
 
 PIPELINE_CONFIG: Final = "model_index.json"
 """Configuration of a pipeline of diffusers, whose models have folders of their own."""
@@ -211,25 +210,43 @@ def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str
         names = join_limited(expected_names, len(expected_names), quote_code)
         file_name = quote_code(cut_middle(checkpoint.path.name))
         return f"it finds no weights: it looks for {names}, and not for {file_name}"
-    refusal = _explain_refused_file(checkpoint, model_folder.weights_name)
-    files = "the files of " if is_index_name(model_folder.weights_name) else ""
-    return f"it opens {files}{quote_code(model_folder.weights_name)} {refusal}" if refusal else ""
+    return _explain_wrong_format(checkpoint, model_folder) or _explain_refused_code(
+        checkpoint, model_folder.weights_name
+    )
 
 
-def _explain_refused_file(checkpoint: Checkpoint, weights_name: str) -> str:
-    """Return why the library that a file is opened with by its suffix refuses it; "" if not."""
-    tensors_name = name_whole_file(weights_name) or weights_name
-    is_safetensors = checkpoint.container in _SAFETENSORS
-    if tensors_name.endswith(".safetensors"):
-        return "" if is_safetensors else "with safetensors, and the file is in another format"
-    if is_safetensors:
-        return "with torch.load, and the file is in the format of safetensors"
+def _explain_wrong_format(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:
+    """Return which file is not in the format in which the framework opens it; "" if all are.
+
+    The suffix of each file decides, but transformers opens all of them with safetensors if the
+    first one, in the order of their names, is a .safetensors file.
+    """
+    containers = checkpoint.shard_containers or {model_folder.weights_name: checkpoint.container}
+    names = sorted(containers)
+    is_first_decisive = model_folder.loader == "transformers"
+    opens_safetensors = is_first_decisive and names[0].endswith(_SAFETENSORS_SUFFIX)
+    for name in names:
+        is_safetensors = containers[name] is Container.SAFETENSORS
+        is_opened_so = opens_safetensors or name.endswith(_SAFETENSORS_SUFFIX)
+        if is_safetensors != is_opened_so:
+            library = "safetensors" if is_opened_so else "torch.load"
+            actual = "in another format" if is_opened_so else "in the format of safetensors"
+            return (
+                f"it opens {quote_code(cut_middle(name))} with {library}, and the file is {actual}"
+            )
+    return ""
+
+
+def _explain_refused_code(checkpoint: Checkpoint, weights_name: str) -> str:
+    """Return what torch.load(weights_only=True) refuses in the files; "" if nothing."""
     refused = dict.fromkeys(
         use.qualified_name for use in checkpoint.globals if use.safety is not Safety.SAFE
     )
     names = join_limited(tuple(refused), 3, quote_code)
     reason = names or checkpoint.weights_only_refusal
-    return f"with torch.load(weights_only=True), which refuses {reason}" if reason else ""
+    files = f"{'the files of ' if is_index_name(weights_name) else ''}{quote_code(weights_name)}"
+    call = "torch.load(weights_only=True)"
+    return f"it opens {files} with {call}, which refuses {reason}" if reason else ""
 
 
 def _explain_nested(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:

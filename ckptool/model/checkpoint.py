@@ -127,6 +127,9 @@ class IssueKind(StrEnum):
 
     MISSING_SHARD = "missing-shard"
     MISSING_TENSOR = "missing-tensor"
+    """A tensor that is in no shard, though the index names it."""
+    MISPLACED_TENSOR = "misplaced-tensor"
+    """A tensor that is in another shard than the one in which the index says it is."""
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
     COMPRESSED = "compressed"
@@ -191,6 +194,8 @@ class Checkpoint(Struct, frozen=True):
     """Parts of the file that nobody looked at, with the reason: a gate does not pass them."""
     files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
+    shard_containers: Mapping[str, Container] = {}
+    """File of an index, by its name there -> its container; {} without an index."""
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
     """Why torch.load refuses the file though all of it can be read; "" if it opens it."""

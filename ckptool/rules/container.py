@@ -13,6 +13,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
+from ckptool.phrases import cut_middle
 from ckptool.rules.fixes.commands import advise_conversion, format_convert_command
 from ckptool.rules.fixes.folder_code import advise_download, advise_index
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
@@ -273,7 +274,7 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK602",
         name="index-missing-tensor",
         level=Level.ERROR,
-        summary="the index says that `{key}` is in {shard}, which does not contain it",
+        summary="the index says that `{key}` is in {shard}, which does not contain it{effect}",
         why="The index belongs to a different save, or a different quantisation, than the shards.",
         fix="{remedy}",
         general_advice=(
@@ -287,10 +288,28 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    issues = [issue for issue in checkpoint.faults if issue.kind is IssueKind.MISSING_TENSOR]
+    kinds = {IssueKind.MISSING_TENSOR, IssueKind.MISPLACED_TENSOR}
+    issues = [issue for issue in checkpoint.faults if issue.kind in kinds]
     remedy = advise_index(checkpoint) if issues else ""
     for issue in issues:
-        yield hit(issue.key, remedy=remedy, **issue.facts)
+        actual_shard = issue.facts.get("found", "")
+        yield hit(
+            issue.key,
+            Level.WARNING if actual_shard else Level.ERROR,
+            remedy=remedy,
+            shard=issue.facts["shard"],
+            effect=_describe_actual_shard(actual_shard)
+            if actual_shard
+            else "; no shard contains it",
+        )
+
+
+def _describe_actual_shard(shard: str) -> str:
+    """Return what loads a tensor that is in `shard`, though the index names another one."""
+    return (
+        f"; it is in {cut_middle(shard)}, from which from_pretrained() loads it, since it reads "
+        "whole shards; code that opens the shard of one key does not find it"
+    )
 
 
 @check(

@@ -1,6 +1,7 @@
 """CK50x: keys that share memory."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.left_out_ties import find_retied_keys, restore_declared_ties
@@ -184,14 +185,15 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK502",
         name="tied-diverged",
         level=Level.ERROR,
-        summary="`{key}` and `{other}` are tied, and have different values in the file",
+        summary="`{key}` and `{other}` are tied, and have different values in the file{effect}",
         why=(
             "Loading writes both values into one tensor: the later one wins, and the other is "
-            "silently lost."
+            "silently lost. from_pretrained() of transformers leaves them separate instead, "
+            "whatever the configuration says."
         ),
         fix=(
             "Find out which one was trained, and save both from it: state_dict[{other:py}] = "
-            "state_dict[{key:py}], or the other way round."
+            "state_dict[{key:py}], or the other way round.{remedy}"
         ),
         example=(
             "model.head.weight = model.emb.weight\n"
@@ -201,8 +203,18 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
+    is_separated = diff.loading_info is not None  # as from_pretrained() does
     for key, other_key in diff.diverged_ties:
-        yield hit(key, other=other_key)
+        yield hit(
+            key,
+            Level.WARNING if is_separated else Level.ERROR,
+            other=other_key,
+            effect="; from_pretrained() loads both and does not tie them" if is_separated else "",
+            remedy=_SEPARATE_ADVICE if is_separated else "",
+        )
+
+
+_SEPARATE_ADVICE: Final = " If both were, set tie_word_embeddings to false in config.json."
 
 
 @check_other_subject(
@@ -214,4 +226,4 @@ def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_ties_diverged_in_new(diff: CheckpointDiff) -> Iterator[RuleHit]:
     for key, other_key in diff.diverged_ties:
-        yield hit(key, other=other_key)
+        yield hit(key, other=other_key, remedy="")

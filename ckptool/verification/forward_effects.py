@@ -25,6 +25,7 @@ class _FreshInstances:
     """InstanceFactory of freshly built modules, without loading weights."""
 
     factory: ModuleFactory
+    separates_ties: bool = False
 
     def create_module(self) -> nn.Module:
         return self.factory.create_module()

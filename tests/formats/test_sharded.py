@@ -160,8 +160,8 @@ def test_shard_that_links_to_nothing(tmp_path):
 def test_tensor_in_another_shard(tmp_path):
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=TWO, b=ONE)))
     assert checkpoint.faults == (
-        ContainerIssue(IssueKind.MISSING_TENSOR, "a", {"shard": TWO}),
-        ContainerIssue(IssueKind.MISSING_TENSOR, "b", {"shard": ONE}),
+        ContainerIssue(IssueKind.MISPLACED_TENSOR, "a", {"shard": TWO, "found": ONE}),
+        ContainerIssue(IssueKind.MISPLACED_TENSOR, "b", {"shard": ONE, "found": TWO}),
     )
     assert sorted(checkpoint.states[0].tensors) == ["a", "b"]
 
@@ -260,7 +260,10 @@ def test_faults_are_the_difference(tmp_path_factory, weight_map, held):
     meant = {(key, name) for key, name in weight_map.items() if name in held}
     here = {(key, name) for name in set(weight_map.values()) & set(held) for key in held[name]}
     assert found[IssueKind.MISSING_SHARD] == sorted(set(weight_map.values()) - set(held))
-    assert sorted(found[IssueKind.MISSING_TENSOR]) == sorted(key for key, _ in meant - here)
+    here_keys = {key for key, _ in here}
+    absent = {key for key, _ in meant - here}
+    assert sorted(found[IssueKind.MISSING_TENSOR]) == sorted(absent - here_keys)
+    assert sorted(found[IssueKind.MISPLACED_TENSOR]) == sorted(absent & here_keys)
     assert set(checkpoint.states[0].tensors) == {key for key, _ in here}
     if not weight_map.keys() - {key for key, _ in meant & here}:
         strays = [key for key, _ in here - meant]

@@ -11,6 +11,7 @@ pytest.importorskip("peft", reason="the extra `frameworks` is not installed")
 import peft
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 TARGETS = ["q_proj", "v_proj"]
 LORA = {"r": 2, "init_lora_weights": False}
@@ -162,3 +163,29 @@ def test_a_merge_that_is_wrong_is_not_written(folders, tmp_path, run_command, mo
     result = merge(run_command, adapter, base, tmp_path / "merged")
     assert result.code == 2
     assert "is not what the formula gives" in result.err
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "loha", "layer norm"])
+@pytest.mark.parametrize("adapter_name", ["default", "other"])
+def test_keys_with_the_name_of_the_adapter_are_merged_if_peft_loads_them(
+    adapter_name, name, folders, tmp_path, run_command
+):
+    class_name, config = CASES[name]
+    base, adapter = folders(class_name, config)
+    cls = getattr(transformers, class_name)
+    path = adapter / "adapter_model.safetensors"
+    adapted = peft.PeftModel.from_pretrained(cls.from_pretrained(base), adapter)
+    state = {
+        key.replace("default", adapter_name): tensor.contiguous()
+        for key, tensor in adapted.state_dict().items()
+        if ".default" in key
+    }
+    save_file(state, path, {"format": "pt"})
+    truth = peft.PeftModel.from_pretrained(cls.from_pretrained(base), adapter).merge_and_unload()
+    trained = adapted.merge_and_unload().state_dict()
+    is_loaded = all(torch.equal(trained[key], t) for key, t in truth.state_dict().items())
+    result = merge(run_command, adapter, base, tmp_path / "merged")
+    assert (result.code == 0) == is_loaded == (adapter_name == "default"), result.err
+    if is_loaded:
+        merged = cls.from_pretrained(tmp_path / "merged").state_dict()
+        assert all(torch.equal(merged[key], t) for key, t in truth.state_dict().items())

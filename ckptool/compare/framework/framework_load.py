@@ -48,7 +48,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         reparametrizations=(),
         fused_projections=(),
         tied_missing_keys={},
-        diverged_ties=(),
+        diverged_ties=diff.diverged_ties if diff.module.loader == "transformers" else (),
         equal_values={k: v for k, v in diff.equal_values.items() if k in unexpected},
     )
 

@@ -86,6 +86,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             )
         ),
         files=tuple(index.parent / name for name in shards),
+        shard_containers={name: shard.container for name, shard in shards.items()},
         faults=tuple(_iter_issues(index, weight_map, shards, sibling_names)),
         load_refusal=_find_first(shards, lambda shard: shard.load_refusal),
         opaque=tuple(part for shard in shards.values() for part in shard.opaque),
@@ -297,12 +298,19 @@ def _merge_states(
 def _merge_tensors(
     shard_states: Iterable[tuple[str, StateDict]], weight_map: Mapping[str, str]
 ) -> dict[str, TensorInfo]:
-    """Merge the tensors of several shards; for duplicate keys, the weight_map decides."""
+    """Merge the tensors of several shards; for duplicate keys, the weight_map decides.
+
+    If the index names none of the shards that have a key, the last one counts, as in
+    from_pretrained().
+    """
     tensors: dict[str, TensorInfo] = {}
+    indexed_keys: set[str] = set()
     for name, state in shard_states:
         for key, tensor in state.tensors.items():
-            if key not in tensors or weight_map.get(key) == name:
+            if key not in indexed_keys:
                 tensors[key] = _qualify_storages(tensor, name)
+                if weight_map.get(key) == name:
+                    indexed_keys.add(key)
     return tensors
 
 
@@ -345,9 +353,7 @@ def _iter_issues(
                 IssueKind.MISSING_SHARD, name, {"fault": description, "tensors": str(count)}
             )
     keys_by_shard = {name: _collect_keys(shard) for name, shard in shards.items()}
-    for key, name in weight_map.items():
-        if name in keys_by_shard and key not in keys_by_shard[name]:
-            yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
+    yield from _iter_absent_tensors(weight_map, keys_by_shard)
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
     for name in list_preferred_files(index.name, sibling_names):
         if set(weight_map.values()) != {name}:
@@ -362,6 +368,21 @@ def _iter_issues(
 def _collect_keys(shard: Checkpoint) -> set[str]:
     roots = [state for state in shard.states if state.at == ""]
     return {key for state in roots for key in (*state.tensors, *state.non_tensors)}
+
+
+def _iter_absent_tensors(
+    weight_map: Mapping[str, str], keys_by_shard: Mapping[str, set[str]]
+) -> Iterator[ContainerIssue]:
+    """Yield the tensors that are not in the shard in which the index says they are."""
+    places = {key: name for name, keys in keys_by_shard.items() for key in keys}
+    for key, name in weight_map.items():
+        if name not in keys_by_shard or key in keys_by_shard[name]:
+            continue
+        if key in places:
+            facts = {"shard": name, "found": places[key]}
+            yield ContainerIssue(IssueKind.MISPLACED_TENSOR, key, facts)
+        else:
+            yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
 
 
 def _iter_stray_tensors(

@@ -17,7 +17,7 @@ from ckptool.modules.live.load_call import call_load_state_dict
 from ckptool.modules.tensors.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, quote_code
 from ckptool.verification.loading.load_tensors import load_tensors, set_versions
 from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
@@ -31,6 +31,11 @@ class LoadedModuleFactory:
     module_diff: ModuleDiff
     tensors: Mapping[str, Any]
     """Tensors by key, with keys rewritten to the module's by the diff's PrefixRewrite."""
+
+    @property
+    def separates_ties(self) -> bool:
+        """Whether loading leaves tied tensors separate if their values in the file differ."""
+        return self.module_diff.module.loader == "transformers"
 
     def create_module(self, seed: int = 0) -> nn.Module:
         """Return a new instance with all tensors of matching key and shape loaded.
@@ -160,7 +165,10 @@ def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} tensors of the module were"
         f" in the file, loaded with {report.loader}"
     )
-    return LevelResult(VerificationLevel.LOAD, status, reason, "cpu", (count_text,))
+    ties = [f"{quote_code(first)} and {quote_code(second)}" for first, second in diff.diverged_ties]
+    tied_text = f"not tied, because their values in the file differ: {join_limited(ties, 3)}"
+    details = (count_text, tied_text) if diff.diverged_ties else (count_text,)
+    return LevelResult(VerificationLevel.LOAD, status, reason, "cpu", details)
 
 
 def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:

@@ -33,6 +33,11 @@ class InstanceFactory(Protocol):
     @property
     def factory(self) -> ModuleFactory: ...
 
+    @property
+    def separates_ties(self) -> bool:
+        """Whether loading leaves tied tensors separate if their values in the file differ."""
+        ...
+
     def create_module(self) -> nn.Module: ...
 
 
@@ -142,6 +147,8 @@ def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn
         file.seek(0)
         state_dict: Mapping[str, Any] = torch.load(file, weights_only=True)
         _cast_tensors(reloaded_module, state_dict)
+        if instance_factory.separates_ties:
+            _separate_tensors(reloaded_module, module)
     load_matching_tensors(reloaded_module, state_dict, instance_factory.factory.target)
     return reloaded_module
 
@@ -155,6 +162,19 @@ def _cast_tensors(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
         saved = state_dict.get(key)
         if isinstance(saved, Tensor) and isinstance(tensor, Tensor) and saved.dtype != tensor.dtype:
             tensor.data = tensor.data.to(saved.dtype)
+
+
+def _separate_tensors(module: nn.Module, loaded_module: nn.Module) -> None:
+    """Untie the parameters of `module` that are separate in `loaded_module`, for the load."""
+    separate_tensors = loaded_module.state_dict(keep_vars=True)
+    first_keys: dict[int, str] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        first_key = first_keys.setdefault(id(tensor), key)
+        is_separate = separate_tensors.get(key) is not separate_tensors.get(first_key)
+        if is_separate and isinstance(tensor, nn.Parameter):
+            path, _, name = key.rpartition(".")
+            copy = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+            setattr(module.get_submodule(path), name, copy)
 
 
 def _change_state(module: nn.Module) -> tuple[str, ...]:
