@@ -18,14 +18,26 @@ CkptoolError
 Interrupted(SystemExit): a signal ended the process.
 """
 
+import errno
+import os
 import signal
 from collections.abc import Mapping
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ckptool.locations import Location
 from ckptool.phrases import MAX_LINE_CHARS, cut_middle
+
+_MAX_NAMES: Final = 10_000
+"""Names of a folder in which a similar one is looked for."""
+_MIN_SIMILARITY: Final = 0.7
+_OS_ERROR_TEXTS: Final = {
+    errno.EISDIR: "is a folder, and a file is expected",
+    errno.ELOOP: "is a symbolic link that leads back to itself",
+    errno.ENAMETOOLONG: "the name is longer than a file's name can be",
+}
+"""errno -> what is wrong, where the system's words leave it open."""
 
 
 class CkptoolError(Exception):
@@ -182,8 +194,45 @@ class LoadWarning(UserWarning):
     """After `ckptool.install()`: load_state_dict(strict=False) left keys out."""
 
 
-def describe_os_error(error: OSError) -> str:
-    """Return the reason of an error of the operating system: "no such file"."""
+def describe_os_error(error: OSError | ValueError, path: Path | None = None) -> str:
+    """Return what is wrong with a file that could not be opened: "no such file; did you mean ...?".
+
+    `path` is the file that was named; None for that of the error, if it has one. A ValueError is
+    that of a path which no file can have.
+    """
+    if not isinstance(error, OSError):
+        return str(error)
+    if path is None and isinstance(error.filename, str | bytes):
+        path = Path(os.fsdecode(error.filename))
     if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return error.strerror or str(error)
+        if path is None:
+            return "no such file"
+        if path.is_symlink():
+            return f"is a symbolic link to {path.readlink()}, which does not exist"
+        return f"no such file{_suggest_path(path)}"
+    if isinstance(error, NotADirectoryError) and path is not None:
+        above = next((parent for parent in path.parents if parent.is_file()), None)
+        return f"no such file: {above} is a file, not a folder" if above else "is not a folder"
+    return _OS_ERROR_TEXTS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def _suggest_path(path: Path) -> str:
+    """Return "; did you mean ...?" for the first part of a path that does not exist.
+
+    Return "" if no name in that folder is similar.
+    """
+    from difflib import get_close_matches
+
+    missing = next((p for p in (*reversed(path.parents), path) if not os.path.lexists(p)), None)
+    if missing is None:
+        return ""
+    try:
+        with os.scandir(missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_NAMES)]
+    except OSError:
+        return ""
+    close = get_close_matches(missing.name, names, n=1, cutoff=_MIN_SIMILARITY)
+    if not close:
+        return ""
+    similar_path = missing.parent / close[0] / path.relative_to(missing)
+    return f"; did you mean {similar_path}?" if os.path.lexists(similar_path) else ""

@@ -146,7 +146,7 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             _end_at_closed_pipe()
         except OSError as error:  # --version, to a full disk
-            click.echo(f"ckptool: standard output: {error.strerror or error}", err=True)
+            click.echo(f"ckptool: standard output: {describe_os_error(error)}", err=True)
             raise Exit(COULD_NOT_CHECK) from error
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -7,7 +7,7 @@ import click
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import at_option, limit_options
-from ckptool.cli.options.param_types import CHECKPOINT_PATH
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, INPUT_FILE
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput, end_command
 from ckptool.cli.outputs.notices import take_old_spelling
@@ -23,10 +23,10 @@ from ckptool.policy import Policy
 @click.option(
     "--against",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     help="Compare with a report that `digest --format json -o FILE` wrote.",
 )
-@click.option("--check", "old_spelling", type=click.Path(path_type=Path), hidden=True)
+@click.option("--check", "old_spelling", type=INPUT_FILE, hidden=True)
 @click.option(
     "--textconv", is_flag=True, help="One stable line for each tensor, for git diff; exits 0."
 )

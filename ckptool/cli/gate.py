@@ -15,7 +15,7 @@ from ckptool.cli.options.module import (
     limit_options,
     module_options,
 )
-from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, INPUT_FILE, OUTPUT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.locations import Location
@@ -41,21 +41,21 @@ from ckptool.locations import Location
     "--plan",
     "plans",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     metavar="FILE",
     help="A migration plan released with the code, for --fixtures.",
 )
 @click.option(
     "--golden",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     metavar="FILE",
     help="Recorded outputs that the module must reproduce.",
 )
 @click.option(
     "--policy",
     "policy_file",
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     metavar="FILE",
     help="Read the policy and the modules from this file.",
 )

@@ -6,6 +6,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options.param_types import INPUT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
@@ -14,7 +15,7 @@ _DEFAULT_TIMEOUT = 120
 
 
 @click.command("init", cls=GroupedCommand)
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=INPUT_PATH)
 @click.option("--dry-run", is_flag=True, help="Write nothing; show what would be written.")
 @click.option(
     "--in-process",

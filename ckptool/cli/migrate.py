@@ -18,7 +18,7 @@ from ckptool.cli.options.module import (
     limit_options,
     module_options,
 )
-from ckptool.cli.options.param_types import CHECKPOINT_PATH, OUTPUT_PATH
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, INPUT_FILE, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.output_targets import find_format
@@ -59,7 +59,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Write only the state_dict.")
-@click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Apply this plan.")
+@click.option("--plan", metavar="FILE", type=INPUT_FILE, help="Apply this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
               help="Write the plan to this file, for editing.")  # fmt: skip
 @click.option("--emit-hook", metavar="FILE.py", type=OUTPUT_PATH,

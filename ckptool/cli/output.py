@@ -14,7 +14,7 @@ from ckptool.cli.outputs.output_targets import Destination
 from ckptool.cli.outputs.progress import close_progress
 from ckptool.cli.outputs.secrets import mask_secrets
 from ckptool.commands.worker.worker import close_worker
-from ckptool.errors import WriteError
+from ckptool.errors import WriteError, describe_os_error
 from ckptool.locations import mask_credentials
 from ckptool.phrases import cut_middle, make_printable
 from ckptool.render import RenderOptions, render
@@ -137,7 +137,7 @@ def _append_summary(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as summary_file:
             summary_file.write(text)
     except OSError as error:
-        raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror or error}") from error
+        raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {describe_os_error(error)}") from error
 
 
 def _print_text(text: str) -> None:
@@ -153,7 +153,7 @@ def _print_text(text: str) -> None:
     except OSError as error:
         # Python flushes the unwritten rest again at exit, which would fail again: discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise WriteError(f"standard output: {error.strerror or error}") from error
+        raise WriteError(f"standard output: {describe_os_error(error)}") from error
 
 
 def _escape_unencodable(text: str) -> str:

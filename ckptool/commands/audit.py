@@ -17,6 +17,7 @@ from ckptool.commands.worker.requests import DescribeModule
 from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig, load_config
 from ckptool.errors import ModuleError, UsageError
+from ckptool.formats.files.source import open_source, path_exists
 from ckptool.locations import parse_location
 from ckptool.model import ModuleInfo
 from ckptool.policy import Policy, judge
@@ -64,6 +65,7 @@ def audit(
         pictures: include the values of small buffers and unsaved tensors, for drawing.
 
     Raises:
+        ReadError: there is no such folder.
         ModuleError: the module cannot be imported or built.
         UsageError: no module is named, or the inputs are invalid.
     """
@@ -71,6 +73,9 @@ def audit(
         unused_options = {"-k": bool(kwargs), "--loader": loader is not None}
         reject_unused_options(unused_options, "is for the module that -m names")
         return _audit_project(config or load_config(Path.cwd()), inputs, policy or Policy())
+    if folder is not None and not path_exists(location := parse_location(folder)):
+        with open_source(location):  # raises ReadError with what was probably meant
+            pass
     module_target = _choose_target(
         ModuleOptions(module, kwargs, loader=loader, fresh=fresh), folder
     )

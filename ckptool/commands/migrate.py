@@ -138,11 +138,11 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
+    from ckptool.commands.fixing.hook_files import list_hook_files
     from ckptool.commands.sources.merge_adapter import MergeRequest, merge_into_base
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.run import open_migration
 
-    _reject_equal_outputs(target, save_plan)
     location, judging_policy = parse_location(source), policy or Policy()
     if merge_adapter is not None:
         _reject_module_of_merge(module, plan, target)
@@ -176,6 +176,7 @@ def migrate(  # noqa: PLR0913
         dry_run=dry_run,
         check_trace=_check_hook if emit_hook is not None else None,
         save_plan=None if save_plan is None else require_local_path(save_plan),
+        hook_files=() if emit_hook is None else list_hook_files(require_local_path(emit_hook)),
         max_shard_size=max_shard_size,
         hard_links=links,
         record_provenance=provenance,
@@ -190,13 +191,6 @@ def migrate(  # noqa: PLR0913
             notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
         noted_result = replace_field(result, notes=notes)
         return _build_report(noted_result, judging_policy, location, pictures=pictures)
-
-
-def _reject_equal_outputs(target: PathLike | None, save_plan: PathLike | None) -> None:
-    is_same_file = (
-        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
-    )
-    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
 
 
 def _reject_module_of_merge(module: object, plan: object, target: PathLike | None) -> None:

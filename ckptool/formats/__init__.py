@@ -9,7 +9,7 @@ from typing import BinaryIO, Final, Protocol
 
 from msgspec.structs import replace
 
-from ckptool.errors import ReadError, UnknownFormatError
+from ckptool.errors import ReadError, UnknownFormatError, describe_os_error
 from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.files.weight_names import (
@@ -133,7 +133,7 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
             _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits), limits
         )
     except OSError as error:
-        raise ReadError(STDIN, error.strerror or str(error)) from error
+        raise ReadError(STDIN, describe_os_error(error)) from error
     except ReadError as error:
         raise type(error)(STDIN, error.reason) from error
     return replace(checkpoint, path=STDIN)

@@ -61,6 +61,8 @@ class MigrationRequest:
     """Called before anything is written with a trace of the plan, which the result then has;
     raises a PlanError if no hook can be made of it. None for no trace."""
     save_plan: Path | None = None
+    hook_files: tuple[Path, ...] = ()
+    """Files that the caller writes when the result is complete."""
     max_shard_size: int | None = None
     hard_links: bool = True
     record_provenance: bool = True

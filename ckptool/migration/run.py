@@ -62,7 +62,7 @@ from ckptool.migration.write.file import (
     order_tensors,
 )
 from ckptool.migration.write.inflate_storages import inflate_storages
-from ckptool.migration.write.provenance import check_record_target
+from ckptool.migration.write.provenance import check_record_target, find_record
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
 from ckptool.model import Checkpoint, ModuleInfo
@@ -137,7 +137,6 @@ def _run_stages(
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     trace = _check_trace(request, suggested.plan, draft, sources)
     notes = _collect_notes(request, to, planned.result, sources, module_info)
-    save_plan(request, format_plan(suggested.plan))
     check_outcome(request, planned, target_module)
     torch_file = _build_output_file(request, to, planned, stripped_places)
     applied_plan = AppliedPlan(
@@ -148,6 +147,7 @@ def _run_stages(
         written = UNWRITTEN if request.dry_run else applied_plan.write_result()
     except UnconfirmedRenamesError as error:
         raise add_undecided_hint(ask_again(suggested, checkpoint, error), request) from error
+    save_plan(request, format_plan(suggested.plan))
     result = applied_plan.describe_result(written)
     notes = notes if conversion else (*notes, *_describe_changes(torch_file))
     return dataclasses.replace(result, notes=notes, trace=trace, stripped_places=stripped_places)
@@ -333,8 +333,10 @@ def _reject_unread_shards(request: MigrationRequest, to: str) -> None:
 def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard) -> None:
     inputs = [path for path in (request.source, request.donor) if isinstance(path, Path)]
     inputs += source_guard.local_files
-    if request.save_plan is not None:
-        check_target(request.save_plan, inputs, force=request.force, folder=False)
+    _check_distinct_targets(request, to)
+    for path in (request.save_plan, *request.hook_files):
+        if path is not None:
+            check_target(path, inputs, force=request.force, folder=False)
     if request.target is None:
         if not request.dry_run:
             raise UsageError("no output was given: -o DST, or --dry-run to see only the plan")
@@ -344,6 +346,25 @@ def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard
     check_target(request.target, inputs, force=request.force, folder=request.is_sharded)
     if request.record_provenance and to == TORCH and not request.is_sharded:
         check_record_target(request.target, inputs, force=request.force)
+
+
+def _check_distinct_targets(request: MigrationRequest, to: str) -> None:
+    """Raise UsageError if two of the files that are written have one name."""
+    record = find_record(request.target) if request.target and to == TORCH else None
+    targets = [
+        ("--save-plan", request.save_plan),
+        ("-o", request.target),
+        ("the provenance record of -o", record if request.record_provenance else None),
+        *(("--emit-hook", path) for path in request.hook_files),
+    ]
+    names: dict[Path, str] = {}
+    for name, path in targets:
+        if path is None:
+            continue
+        place = path.parent.resolve() / path.name
+        if place in names:
+            raise UsageError(f"{names[place]} and {name} are the same file, {path}: choose another")
+        names[place] = name
 
 
 def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetModule | None":

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ckptool.errors import ReadError, WriteError
+from ckptool.errors import ReadError, WriteError, describe_os_error
 from ckptool.locations import Location, RemotePath
 
 _FileIdentity = tuple[int, int, int, int, int, int]
@@ -39,7 +39,7 @@ class SourceGuard:
         try:
             paths = [path] if not path.is_dir() else sorted(path.iterdir())
         except OSError as error:
-            raise ReadError(path, error.strerror or str(error)) from error
+            raise ReadError(path, describe_os_error(error)) from error
         for file in paths:
             identity = _read_identity(file)
             if identity is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ckptool.errors import ConfigError
+from ckptool.errors import ConfigError, describe_os_error
 from ckptool.locations import read_small_file
 from ckptool.model import natural_sort_key
 from ckptool.rules import Finding
@@ -56,7 +56,7 @@ def read_baseline(path: Path) -> Baseline:
         file = msgspec.json.decode(read_small_file(path), type=_BaselineFile)
     except OSError as error:
         hint = "; --update-baseline creates it" if not path.exists() else ""
-        raise ConfigError(path, f"{error.strerror or error}{hint}") from error
+        raise ConfigError(path, f"{describe_os_error(error)}{hint}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is not a baseline: {error}") from error
     if file.version != _VERSION:

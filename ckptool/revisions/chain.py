@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.errors import RevisionError
+from ckptool.errors import RevisionError, describe_os_error
 from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.revisions.revision import Revision, read_revision
 
@@ -102,7 +102,7 @@ def read_chain(folder: Path) -> Chain:
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
     except OSError as error:
-        raise RevisionError(f"{folder}: {error.strerror or error}") from error
+        raise RevisionError(f"{folder}: {describe_os_error(error)}") from error
     if not paths:
         raise RevisionError(f'{folder}: has no revision: ckptool revision -m "the first one"')
     if len(paths) > MAX_REVISIONS:

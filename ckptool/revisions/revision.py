@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field
-from ckptool.errors import PlanError, RevisionError
+from ckptool.errors import PlanError, RevisionError, describe_os_error
 from ckptool.locations import read_small_file
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.plan_file import Op, Plan, decode_plan, format_step
@@ -93,7 +93,7 @@ def read_revision(path: Path) -> Revision:
     try:
         data = tomllib.loads(read_small_file(path).decode("utf-8-sig"))
     except OSError as error:
-        raise RevisionError(f"{path}: {error.strerror or error}") from error
+        raise RevisionError(f"{path}: {describe_os_error(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RevisionError(f"{path}: is not valid TOML: {error}") from error
     try:
@@ -243,7 +243,7 @@ def list_functions(path: Path) -> frozenset[str]:
             raise RevisionError(f"{path}: has more than {MAX_PYTHON_NBYTES >> 20} MiB")
         tree = ast.parse(content)
     except OSError as error:
-        raise RevisionError(f"{path}: {error.strerror or error}") from error
+        raise RevisionError(f"{path}: {describe_os_error(error)}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RevisionError(f"{path}: is not Python: {error}") from error
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, describe_os_error
 from ckptool.tracing.record_files import read_records
 from ckptool.tracing.records import AnyRecord
 
@@ -103,7 +103,7 @@ def _explain_start_error(error: OSError, words: Sequence[str]) -> str:
         return f"is not a command but a script: ckptool run -- {shlex.join(['python', *words])}"
     if isinstance(error, FileNotFoundError) and error.filename == words[0]:
         return "no such command"
-    return error.strerror or str(error)
+    return describe_os_error(error)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]") -> int:

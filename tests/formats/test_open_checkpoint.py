@@ -130,7 +130,7 @@ def test_special_files(tmp_path):
         os.chdir(where)
     reasons = {
         tmp_path / "pipe.pt": "is a named pipe",
-        tmp_path / "loop.pt": "symbolic links",
+        tmp_path / "loop.pt": "symbolic link that leads back to itself",
         tmp_path / "socket.pt": "socket|No such device",
         Path("/dev/zero"): "is a device",
         Path("/dev/full"): "is a device",

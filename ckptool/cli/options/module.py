@@ -8,7 +8,12 @@ from pathlib import Path
 
 import click
 
-from ckptool.cli.options.param_types import CHECKPOINT_PATH, CommandFunction, add_options
+from ckptool.cli.options.param_types import (
+    CHECKPOINT_PATH,
+    INPUT_FOLDER,
+    CommandFunction,
+    add_options,
+)
 from ckptool.cli.outputs.notices import show_user_output
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.errors import UsageError
@@ -161,7 +166,7 @@ _NAME_OPTIONS = (
         "-I",
         "--path",
         "import_paths",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=INPUT_FOLDER,
         multiple=True,
         metavar="DIR",
         help="Import from this directory first, as with PYTHONPATH; repeatable.",

@@ -1,12 +1,15 @@
 """Click types of checkpoints and output files, and decorators that add several options."""
 
+import errno
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, describe_os_error
 from ckptool.locations import Location, parse_location
 
 CommandFunction = Callable[..., Any]
@@ -54,8 +57,42 @@ class _OutputPathParam(click.Path):
             raise UsageError(f"{option} {error}".strip()) from error
 
 
+class _InputPathParam(click.Path):
+    """Click type of a local file that is read, or of a folder: it exists, and may be read."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: object,  # noqa: ARG002
+    ) -> Path:
+        path = Path(value)
+        if reason := self._find_fault(path):
+            option = param.opts[0] if param is not None and param.opts[0][0] == "-" else ""
+            raise UsageError(f"{option} {path}: {reason}".strip())
+        return path
+
+    def _find_fault(self, path: Path) -> str:
+        """Return why a path cannot be read, "" if it can."""
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except FileNotFoundError as error:
+            reason = describe_os_error(error, path)
+            return reason if self.file_okay else reason.replace("no such file", "no such folder")
+        except (OSError, ValueError) as error:
+            return describe_os_error(error, path)
+        if not (self.dir_okay if is_folder else self.file_okay):
+            found, expected = ("folder", "file") if is_folder else ("file", "folder")
+            return f"is a {found}, and a {expected} is expected"
+        mode = os.R_OK | (os.X_OK if is_folder else 0)
+        return "" if os.access(path, mode) else os.strerror(errno.EACCES)
+
+
 CHECKPOINT_PATH = _CheckpointParam()
 OUTPUT_PATH = _OutputPathParam()
+INPUT_FILE = _InputPathParam(dir_okay=False)
+INPUT_FOLDER = _InputPathParam(file_okay=False)
+INPUT_PATH = _InputPathParam()
 
 
 def add_options(

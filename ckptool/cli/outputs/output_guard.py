@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.config import ProjectConfig
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, describe_os_error
 
 _MAX_LISTED_FILES: Final = 10_000
 """Files of a folder or of a pattern that are looked at."""
@@ -114,7 +114,7 @@ def _is_own_report(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError as error:
-        raise UsageError(f"-o {path}: {error.strerror or error}") from error
+        raise UsageError(f"-o {path}: {describe_os_error(error)}") from error
     return TEXT_MARK.encode() in tail or any(pattern.match(head) for pattern in _REPORT_HEADS)
 
 

@@ -1,6 +1,5 @@
 """`ckptool revision`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -8,7 +7,7 @@ import click
 from ckptool import api
 from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options.module import input_options, limit_options, module_options
-from ckptool.cli.options.param_types import OUTPUT_PATH
+from ckptool.cli.options.param_types import INPUT_FILE, INPUT_PATH, OUTPUT_PATH
 from ckptool.cli.options.report import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_injection, parse_rename, reject_duplicates
@@ -27,12 +26,12 @@ from ckptool.policy import Policy
               help="Where the value of a new key is from, as for migrate; repeatable.")  # fmt: skip
 @click.option("--drop", metavar="KEY", multiple=True, help="Leave out this key; repeatable.")
 @click.option("--accept-renames", is_flag=True, help="Take renames that nothing proves.")
-@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--plan", type=INPUT_FILE, metavar="FILE",
               help="The steps, as a plan file of migrate.")  # fmt: skip
 @click.option("--save-plan", type=OUTPUT_PATH, metavar="FILE",
               help="File for the steps so far, if questions are open.")  # fmt: skip
 @click.option("--python", is_flag=True, help="Draft a Python function to fill in, not steps.")
-@click.option("--fixture", type=click.Path(path_type=Path, exists=True), metavar="FILE",
+@click.option("--fixture", type=INPUT_PATH, metavar="FILE",
               help="A small checkpoint to keep as the old file of its revision.")  # fmt: skip
 @click.option("--merge", is_flag=True, help="Put one of two heads after the other.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; show the steps.")

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.errors import CkptoolError
-from ckptool.formats.files.atomic import check_target, commit_outputs, open_pending_output
+from ckptool.formats.files.atomic import (
+    check_target,
+    commit_outputs,
+    open_pending_output,
+    translate_os_errors,
+)
 from ckptool.migration.hook.hook_check import HookCheck, build_example_state, format_hook_check
 from ckptool.migration.hook.hook_source import HookSubject, format_hook
 from ckptool.migration.hook.hook_trace import HookTrace
@@ -45,6 +50,13 @@ def _choose_version(old_state: StateDict, module_info: ModuleInfo | None) -> int
     return version if old_version is not None and old_version < version else version + 1
 
 
+def list_hook_files(path: Path) -> tuple[Path, Path, Path, Path]:
+    """Return the hook itself, its test, and the old and the new state that the test loads."""
+    names = (f"test_{path.stem}.py", f"{path.stem}_old.pth", f"{path.stem}_new.pth")
+    test, old, new = (path.with_name(name) for name in names)
+    return path, test, old, new
+
+
 def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str, ...]]:
     """Return the files with their content, and notes on what is not among them.
 
@@ -60,11 +72,11 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
         f"{request.path}: in the class, set _version = {version} and call "
         "register_upgrade_hook(self) at the end of __init__"
     )
-    stem = request.path.stem
+    _, check_path, old_path, new_path = list_hook_files(request.path)
     check = HookCheck(
         name_module(request.path, request.target),
-        f"{stem}_old.pth",
-        f"{stem}_new.pth",
+        old_path.name,
+        new_path.name,
         request.target,
         request.module_info.arguments if request.module_info else {},
     )
@@ -76,11 +88,10 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
         )
         return files, (lines_note, note)
     old_content, new_content = states
-    folder = request.path.parent
     return files | {
-        folder / f"test_{stem}.py": format_hook_check(check).encode(),
-        folder / check.old_name: old_content,
-        folder / check.new_name: new_content,
+        check_path: format_hook_check(check).encode(),
+        old_path: old_content,
+        new_path: new_content,
     }, (lines_note,)
 
 
@@ -98,7 +109,8 @@ def write_hook_files(files: Mapping[Path, bytes], *, force: bool) -> None:
         outputs = []
         for path, content in files.items():
             output = stack.enter_context(open_pending_output(path, force=force))
-            output.path.write_bytes(content)
+            with translate_os_errors(path):
+                output.path.write_bytes(content)
             outputs.append(output)
         commit_outputs(*outputs)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptool.errors import RevisionError, WriteError
+from ckptool.errors import RevisionError, WriteError, describe_os_error
 from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.revisions.chain import read_chain
 
@@ -38,7 +38,7 @@ def write_chain_files(
         for parent in sorted({folder, *(path.parent for path in files)}):
             parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"{error.filename}: {error.strerror}") from error
+        raise WriteError(f"{error.filename}: {describe_os_error(error)}") from error
     with _lock_folder(folder):
         _require_heads(folder, heads)
         new_files = {path: content for path, content in files.items() if not _has(path, content)}

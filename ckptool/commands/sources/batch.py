@@ -15,7 +15,7 @@ from ckptool.commands.sources.pipeline_files import (
     find_pipeline,
     list_weight_files,
 )
-from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
+from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError, describe_os_error
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location
 
@@ -192,7 +192,7 @@ def _make_folders(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"{folder}: {error.strerror or error}") from error
+        raise WriteError(f"{folder}: {describe_os_error(error)}") from error
     return missing
 
 

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from ckptool.errors import ReadError
+from ckptool.errors import ReadError, describe_os_error
 from ckptool.formats.files.source import list_names
 from ckptool.formats.files.weight_names import is_index_name, is_weights_name, list_weights
 from ckptool.formats.limits import DEFAULT_LIMITS
@@ -165,7 +165,7 @@ def _iter_checkpoint_files(folder: Path, visits: Iterator[int], start: Path) -> 
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ReadError(folder, error.strerror or str(error)) from error
+        raise ReadError(folder, describe_os_error(error)) from error
     if _is_one_checkpoint(folder, [entry.name for entry in entries]):
         yield folder
         return

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ckptool.errors import ReadError
+from ckptool.errors import ReadError, describe_os_error
 from ckptool.formats.files.atomic import write_file
 from ckptool.formats.files.source import list_names
 from ckptool.loaders.model_folder import (
@@ -84,7 +84,7 @@ def copy_settings(pipeline: Path, target: Path, *, force: bool) -> None:
             if new_file.is_file() and new_file.read_bytes() == content:
                 continue
         except OSError as error:
-            raise ReadError(file, error.strerror or str(error)) from error
+            raise ReadError(file, describe_os_error(error)) from error
         new_file.parent.mkdir(parents=True, exist_ok=True)
         write_file(new_file, content, force=force)
 

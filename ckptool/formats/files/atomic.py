@@ -11,7 +11,7 @@ from shutil import rmtree
 from typing import Final
 from zlib import crc32
 
-from ckptool.errors import WriteError
+from ckptool.errors import WriteError, describe_os_error
 from ckptool.formats.files.signals import block_signals
 
 _TEMPORARY_PREFIX: Final = ".ckptool-"
@@ -161,7 +161,9 @@ def translate_os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        with suppress(OSError):
+            _check_parent(target)
+        reason = describe_os_error(error, target)
         raise WriteError(f"{target}: not written: {reason}") from error
 
 

@@ -5,19 +5,14 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.errors import CorruptCheckpointError, ReadError, describe_os_error
 from ckptool.locations import Location, RemotePath, resolve_in, suggest_module_option
 
 _COLLAPSED_URL: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
-_MAX_NAMES: Final = 10_000
-"""Names of a folder in which a similar one is looked for."""
-_MIN_SIMILARITY: Final = 0.7
 _COPY_CHUNK_BYTES: Final = 8 << 20
 
 
@@ -49,7 +44,7 @@ class ByteSource:
             try:
                 chunk = os.pread(self._descriptor, nbytes, offset)
             except OSError as error:
-                raise ReadError(self.path, error.strerror or str(error)) from error
+                raise ReadError(self.path, describe_os_error(error)) from error
             if not chunk:
                 raise CorruptCheckpointError(
                     self.path, f"the file ended at byte {offset} while it was read"
@@ -71,7 +66,7 @@ class ByteSource:
             try:
                 read_nbytes = os.preadv(self._descriptor, [buffer], offset)
             except OSError as error:
-                raise ReadError(self.path, error.strerror or str(error)) from error
+                raise ReadError(self.path, describe_os_error(error)) from error
             if not read_nbytes:
                 raise CorruptCheckpointError(
                     self.path, f"the file ended at byte {offset} while it was read"
@@ -208,7 +203,7 @@ def list_names(directory: Location) -> list[str]:
     try:
         return sorted(path.name for path in directory.iterdir())
     except OSError as error:
-        raise ReadError(directory, error.strerror or str(error)) from error
+        raise ReadError(directory, describe_os_error(error)) from error
 
 
 def path_exists(path: Location) -> bool:
@@ -244,43 +239,21 @@ def open_local_copy(path: Location) -> Iterator[Path]:
                 copy_file.write(source.read(start, min(_COPY_CHUNK_BYTES, source.nbytes - start)))
             copy_file.flush()
         except OSError as error:
-            raise ReadError(path, f"cannot be copied here: {error.strerror or error}") from error
+            raise ReadError(path, f"cannot be copied here: {describe_os_error(error)}") from error
         yield Path(copy_file.name)
 
 
 def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not path.is_symlink():
         if str(path) == "-":
             return "standard input is not read here: save it to a file first"
-        if path.is_symlink():
-            return f"is a symbolic link to {path.readlink()}, which does not exist"
         if re.match(_COLLAPSED_URL, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):
             return "no such file: patterns are expanded by the shell, and this one matched nothing"
-        hint = suggest_module_option(str(path))
-        return f"no such file: {hint}" if hint else f"no such file{_suggest_path(path)}"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _suggest_path(path: Path) -> str:
-    """Return "; did you mean ...?" for the first part of a path that does not exist.
-
-    Return "" if no name in that folder is similar.
-    """
-    missing = next((p for p in (*reversed(path.parents), path) if not os.path.lexists(p)), None)
-    if missing is None:
-        return ""
-    try:
-        with os.scandir(missing.parent) as entries:
-            names = [entry.name for entry in islice(entries, _MAX_NAMES)]
-    except OSError:
-        return ""
-    close = get_close_matches(missing.name, names, n=1, cutoff=_MIN_SIMILARITY)
-    if not close:
-        return ""
-    similar_path = missing.parent / close[0] / path.relative_to(missing)
-    return f"; did you mean {similar_path}?" if os.path.lexists(similar_path) else ""
+        if hint := suggest_module_option(str(path)):
+            return f"no such file: {hint}"
+    return describe_os_error(error, path)
 
 
 def _describe_file_type(mode: int) -> str:

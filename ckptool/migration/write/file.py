@@ -206,7 +206,7 @@ def format_job_provenance(job: WriteJob, digests: MigrationDigests) -> str:
 
 
 def _write_record_file(job: WriteJob, digests: MigrationDigests, stack: ExitStack) -> PendingOutput:
-    path = job.target.with_name(job.target.name + provenance.RECORD_SUFFIX)
+    path = provenance.find_record(job.target)
     output = stack.enter_context(open_pending_output(path, force=True))
     with FileWriter(path, output.descriptor, lambda _: None) as sink:
         sink.write(format_job_provenance(job, digests).encode() + b"\n")

@@ -18,7 +18,7 @@ from ckptool.versions import get_installed_version
 
 PROVENANCE_KEY: Final = "ckptool.provenance"
 """Key of the record in safetensors' `__metadata__`."""
-RECORD_SUFFIX: Final = ".ckptool.json"
+_RECORD_SUFFIX: Final = ".ckptool.json"
 """Suffix of the record file beside a .pth."""
 _RECORD_START: Final = b'{"tool": "ckptool '
 _MAX_RECORD_NBYTES: Final = 16 << 20
@@ -79,13 +79,18 @@ def format_provenance(
     return mask_credentials(text)
 
 
+def find_record(target: Path) -> Path:
+    """Return the path of the record of a file that does not hold it itself."""
+    return target.with_name(target.name + _RECORD_SUFFIX)
+
+
 def check_record_target(target: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """Reject a `target` whose record file would replace an input, a folder or a foreign file.
 
     Raises:
         WriteError: it would; without `force` also where the file is no record of ckptool.
     """
-    path = target.with_name(target.name + RECORD_SUFFIX)
+    path = find_record(target)
     try:
         is_own_record = path.is_file() and _is_record(path)
         check_target(path, inputs, force=force or is_own_record, folder=False)
@@ -113,7 +118,7 @@ def read_provenance_text(checkpoint: Checkpoint) -> str | None:
     try:
         if record := checkpoint.metadata.get(PROVENANCE_KEY):
             return record
-        with open_source(path.with_name(path.name + RECORD_SUFFIX)) as source:
+        with open_source(find_record(path)) as source:
             return source.read_head(_MAX_RECORD_NBYTES).decode()
     except (ReadError, UnicodeDecodeError):
         return None
