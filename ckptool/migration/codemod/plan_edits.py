@@ -123,7 +123,7 @@ class _PlannedEdits:
         """Return the faults of a setattr() in a loop that also sets what is refused, and why."""
         reasons = {refusal.fault.location: refusal for refusal in self.refused}
         return {
-            fault: f"the same setattr() sets `{reasons[fault.location].fault.attribute}`: "
+            fault: f"its line also sets `{reasons[fault.location].fault.attribute}`: "
             f"{reasons[fault.location].reason}"
             for edit in self.edits
             if any(statement.name == COMPUTED_NAME for statement in edit.statements)
@@ -156,7 +156,10 @@ class _PlannedEdits:
             self.edits[same] = merged
             self._register(merged)
         else:
-            self.refused.append(RefusedFix(fault, "another edit of its statement is planned"))
+            is_computed = edit.statements[0].name == COMPUTED_NAME
+            reason = "several statements of its line need an edit: write each on its own line"
+            other_reason = "another edit of its statement is planned"
+            self.refused.append(RefusedFix(fault, reason if is_computed else other_reason))
 
     def _add_edit(self, edit: LineEdit) -> None:
         self.edits.append(edit)

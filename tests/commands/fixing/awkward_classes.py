@@ -132,7 +132,7 @@ AWKWARD_REFUSED = {
     ),
     "one_name_trained": (make_class('for n in range(2):\n    setattr(self, f"mask_{n}", torch.ones(4, requires_grad=n > 0))', "return self.linear(x) * self.mask_0 * self.mask_1"), "--parameter mask_1"),
     "one_name_no_tensor": (make_class('for n in range(2):\n    setattr(self, f"mask_{n}", torch.ones(4) if n else make(n))', "return self.linear(x) * self.mask_1").replace("\n\n\nclass", "\n\n\ndef make(n):\n    return n\n\n\nclass"), "`make(n)` may not be a tensor"),
-    "set_twice_in_a_line": (make_class('for n in range(2): setattr(self, f"mask_{n}", torch.ones(4)); setattr(self, f"cover_{n}", torch.ones(4))', "return self.linear(x) * self.mask_0 * self.cover_1"), ""),
+    "set_twice_in_a_line": (make_class('for n in range(2): setattr(self, f"mask_{n}", torch.ones(4)); setattr(self, f"cover_{n}", torch.ones(4))', "return self.linear(x) * self.mask_0 * self.cover_1"), "write each on its own line"),
     "tensors_added_later": (make_class("self.masks = [torch.ones(4)]", "return self.linear(x) * self.masks[0]", "def grow(self):\n    self.masks += [torch.ones(4)]"), "added to or replaced"),
     "key_with_dot": (make_class("self.masks = {'a.b': torch.ones(4)}", "return self.linear(x) * self.masks['a.b']"), "nn.ParameterDict does not accept its key 'a.b'"),
     "module_key_with_dot": (make_class("self.convs = {'a.b': nn.Linear(4, 4)}", "return self.convs['a.b'](x)"), "nn.ModuleDict does not accept its key 'a.b'"),

@@ -187,7 +187,7 @@ REFUSED = {
                 self._mask = value
             """,
         ),
-        'write self.register_buffer("_mask", None, persistent=False) after super().__init__()',
+        'write self.register_buffer("_mask", None) after super().__init__()',
     ),
     "of_the_class": (
         HEAD.replace("    def", "    mask = torch.ones(4)\n\n    def")
