@@ -216,10 +216,10 @@ def _may_set(call: ast.Call, sought: _Sought, scope: Scope) -> bool:
     name = find_name_argument(call)
     if name is None or isinstance(name, ast.Constant):
         return False
-    if find_set_value(call) is not None and call.lineno == sought.set_line:
-        return True
     if has_text(name) or list_names(name, scope.function) is not None:
         return may_be_name(name, sought.attribute, scope.function)
+    if find_set_value(call) is not None and call.lineno == sought.set_line:
+        return True
     return _sets_any_attribute(call) and _is_later_method(scope)
 
 
