@@ -269,7 +269,9 @@ class _Rewriter(cst.CSTTransformer):
         self, address: StatementAddress, fault: AttributeFault, call: cst.Call
     ) -> cst.BaseExpression:
         if address in self.new_texts:
-            raise PlanError(f"line {address[0]} has several calls of setattr()")
+            raise PlanError(
+                f"line {address[0]} has several calls of setattr(): write each on its own line"
+            )
         owner, name, value = call.args
         fixed = self._fix(fault, owner.value, value.value, name.value)
         new_value = value.with_changes(value=fixed.expression)
