@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from ckptool.commands.worker.fix_requests import InitialValues, ModuleRun, RunMo
 from ckptool.commands.worker.requests import DescribeModule, ModuleFacts, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, get_worker, stop_using_worker, use_worker
 from ckptool.compare.loader_diff import build_loaded_diff
-from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.config import ProjectConfig
 from ckptool.errors import CkptoolError, ModuleError
 from ckptool.formats.limits import DEFAULT_LIMITS
@@ -31,6 +32,7 @@ from ckptool.rules import Finding, run_rules
 from ckptool.verification.result import LevelStatus
 
 PASSED, FAILED, UNPROVED = "passed", "failed", "not checked"
+_OLD_FILES: Final = "; --keep-old-files loads a file that lacks keys"
 
 
 class Proof(Struct, frozen=True):
@@ -137,7 +139,7 @@ def _prove_target(
         ("device", *_judge_device(target, run)),
     ]
     answers += [
-        (f"loads {path.name}", *_judge_checkpoint(path, moved, module_info, worker))
+        (f"loads {path.name}", *_judge_checkpoint(path, target, moved, module_info, worker))
         for path in target.checkpoints
     ]
     proofs = tuple(Proof(name, target.label, result, reason) for name, result, reason in answers)
@@ -239,28 +241,45 @@ def _judge_device(target: FixTarget, run: ModuleRun) -> tuple[str, str]:
 
 
 def _judge_checkpoint(
-    path: Path, target: ModuleTarget, module_info: ModuleInfo, worker: ModuleWorker
+    path: Path,
+    fix_target: FixTarget,
+    target: ModuleTarget,
+    module_info: ModuleInfo,
+    worker: ModuleWorker,
 ) -> tuple[str, str]:
-    """Say whether the edited module loads an old checkpoint, or whether it can be migrated."""
+    """Say whether the edited module loads an old checkpoint, or whether it can be migrated.
+
+    What the module did not load before the edit is no fault of the edit.
+    """
     try:
-        checkpoint = open_weights(path, DEFAULT_LIMITS)
-        module_diff = build_loaded_diff(
-            checkpoint,
-            replace(module_info, own_load_error=""),
-            target.at,
-            lambda diff: worker.ask(ProbeLoad(target, FileArguments(), diff)),
-        )
+        module_diff = _load_checkpoint(path, target, module_info, worker)
         if module_diff.is_strict:
             return PASSED, "loads strictly"
-        return _judge_migration(path, target, worker, module_diff)
+        before_info = fix_target.facts.module_info
+        before = _load_checkpoint(path, fix_target.target, before_info, get_worker())
+        obstacles = strict_load_obstacles(module_diff)
+        if not before.is_strict and obstacles == strict_load_obstacles(before):
+            return UNPROVED, f"it does not load before the edit either: {obstacles}"
+        return _judge_migration(path, target, worker, obstacles)
     except CkptoolError as error:
         return FAILED, str(error)
 
 
+def _load_checkpoint(
+    path: Path, target: ModuleTarget, module_info: ModuleInfo, worker: ModuleWorker
+) -> ModuleDiff:
+    """Return what a module and a checkpoint have in common, and what its loader does."""
+    return build_loaded_diff(
+        open_weights(path, DEFAULT_LIMITS),
+        replace(module_info, own_load_error=""),
+        target.at,
+        lambda diff: worker.ask(ProbeLoad(target, FileArguments(), diff)),
+    )
+
+
 def _judge_migration(
-    path: Path, target: ModuleTarget, worker: ModuleWorker, module_diff: ModuleDiff
+    path: Path, target: ModuleTarget, worker: ModuleWorker, obstacles: str
 ) -> tuple[str, str]:
-    keys = join_limited(module_diff.missing_keys, 3, quote_code)
     token = use_worker(worker)
     try:
         report = migrate(
@@ -273,9 +292,9 @@ def _judge_migration(
         )
     except CkptoolError as error:
         reason = str(error).removeprefix(f"{path}: ").partition("\n")[0]
-        return FAILED, f"lacks {keys}, and cannot be migrated: {reason}; --keep-old-files loads it"
+        return FAILED, f"{obstacles}, and it cannot be migrated: {reason}{_OLD_FILES}"
     finally:
         stop_using_worker(token)
     if report.exit_code:
-        return FAILED, f"lacks {keys}, and cannot be migrated; --keep-old-files loads it"
-    return PASSED, f"can be migrated: it lacks {keys}"
+        return FAILED, f"{obstacles}, and it cannot be migrated{_OLD_FILES}"
+    return PASSED, f"can be migrated: {obstacles}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptool.commands.worker.session import ModuleSession
     from ckptool.verification.forward_pass import Inputs
 
-_ITEM: Final = re.compile(r"\[(?:(\d+)|'(\w+)')\]")
+_ITEM: Final = re.compile(r"\[(?:(\d+)|'([^'\\]*)'|\"([^\"\\]*)\")\]")
 UNINITIALIZED: Final = "uninitialized"
 
 
@@ -227,7 +227,7 @@ def _is_uninitialized(tensor: "Tensor") -> bool:
 
 def _format_registered_path(path: str) -> str:
     """Return the path that a tensor has once its list or dict is registered: `convs.0.weight`."""
-    return _ITEM.sub(r".\1\2", path)
+    return _ITEM.sub(r".\1\2\3", path)
 
 
 def _digest(value: object) -> str:

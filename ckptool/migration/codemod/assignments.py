@@ -1,10 +1,11 @@
 """AST of a file -> the statements and calls that bind, delete or declare an attribute."""
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from ckptool.migration.codemod.computed_names import has_text, list_names, may_be_name
 
 _ATTRIBUTE_FUNCTIONS: Final = frozenset(
     {"setattr", "delattr", "__setattr__", "__delattr__", "register_buffer", "register_parameter",
@@ -57,6 +58,12 @@ class AttributeBinding:
         is_statement = self.form in {"assignment", "annotated assignment"}
         return is_statement or find_set_value(self.node) is not None
 
+    @property
+    def computed_name(self) -> ast.expr | None:
+        """Expression of the name in `setattr(self, f"mask_{n}", value)`; None for a literal."""
+        name = find_name_argument(self.node) if isinstance(self.node, ast.Call) else None
+        return None if isinstance(name, ast.Constant) else name
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scope:
@@ -68,14 +75,28 @@ class Scope:
     branch: str = ""
 
 
-def find_bindings(tree: ast.Module, attribute: str) -> list[AttributeBinding]:
-    """Return the bindings of `attribute` in a file, in the order of its lines."""
-    bindings = _iter_bindings(tree, attribute, Scope())
+def find_bindings(tree: ast.Module, attribute: str, set_line: int = 0) -> list[AttributeBinding]:
+    """Return the bindings of `attribute` in a file, in the order of its lines.
+
+    Args:
+        tree: of the file.
+        attribute: name of the attribute.
+        set_line: line of a setattr() that was seen to set it, whatever its name says; 0 for none.
+    """
+    bindings = _iter_bindings(tree, _Sought(attribute, set_line), Scope())
     return sorted(bindings, key=lambda binding: binding.line)
 
 
-def _iter_bindings(node: ast.AST, attribute: str, scope: Scope) -> Iterator[AttributeBinding]:
-    for form, root in _iter_forms(node, attribute, scope):
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """The attribute whose bindings are sought; see `find_bindings`."""
+
+    attribute: str
+    set_line: int
+
+
+def _iter_bindings(node: ast.AST, sought: _Sought, scope: Scope) -> Iterator[AttributeBinding]:
+    for form, root in _iter_forms(node, sought, scope):
         yield AttributeBinding(
             node,
             int(getattr(node, "lineno", 0)),
@@ -90,7 +111,7 @@ def _iter_bindings(node: ast.AST, attribute: str, scope: Scope) -> Iterator[Attr
         inner = enter_scope(node, name, scope)
         for child in field if isinstance(field, list) else [field]:
             if isinstance(child, ast.AST):
-                yield from _iter_bindings(child, attribute, inner)
+                yield from _iter_bindings(child, sought, inner)
 
 
 def enter_scope(node: ast.AST, field_name: str, scope: Scope) -> Scope:
@@ -111,9 +132,10 @@ def enter_scope(node: ast.AST, field_name: str, scope: Scope) -> Scope:
 
 
 def _iter_forms(  # noqa: C901, PLR0912 - a case each
-    node: ast.AST, attribute: str, scope: Scope
+    node: ast.AST, sought: _Sought, scope: Scope
 ) -> Iterator[tuple[str, str]]:
     """Yield (form, root) of the bindings that `node` itself is."""
+    attribute = sought.attribute
     match node:
         case ast.Assign(targets=targets):
             yield from _iter_targets(targets, attribute, scope)
@@ -138,7 +160,7 @@ def _iter_forms(  # noqa: C901, PLR0912 - a case each
                 is_property = any("property" in ast.dump(d) for d in node.decorator_list)
                 yield ("a property" if is_property else "a method"), ""
         case ast.Call():
-            yield from _iter_calls(node, attribute, scope)
+            yield from _iter_calls(node, sought, scope)
         case (
             ast.Subscript(value=ast.Attribute(value=owner, attr="__dict__"))
             | ast.Subscript(value=ast.Call(func=ast.Name(id="vars"), args=[owner]))
@@ -169,7 +191,7 @@ def _iter_targets(
                 pass
 
 
-def _iter_calls(call: ast.Call, attribute: str, scope: Scope) -> Iterator[tuple[str, str]]:
+def _iter_calls(call: ast.Call, sought: _Sought, scope: Scope) -> Iterator[tuple[str, str]]:
     """Yield what setattr(), delattr(), self.register_buffer() and their like bind.
 
     A name that is a variable may be any outside of the constructor, which a proof runs.
@@ -183,56 +205,63 @@ def _iter_calls(call: ast.Call, attribute: str, scope: Scope) -> Iterator[tuple[
         case _:
             return
     names = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
-    if attribute in names:
+    if sought.attribute in names:
         yield f"{name}()", get_root(owner)
-    elif any(_may_format(argument, attribute) for argument in call.args[:2]) or (
-        _has_unknown_name(call) and _is_later_method(scope)
-    ):
+    elif _may_set(call, sought, scope):
         yield f"{name}() with a computed name", get_root(owner)
 
 
+def _may_set(call: ast.Call, sought: _Sought, scope: Scope) -> bool:
+    """Whether a call whose name is computed may bind the attribute."""
+    name = find_name_argument(call)
+    if name is None or isinstance(name, ast.Constant):
+        return False
+    if has_text(name) or list_names(name, scope.function) is not None:
+        return may_be_name(name, sought.attribute, scope.function)
+    if find_set_value(call) is not None and call.lineno == sought.set_line:
+        return True
+    return _sets_any_attribute(call) and _is_later_method(scope)
+
+
+def find_name_argument(call: ast.Call) -> ast.expr | None:
+    """Return the name that setattr(object, name, ...) or self.register_buffer(name, ...) gets."""
+    is_unbound = isinstance(call.func, ast.Name) or (
+        isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "object"
+    )
+    number = 1 if is_unbound else 0
+    return call.args[number] if len(call.args) > number else None
+
+
 def find_set_value(node: ast.AST) -> ast.expr | None:
-    """Return the value that `setattr(object, "attribute", value)` sets, None for anything else."""
+    """Return the value that `setattr(object, name, value)` sets, None for anything else."""
     match node:
-        case ast.Call(
-            func=ast.Name(id="setattr"), args=[_, ast.Constant(), value], keywords=[]
-        ) if not isinstance(value, ast.Starred):
+        case ast.Call(func=ast.Name(id="setattr"), args=[_, name, value], keywords=[]) if not (
+            isinstance(name, ast.Starred) or isinstance(value, ast.Starred)
+        ):
             return value
         case _:
             return None
 
 
-def _has_unknown_name(call: ast.Call) -> bool:
-    """Whether it is setattr(self, NAME, ...) or super().__setattr__(NAME, ...), NAME a variable."""
+def _sets_any_attribute(call: ast.Call) -> bool:
+    """Whether it is setattr(self, ...) or super().__setattr__(...)."""
     match call:
-        case ast.Call(
-            func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id="self"), name, *_]
-        ):
-            return isinstance(name, ast.Name)
+        case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id="self"), _, *_]):
+            return True
         case ast.Call(
             func=ast.Attribute(
                 value=ast.Call(func=ast.Name(id="super")), attr="__setattr__" | "__delattr__"
-            ),
-            args=[name, *_],
+            )
         ):
-            return isinstance(name, ast.Name)
+            return True
         case _:
             return False
 
 
 def _is_later_method(scope: Scope) -> bool:
     return scope.function is not None and scope.function.name not in CONSTRUCTORS
-
-
-def _may_format(argument: ast.expr, attribute: str) -> bool:
-    """Whether an f-string may give the name of the attribute."""
-    if not isinstance(argument, ast.JoinedStr):
-        return False
-    parts = [
-        re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*"
-        for part in argument.values
-    ]
-    return re.fullmatch("".join(parts), attribute) is not None
 
 
 def get_root(owner: ast.expr | None) -> str:

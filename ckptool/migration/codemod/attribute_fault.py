@@ -97,12 +97,18 @@ class AttributeUses(Struct, frozen=True):
     """"inverse() at net.py:20": uses in methods that neither constructor nor forward call."""
 
 
+COMPUTED_NAME: Final = "(computed)"
+"""Stands for the name of an attribute that setattr() is given as an expression."""
+
+
 class EditedStatement(Struct, frozen=True):
     """A statement that is going to be replaced."""
 
     path: Path
     """Resolved path of the source file."""
     line: int
+    name: str
+    """The attribute that it assigns, COMPUTED_NAME for several, "" for a call in forward."""
     before: str
     """The statement as it is, without its indentation."""
     after: str = ""

@@ -11,8 +11,14 @@ from ckptool.migration.codemod.attribute_fault import (
     ContainerForm,
     FaultKind,
 )
+from ckptool.migration.codemod.computed_names import has_text, list_names
 from ckptool.migration.codemod.project_files import ProjectFiles, is_own_source
-from ckptool.migration.codemod.seen_values import TENSOR_OR_NONE, find_default, see_value
+from ckptool.migration.codemod.seen_values import (
+    TENSOR_OR_NONE,
+    SeenValue,
+    find_default,
+    see_value,
+)
 from ckptool.migration.codemod.statement_group import (
     PlacedStatement,
     StatementGroup,
@@ -43,11 +49,11 @@ def find_statements(  # noqa: C901, PLR0911 - a reason each
         )
     if fault.shared_with:
         return f"it shares its memory with `{fault.shared_with}`, and a move would part them"
-    if fault.form is ContainerForm.OTHER:
-        return "it is a nested container, an object, or a container of arrays: not a list or dict"
+    if reason := _judge_form(fault):
+        return reason
     if project.find_tree(path) is None:
         return "its file is not Python that can be parsed"
-    bindings = [b for file, b in project.iter_bindings(fault.attribute) if file == path]
+    bindings = project.list_bindings_in(path, fault.attribute, fault.line)
     statement = _find_named(fault, bindings)
     if statement is None:
         return "the line does not assign an attribute of this name"
@@ -61,6 +67,18 @@ def find_statements(  # noqa: C901, PLR0911 - a reason each
         if reason := _judge_statement(fault, placed, project):
             return f"it is assigned twice, and at {placed.place} {reason}"
     return group
+
+
+def _judge_form(fault: AttributeFault) -> str:
+    """Return why no container of torch has these elements, "" if one does."""
+    if fault.form is ContainerForm.OTHER:
+        return "it is a nested container, an object, or a container of arrays: not a list or dict"
+    if fault.form is ContainerForm.DICT:
+        kind = "Module" if fault.kind is FaultKind.MODULES else "Parameter"
+        for text in (key.partition("[")[2].removesuffix("]") for key in fault.keys):
+            if "." in text or text in {"''", '""'}:
+                return f"nn.{kind}Dict does not accept its key {text}: use a name without dots"
+    return ""
 
 
 def _find_named(fault: AttributeFault, bindings: list[AttributeBinding]) -> AttributeBinding | None:
@@ -99,7 +117,7 @@ def _judge_constructor(
     assert function is not None
     if function.name not in CONSTRUCTORS:
         if not all(map(_keeps_calls, function.decorator_list)):
-            return f"it is assigned in {function.name}(), which is decorated"
+            return _describe_decorated(fault, statement)
         if fault.kind is FaultKind.TENSOR:
             return ""  # it ran in the constructor, and may register again
         callers = project.find_callers(function.name)
@@ -118,6 +136,27 @@ def _judge_constructor(
     return ""
 
 
+def _describe_decorated(fault: AttributeFault, statement: AttributeBinding) -> str:
+    """Return why a statement of a decorated method is not edited; of a setter, what to write."""
+    function = statement.function
+    assert function is not None
+    is_setter = any(
+        isinstance(node, ast.Attribute) and node.attr == "setter"
+        for node in function.decorator_list
+    )
+    if not is_setter:
+        return f"it is assigned in {function.name}(), which is decorated"
+    options = "" if fault.is_persistent else ", persistent=False"
+    advice = (
+        f'; write {statement.root}.register_buffer("{fault.attribute}", None{options}) after '
+        "super().__init__(): a tensor that the setter assigns is then the buffer"
+    )
+    return (
+        f"it is assigned in the setter of the property `{function.name}`, which any code may call "
+        f"with any value{advice if fault.kind is FaultKind.TENSOR else ''}"
+    )
+
+
 def _keeps_calls(decorator: ast.expr) -> bool:
     """Whether a decorator calls the method once for each call: `@torch.no_grad()`."""
     function = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -130,6 +169,8 @@ def _judge_value(  # noqa: C901, PLR0911 - a reason each
 ) -> str:
     """Return why the value is not known to be what the new statement needs."""
     value = get_value(statement)
+    if reason := _judge_name(fault, statement):
+        return reason
     if isinstance(value, ast.IfExp) and (reason := _judge_choice(fault, value, statement)):
         return reason
     if isinstance(value, ast.Attribute) and _is_own_attribute(value, statement):
@@ -162,6 +203,26 @@ def _judge_value(  # noqa: C901, PLR0911 - a reason each
         noun = "list" if fault.form is ContainerForm.LIST else "dict with string keys"
         return f"its value is not seen to be a new {noun}"
     return ""
+
+
+def _judge_name(fault: AttributeFault, statement: AttributeBinding) -> str:
+    """Return why a setattr() may set other names to something else, "" if its name says enough."""
+    name, value = statement.computed_name, get_value(statement)
+    if (
+        name is None
+        or value is None
+        or has_text(name)
+        or list_names(name, statement.function) is not None
+    ):
+        return ""
+    kind = see_value(value, statement, fault.attribute)
+    if kind in TENSOR_OR_NONE - {SeenValue.ARGUMENT} or fault.kind in CONTAINER_KINDS:
+        return ""
+    text, argument = truncate(ast.unparse(name), 40), truncate(ast.unparse(value), 40)
+    return (
+        f"its name is computed, and `{argument}` may not be a tensor for other names: where it is, "
+        f"write {statement.root}.register_buffer({text}, {argument})"
+    )
 
 
 def _judge_choice(fault: AttributeFault, value: ast.IfExp, statement: AttributeBinding) -> str:

@@ -1,7 +1,7 @@
 """FaultKind -> the new right side of the assignment, or the call in its place; a registry."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import libcst as cst
@@ -22,6 +22,8 @@ class FixRequest:
     style: str
     """"register_buffer" or "nn.Buffer"."""
     names: ImportNames
+    name: cst.BaseExpression | None = None
+    """The name of the attribute that setattr() is given; None for the one of the fault."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,26 +42,21 @@ def _register_tensor(request: FixRequest) -> FixedStatement:
         function = _parse(f"{request.names.need('torch.nn')}.Buffer")
         return FixedStatement(_build_call(function, request.value, options))
     function = cst.Attribute(request.owner, cst.Name("register_buffer"))
-    name = cst.SimpleString(f'"{request.fault.attribute}"')
+    name = request.name or cst.SimpleString(f'"{request.fault.attribute}"')
     arguments = [cst.Arg(name), cst.Arg(request.value), *options]
     return FixedStatement(cst.Call(function, arguments), is_call=True)
 
 
 def register_none(request: FixRequest) -> FixedStatement:
     """Return the buffer that has no tensor yet: `self.register_buffer("mask", None)`."""
-    plain = FixRequest(
-        request.fault, request.owner, request.value, "register_buffer", request.names
-    )
-    return _register_tensor(plain)
+    return _register_tensor(replace(request, style="register_buffer"))
 
 
 def _register_array(request: FixRequest) -> FixedStatement:
     """Return the buffer of a NumPy array, `torch.as_tensor(...)`."""
     function = _parse(f"{request.names.need('torch')}.as_tensor")
     tensor = _build_call(function, request.value)
-    return _register_tensor(
-        FixRequest(request.fault, request.owner, tensor, request.style, request.names)
-    )
+    return _register_tensor(replace(request, value=tensor))
 
 
 def make_parameter(request: FixRequest) -> FixedStatement:
@@ -81,9 +78,7 @@ def _register_parameters(request: FixRequest) -> FixedStatement:
 def _register_tensors(request: FixRequest) -> FixedStatement:
     """Return a list or dict of parameters that are not trained: torch has no list of buffers."""
     value = freeze_tensors(request.value, request.fault.form, request.names)
-    return _wrap_container(
-        FixRequest(request.fault, request.owner, value, request.style, request.names), "Parameter"
-    )
+    return _wrap_container(replace(request, value=value), "Parameter")
 
 
 def freeze_tensor(value: cst.BaseExpression, names: ImportNames) -> cst.Call:

@@ -11,7 +11,9 @@ from msgspec.structs import replace
 
 from ckptool.errors import PlanError
 from ckptool.migration.codemod.attribute_fault import (
+    COMPUTED_NAME,
     AttributeFault,
+    AttributeUses,
     EditedStatement,
     EditPlan,
     FaultKind,
@@ -57,6 +59,11 @@ def plan_edits(
     planned = _PlannedEdits()
     for fault in sorted(faults, key=_is_created):  # an array that is a buffer creates none
         planned.add_fault(fault, resolve_source(fault.location, folder), project)
+    if incomplete := planned.find_incomplete_calls():
+        other_faults = [fault for fault in faults if fault not in incomplete]
+        plan = plan_edits(other_faults, project, folder, options, hooks)
+        new_refused = [RefusedFix(fault, reason) for fault, reason in incomplete.items()]
+        return replace(plan, refused=(*plan.refused, *new_refused))
     style = options.style or choose_style(project)
     changes: dict[Path, SourceChange] = {}
     new_texts: dict[tuple[Path, int, str], str] = {}
@@ -86,8 +93,7 @@ def plan_edits(
 
 
 def _add_new_texts(edit: LineEdit, new_texts: Mapping[tuple[Path, int, str], str]) -> LineEdit:
-    attribute = edit.fault.attribute
-    statements = (replace(s, after=new_texts[s.path, s.line, attribute]) for s in edit.statements)
+    statements = (replace(s, after=new_texts[s.path, s.line, s.name]) for s in edit.statements)
     return replace(edit, statements=tuple(statements))
 
 
@@ -113,6 +119,18 @@ class _PlannedEdits:
         """Return the faults whose edits change a file."""
         return self._faults[path]
 
+    def find_incomplete_calls(self) -> dict[AttributeFault, str]:
+        """Return the faults of a setattr() in a loop that also sets what is refused, and why."""
+        reasons = {refusal.fault.location: refusal for refusal in self.refused}
+        return {
+            fault: f"its line also sets `{reasons[fault.location].fault.attribute}`: "
+            f"{reasons[fault.location].reason}"
+            for edit in self.edits
+            if any(statement.name == COMPUTED_NAME for statement in edit.statements)
+            for fault in edit.faults
+            if fault.location in reasons
+        }
+
     def add_fault(self, fault: AttributeFault, path: Path, project: ProjectFiles) -> None:
         """Add what a fault in the file at `path` needs, or its refusal."""
         if _is_created(fault):
@@ -122,7 +140,7 @@ class _PlannedEdits:
                 self.refused.append(RefusedFix(fault, device[1:]))
             elif device:
                 self.devices[path][fault.line] = device
-                statement = EditedStatement(path, fault.line, _read_line(path, fault.line))
+                statement = EditedStatement(path, fault.line, "", _read_line(path, fault.line))
                 self._add_edit(LineEdit(fault, (fault,), (statement,)))
             return
         edit = _plan_edit(fault, path, project)
@@ -138,18 +156,21 @@ class _PlannedEdits:
             self.edits[same] = merged
             self._register(merged)
         else:
-            self.refused.append(RefusedFix(fault, "another edit of its statement is planned"))
+            is_computed = edit.statements[0].name == COMPUTED_NAME
+            reason = "several statements of its line need an edit: write each on its own line"
+            other_reason = "another edit of its statement is planned"
+            self.refused.append(RefusedFix(fault, reason if is_computed else other_reason))
 
     def _add_edit(self, edit: LineEdit) -> None:
         self.edits.append(edit)
-        for use in edit.uses.edits:
-            self.uses[use.path].append(use)
         self._register(edit)
 
     def _register(self, edit: LineEdit) -> None:
+        for use in edit.uses.edits:
+            if use not in self.uses[use.path]:
+                self.uses[use.path].append(use)
         for statement in edit.statements:
-            address = statement.line, edit.fault.attribute
-            self.statements[statement.path][address] = edit.fault
+            self.statements[statement.path][statement.line, statement.name] = edit.fault
         paths = (*(s.path for s in edit.statements), *(use.path for use in edit.uses.edits))
         for path in dict.fromkeys(paths):
             self._faults[path] = [*dict.fromkeys((*self._faults[path], *edit.faults))]
@@ -167,6 +188,7 @@ def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "Lin
         EditedStatement(
             placed.path,
             placed.binding.line,
+            fault.attribute if placed.binding.computed_name is None else COMPUTED_NAME,
             ast.get_source_segment(_read_text(placed.path), placed.binding.node) or "",
         )
         for placed in group.statements
@@ -185,17 +207,18 @@ def _plan_edit(fault: AttributeFault, path: Path, project: ProjectFiles) -> "Lin
 
 
 def _share_statement(first: LineEdit, other: LineEdit) -> bool:
-    lines = ({(s.path, s.line) for s in edit.statements} for edit in (first, other))
-    return first.fault.attribute == other.fault.attribute and not set.isdisjoint(*lines)
+    places = ({(s.path, s.line, s.name) for s in edit.statements} for edit in (first, other))
+    return not set.isdisjoint(*places)
 
 
 def _merge_edits(edit: LineEdit, other: LineEdit) -> LineEdit | None:
     """Return one edit for an attribute in two modules, whose constructors ran other branches.
 
-    None if they do not replace the same statements in the same way.
+    Or for two attributes that one setattr() in a loop sets. None if they do not replace the same
+    statements in the same way.
     """
     fault, other_fault = edit.fault, other.fault
-    if {*edit.statements} != {*other.statements} or edit.uses != other.uses:
+    if {*edit.statements} != {*other.statements}:
         return None
     if (fault.kind, fault.form) != (other_fault.kind, other_fault.form):
         return None
@@ -203,6 +226,10 @@ def _merge_edits(edit: LineEdit, other: LineEdit) -> LineEdit | None:
         edit,
         fault=_merge_two_faults(fault, other_fault),
         faults=(*edit.faults, *other.faults),
+        uses=AttributeUses(
+            tuple(dict.fromkeys((*edit.uses.edits, *other.uses.edits))),
+            tuple(dict.fromkeys((*edit.uses.unrun, *other.uses.unrun))),
+        ),
         unseen=tuple(place for place in edit.unseen if place in other.unseen),
     )
 

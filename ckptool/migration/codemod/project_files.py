@@ -69,6 +69,11 @@ class ProjectFiles:
                 self._trees[path] = None
         return self._trees[path]
 
+    def list_bindings_in(self, path: Path, attribute: str, set_line: int) -> list[AttributeBinding]:
+        """Return the bindings of an attribute in a file; `set_line` as in `find_bindings`."""
+        tree = self.find_tree(path)
+        return find_bindings(tree, attribute, set_line) if tree is not None else []
+
     def iter_bindings(self, attribute: str) -> Iterator[tuple[Path, AttributeBinding]]:
         """Yield the bindings of an attribute, of any object, in all files."""
         for path, tree in self.iter_trees(rf"\b{re.escape(attribute)}\b|setattr|delattr"):

@@ -11,6 +11,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 
 from ckptool.errors import PlanError
 from ckptool.migration.codemod.attribute_fault import (
+    COMPUTED_NAME,
     CONTAINER_KINDS,
     AttributeFault,
     ContainerForm,
@@ -38,7 +39,7 @@ FACTORIES: Final = frozenset(
 
 
 StatementAddress: TypeAlias = tuple[int, str]
-"""Line of a statement, and the attribute that it assigns; "" for a call in forward."""
+"""Line and name of an EditedStatement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,14 @@ class _Rewriter(cst.CSTTransformer):
             return self._replace(original_node, updated_node, targets[0])
         return self._split(original_node, updated_node)
 
+    def leave_AugAssign(  # noqa: N802
+        self, original_node: cst.AugAssign, updated_node: cst.AugAssign
+    ) -> cst.BaseSmallStatement:
+        if self._pop_use(original_node) is None:
+            return updated_node
+        value = freeze_tensors(updated_node.value, ContainerForm.LIST, self.names)
+        return updated_node.with_changes(value=value)
+
     def leave_AnnAssign(  # noqa: N802
         self, original_node: cst.AnnAssign, updated_node: cst.AnnAssign
     ) -> cst.BaseSmallStatement:
@@ -245,8 +254,13 @@ class _Rewriter(cst.CSTTransformer):
         """Return the fault that `setattr(self, "name", value)` is the statement of."""
         is_setattr = isinstance(call.func, cst.Name) and call.func.value == "setattr"
         match call.args:
-            case [_, cst.Arg(value=cst.SimpleString() as name), _] if is_setattr:
-                address = self._get_line(call), str(name.evaluated_value)
+            case [_, cst.Arg(value=name), _] if is_setattr:
+                attribute = (
+                    str(name.evaluated_value)
+                    if isinstance(name, cst.SimpleString)
+                    else COMPUTED_NAME
+                )
+                address = self._get_line(call), attribute
                 return address, self.faults.get(address)
             case _:
                 return (0, ""), None
@@ -254,8 +268,12 @@ class _Rewriter(cst.CSTTransformer):
     def _replace_setattr(
         self, address: StatementAddress, fault: AttributeFault, call: cst.Call
     ) -> cst.BaseExpression:
+        if address in self.new_texts:
+            raise PlanError(
+                f"line {address[0]} has several calls of setattr(): write each on its own line"
+            )
         owner, name, value = call.args
-        fixed = self._fix(fault, owner.value, value.value)
+        fixed = self._fix(fault, owner.value, value.value, name.value)
         new_value = value.with_changes(value=fixed.expression)
         new_call = (
             fixed.expression if fixed.is_call else call.with_changes(args=[owner, name, new_value])
@@ -319,9 +337,13 @@ class _Rewriter(cst.CSTTransformer):
         return new_node
 
     def _fix(
-        self, fault: AttributeFault, owner: cst.BaseExpression, value: cst.BaseExpression
+        self,
+        fault: AttributeFault,
+        owner: cst.BaseExpression,
+        value: cst.BaseExpression,
+        name: cst.BaseExpression | None = None,
     ) -> FixedStatement:
-        request = FixRequest(fault, owner, value, self.style, self.names)
+        request = FixRequest(fault, owner, value, self.style, self.names, name)
         is_none = isinstance(value, cst.Name) and value.value == "None"
         return (register_none if is_none else FIXES[fault.kind])(request)
 

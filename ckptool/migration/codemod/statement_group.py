@@ -13,7 +13,12 @@ from ckptool.migration.codemod.assignments import (
     find_set_value,
     get_root,
 )
-from ckptool.migration.codemod.attribute_fault import AttributeFault, ContainerForm, FaultKind
+from ckptool.migration.codemod.attribute_fault import (
+    CONTAINER_KINDS,
+    AttributeFault,
+    ContainerForm,
+    FaultKind,
+)
 from ckptool.migration.codemod.control_flow import exclude_each_other
 from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.migration.codemod.seen_values import TENSOR_OR_NONE, SeenValue, is_random, see_value
@@ -154,7 +159,7 @@ def changes_in_place(fault: AttributeFault, binding: AttributeBinding) -> bool:
     match fault.kind, binding.node:
         case FaultKind.TENSOR, ast.AugAssign():
             return True
-        case FaultKind.MODULES | FaultKind.PARAMETERS, ast.AugAssign(op=ast.Add()):
+        case _, ast.AugAssign(op=ast.Add()) if fault.kind in CONTAINER_KINDS:
             return fault.form is ContainerForm.LIST
         case _:
             return False
@@ -248,6 +253,8 @@ def _find_obstacle(  # noqa: PLR0911 - a reason each
         return f"an attribute of this name is set from outside at {other.place}"
     if binding.form in _REGISTRATIONS and other.is_in_constructor:
         return ""
+    if binding.computed_name is not None and not other.is_in_constructor:
+        return f"it is also bound by {binding.form} at {other.place}"
     is_assignment = binding.is_plain or can_be_split(fault, binding)
     if not is_assignment or not binding.is_own:
         return f"it is also bound by {binding.form} at {other.place}"

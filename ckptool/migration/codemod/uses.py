@@ -112,7 +112,7 @@ def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[Attribu
     for node, parents, scope in nodes:
         match node:
             case ast.Attribute(value=owner, attr=name) if name == attribute:
-                if isinstance(node.ctx, ast.Load):
+                if isinstance(node.ctx, ast.Load) or _is_extended(node, parents[0]):
                     yield AttributeUse(path, node, parents, scope, _is_self(owner, scope))
                     alias = _find_alias(node, parents[0])
                     if alias and scope.function is not None and _is_self(owner, scope):
@@ -121,7 +121,9 @@ def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[Attribu
                 yield AttributeUse(path, node, parents, scope, is_self=True)
     for node, parents, scope in nodes:
         match node:
-            case ast.Name(id=name, ctx=ast.Load()) if (id(scope.function), name) in aliases:
+            case ast.Name(id=name) if (id(scope.function), name) in aliases:
+                if not isinstance(node.ctx, ast.Load) and not _is_extended(node, parents[0]):
+                    continue
                 yield AttributeUse(path, node, parents, scope, is_self=True)
 
 
@@ -142,6 +144,11 @@ def _is_self(owner: ast.expr, scope: Scope) -> bool:
         return root == "self"
     parameters = [*scope.function.args.posonlyargs, *scope.function.args.args]
     return root == "self" or (bool(parameters) and root == parameters[0].arg)
+
+
+def _is_extended(node: ast.expr, parent: ast.AST) -> bool:
+    """Whether it is the list in `self.masks += [...]`."""
+    return isinstance(parent, ast.AugAssign) and parent.target is node
 
 
 def _find_alias(node: ast.AST, parent: ast.AST) -> str:
@@ -201,7 +208,7 @@ def _judge_name(use: AttributeUse) -> str:
 class _Replacement:
     """A new expression for one that reads the attribute."""
 
-    node: "ast.expr | ast.Assign"
+    node: "ast.expr | ast.Assign | ast.AugAssign"
     parts: tuple["str | ast.expr", ...] = ()
     """Text, and expressions whose source is kept."""
     is_frozen: bool = False
@@ -235,11 +242,16 @@ def _judge_use(  # noqa: PLR0911 - a reason each
     return _Replacement(node, (node, ".cpu()"))
 
 
-def _find_addition(fault: AttributeFault, use: AttributeUse) -> "ast.Call | ast.Assign | None":
+def _find_addition(
+    fault: AttributeFault, use: AttributeUse
+) -> "ast.Call | ast.Assign | ast.AugAssign | None":
     """Return the statement that adds tensors: `self.masks.append(x)`, `self.masks["a"] = x`."""
     if fault.kind is not FaultKind.TENSORS or len(use.parents) < 3:
         return None
     match use.parents[:3]:
+        case ast.AugAssign(op=ast.Add(), target=target) as statement, _, _:
+            is_extended = fault.form is ContainerForm.LIST and target is use.node
+            return statement if is_extended else None
         case ast.Attribute(attr=name), ast.Call(args=[_], keywords=[]) as call, ast.Expr():
             is_addition = fault.form is ContainerForm.LIST and name in {"append", "extend"}
             return call if is_addition and call.func is use.parent else None
@@ -271,6 +283,8 @@ def _judge_container_use(  # noqa: PLR0911 - a reason each
         case ast.Attribute(attr=name):
             is_known = name in _KNOWN_METHODS[fault.kind, fault.form]
             return "" if is_known else f"it is used with .{name}, which the registered one lacks"
+        case ast.AugAssign() if fault.kind is FaultKind.TENSORS:
+            return "its elements are added to or replaced"
         case ast.Subscript(ctx=ast.Store() | ast.Del()) if fault.kind is FaultKind.TENSORS:
             return "its elements are replaced"
         case ast.BinOp(left=left, op=ast.Add()) if left is node:

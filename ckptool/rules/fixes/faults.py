@@ -16,7 +16,8 @@ FIXABLE: Final = ("CK101", "CK102", "CK103", "CK104", "CK108", "CK110", "CK111")
 DEVICE_FAULT: Final = "CK110"
 """Code of findings about tensors on the wrong device."""
 _LIST_ITEM: Final = re.compile(r"\[\d+\]")
-_DICT_ITEM: Final = re.compile(r"\['\w+'\]")
+_DICT_ITEM: Final = re.compile(r"\[('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\]")
+"""An item of a dict with string keys: `['a']`, `["it's"]`."""
 _CREATED: Final = re.compile(r"created at (.+:\d+)")
 _VALUE_KINDS: Final = {
     Kind.ATTRIBUTE: FaultKind.TENSOR,

@@ -9,7 +9,8 @@ from ckptool.phrases import quote_python
 _INSTALLED: Final = re.compile(r"(^|/)(site|dist)-packages/")
 """A source file of an installed package, which an update would overwrite."""
 _INDEX: Final = re.compile(r"\[\d+\]")
-_STRING_KEY: Final = re.compile(r"\['\w+'\]")
+_STRING_KEY: Final = re.compile(r"\[('[^'\\.]+'|\"[^\"\\.]+\")\]")
+"""A key that nn.ModuleDict and nn.ParameterDict accept."""
 _NUMBER: Final = re.compile(r"True|False|[-+]?[0-9][0-9_.eE+-]*")
 """Source text of a bool, an int or a float, of which a buffer can be made."""
 

@@ -174,10 +174,6 @@ REFUSED = {
         "outside of its class",
     ),
     "chained": (make_class("self.mask = self.cover = torch.ones(4)", "self.mask.add_(1)\nreturn self.linear(x)"), "shares its memory"),
-    "by_name": (
-        make_class('for name in ("mask",):\n    setattr(self, name, torch.ones(4))'),
-        "does not assign",
-    ),
     "by_property": (
         make_class(
             "self.mask = torch.ones(4)",
@@ -191,7 +187,7 @@ REFUSED = {
                 self._mask = value
             """,
         ),
-        "which is decorated",
+        'write self.register_buffer("_mask", None) after super().__init__()',
     ),
     "of_the_class": (
         HEAD.replace("    def", "    mask = torch.ones(4)\n\n    def")

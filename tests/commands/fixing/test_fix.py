@@ -120,7 +120,15 @@ def test_only_lines_of_edits_change(fixed_zoo):
             for n in range(len(edit.before.splitlines()))
         }
         old_lines = source.splitlines()
-        uses = ("numpy", "tensor(", "masks.append", "masks.extend", "shifts.append", "masks[name]")
+        uses = (
+            "numpy",
+            "tensor(",
+            "masks.append",
+            "masks.extend",
+            "shifts.append",
+            "masks[name]",
+            "masks +=",
+        )
         numbers |= {n for n, line in enumerate(old_lines, 1) if any(use in line for use in uses)}
         remaining = iter(new_lines)
         kept = [line for n, line in enumerate(old_lines, 1) if n not in numbers]
@@ -309,6 +317,55 @@ def test_a_parameter_is_made_only_where_asked(project):
     assert edit.after == "self.scale = nn.Parameter(torch.ones(4))"
 
 
+def test_the_advice_on_a_setter_makes_a_buffer(project, tmp_path):
+    """Pasted where it says, it registers what the setter assigns."""
+    source = make_class(
+        "self.mask = torch.ones(4)",
+        "return self.linear(x) * self.mask",
+        """
+        @property
+        def mask(self):
+            return self._mask
+
+        @mask.setter
+        def mask(self, value):
+            self._mask = value
+        """,
+    )
+    project(source)
+    (refusal,) = run_fix().refused
+    line = refusal.reason.partition("; write ")[2].partition(" after super().__init__()")[0]
+    (tmp_path / "advised.py").write_text(
+        source.replace("super().__init__()", f"super().__init__()\n        {line}", 1)
+    )
+    module = importlib.import_module("advised").Net()
+    assert dict(module.named_buffers()).keys() == {"_mask"}
+    assert torch.equal(module.state_dict()["_mask"], torch.ones(4))
+    assert module.to("meta", torch.float64).mask.dtype is torch.float64
+    assert module.mask.is_meta
+    sys.modules.pop("advised")
+
+
+def test_a_checkpoint_that_did_not_load_before_does_not_count(project, tmp_path):
+    project(make_class("self.mask = torch.ones(4)", "return self.linear(x) * self.mask"))
+    state = torch.nn.Linear(4, 4).state_dict()
+    torch.save({"linear.weight": state["weight"], "other": torch.ones(3)}, tmp_path / "old.pth")
+    (tmp_path / "ckptool.toml").write_text(
+        '[[models]]\npath = "old.pth"\nmodule = "net:Net"\ninputs = ["float32[2,4]"]\n'
+    )
+    report = ckptool.fix()
+    assert [edit.keys for edit in report.edits] == [("mask",)]
+    (proof,) = [proof for proof in report.proofs if proof.name == "loads old.pth"]
+    assert proof.result == "not checked"
+    before = torch.nn.Sequential()
+    before.linear = torch.nn.Linear(4, 4)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        before.load_state_dict(torch.load(tmp_path / "old.pth"))
+    assert proof.reason == (
+        "it does not load before the edit either: 1 missing (linear.bias); 1 unexpected (other)"
+    )
+
+
 def test_a_configured_checkpoint_has_to_load(project, tmp_path):
     project(make_class("self.noise = torch.randn(4)", "return self.linear(x) + self.noise"))
     linear = torch.nn.Linear(4, 4)
@@ -322,7 +379,7 @@ def test_a_configured_checkpoint_has_to_load(project, tmp_path):
     (refusal,) = report.refused
     reason = "with this edit, loads old.pth: lacks `noise`, and cannot be migrated"
     assert refusal.reason.startswith(reason)
-    assert refusal.reason.endswith("--keep-old-files loads it")
+    assert refusal.reason.endswith("--keep-old-files loads a file that lacks keys")
     sys.modules.pop("net")
     report = ckptool.fix(write=True, keep_old_files=True)
     assert report.is_written, report.verdict
