@@ -69,8 +69,12 @@ def test_the_names_of_a_loop_over_literals_are_those_that_it_sets(statements):
         'names = ["a"]\nnames.append(options)\nfor name in names:\n    setattr(self, name, 1)',
         'name = "a"\nif options:\n    name = options\nsetattr(self, name, 1)',
         'for n in range(options):\n    setattr(self, f"mask_{n}", 1)',
+        'for n in range(10**30):\n    setattr(self, f"mask_{n}", 1)',
+        'for n in range(1000000000000000000000000):\n    setattr(self, f"mask_{n}", 1)',
+        'for n in range(0, 5, 0):\n    setattr(self, f"mask_{n}", 1)',
+        'for n in range():\n    setattr(self, f"mask_{n}", 1)',
     ],
-    ids=["argument", "items", "appended", "assigned", "range"],
+    ids=["argument", "items", "appended", "assigned", "range", "power", "huge", "no step", "none"],
 )
 def test_names_that_depend_on_arguments_are_not_listed(statements):
     _, function, name = parse(statements, "self, names, options")

@@ -148,7 +148,8 @@ def _list_elements(  # noqa: C901, PLR0911 - a case each
         case ast.Call(func=ast.Name(id="range"), args=bounds, keywords=[]):
             numbers = [b.value for b in bounds if isinstance(b, ast.Constant)]
             ends = [n for n in numbers if isinstance(n, int)]
-            if len(ends) != len(bounds) or len(range(*ends)) > _MAX_NAMES:
+            is_known = len(ends) == len(bounds) > 0 and 0 not in ends[2:]
+            if not is_known or max(map(abs, ends)) > _MAX_NAMES:
                 return None
             return [ast.Constant(n) for n in range(*ends)]
         case ast.Call(func=ast.Name(id="enumerate"), args=[inner], keywords=[]):

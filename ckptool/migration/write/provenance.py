@@ -118,7 +118,7 @@ def read_provenance_text(checkpoint: Checkpoint) -> str | None:
     try:
         if record := checkpoint.metadata.get(PROVENANCE_KEY):
             return record
-        with open_source(find_record(path)) as source:
+        with open_source(path.with_name(path.name + _RECORD_SUFFIX)) as source:
             return source.read_head(_MAX_RECORD_NBYTES).decode()
     except (ReadError, UnicodeDecodeError):
         return None
