@@ -33,6 +33,8 @@ SPECIAL = {
     ("upgrade", "-o"): MOVE,
     ("downgrade", "-o"): (*MOVE, "--to", "base"),
     ("gate", "--plan"): ("{input}", *MODULE, "--fixtures", "{other}"),
+    ("explain", "-o"): ('Missing key(s) in state_dict: "mask".',),
+    ("revision", "-o"): ("-m", "y", "--python", "--chain", "{chain}", "--module", *LINEAR),
     ("lock", "--golden"): ("{input}", *MODULE, *INPUTS),
 }
 """Words with which a command comes to the option, where those of LEAST do not lead there."""

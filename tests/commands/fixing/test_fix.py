@@ -377,7 +377,7 @@ def test_a_configured_checkpoint_has_to_load(project, tmp_path):
     report = ckptool.fix(write=True)
     assert not report.is_written
     (refusal,) = report.refused
-    reason = "with this edit, loads old.pth: lacks `noise`, and cannot be migrated"
+    reason = "with this edit, loads old.pth: 1 missing (noise), and it cannot be migrated"
     assert refusal.reason.startswith(reason)
     assert refusal.reason.endswith("--keep-old-files loads a file that lacks keys")
     sys.modules.pop("net")
