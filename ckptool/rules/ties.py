@@ -188,8 +188,8 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         summary="`{key}` and `{other}` are tied, and have different values in the file{effect}",
         why=(
             "Loading writes both values into one tensor: the later one wins, and the other is "
-            "silently lost. from_pretrained() of transformers leaves them separate instead, "
-            "whatever the configuration says."
+            "silently lost. from_pretrained() of transformers leaves them separate instead, even "
+            "if the configuration ties them."
         ),
         fix=(
             "Find out which one was trained, and save both from it: state_dict[{other:py}] = "

@@ -82,8 +82,8 @@ class _InputPathParam(click.Path):
         except (OSError, ValueError) as error:
             return describe_os_error(error, path)
         if not (self.dir_okay if is_folder else self.file_okay):
-            found, expected = ("folder", "file") if is_folder else ("file", "folder")
-            return f"is a {found}, and a {expected} is expected"
+            actual, expected = ("folder", "file") if is_folder else ("file", "folder")
+            return f"is a {actual}, and a {expected} is expected"
         mode = os.R_OK | (os.X_OK if is_folder else 0)
         return "" if os.access(path, mode) else os.strerror(errno.EACCES)
 

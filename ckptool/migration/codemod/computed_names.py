@@ -116,10 +116,10 @@ def _evaluate_variable(name: str, function: _Function, depth: int) -> set[object
                 continue
         if elements is None:
             return None
-        for found in bound_values:
-            if found is None or len(values) > _MAX_NAMES:
+        for item_values in bound_values:
+            if item_values is None or len(values) > _MAX_NAMES:
                 return None
-            values |= found
+            values |= item_values
     return values if count and count == _count_stores(name, function) else None
 
 
@@ -157,9 +157,9 @@ def _list_elements(  # noqa: C901, PLR0911 - a case each
             return items and [_pair(ast.Constant(n), item) for n, item in enumerate(items)]
         case ast.Call(func=ast.Name(id="zip"), args=[first, second]):
             columns = [list_inner(first), list_inner(second)]
-            known = [len(column) for column in columns if column is not None]
-            rows = [column or [None] * max(known, default=0) for column in columns]
-            return [_pair(a, b) for a, b in zip(*rows, strict=False)] if known else None
+            lengths = [len(column) for column in columns if column is not None]
+            rows = [column or [None] * max(lengths, default=0) for column in columns]
+            return [_pair(a, b) for a, b in zip(*rows, strict=False)] if lengths else None
         case ast.Name(id=name):
             return list_inner(value) if (value := _find_literal(name, function)) else None
         case _:
