@@ -73,7 +73,8 @@ def audit(
         unused_options = {"-k": bool(kwargs), "--loader": loader is not None}
         reject_unused_options(unused_options, "is for the module that -m names")
         return _audit_project(config or load_config(Path.cwd()), inputs, policy or Policy())
-    if folder is not None and not path_exists(location := parse_location(folder)):
+    location = None if folder is None else parse_location(folder)
+    if isinstance(location, Path) and not path_exists(location):
         with open_source(location):  # raises ReadError with what was probably meant
             pass
     module_target = _choose_target(

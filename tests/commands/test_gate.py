@@ -155,7 +155,7 @@ def test_a_moved_line_of_source_is_no_new_finding(release):
 def test_faults_of_a_baseline_are_one_line(release):
     missing = release.gate("model.pth", "--baseline", "none.json")
     assert (missing.code, missing.out) == (2, "")
-    assert "none.json: No such file or directory; --update-baseline creates it" in missing.err
+    assert "none.json: no such file; --update-baseline creates it" in missing.err
     (release.folder / "bad.json").write_text('{"version": 1, "findings": [3]}')
     assert (
         "is not a baseline: Expected `object`"

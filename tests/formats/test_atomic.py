@@ -163,7 +163,7 @@ def test_an_input_is_refused_through_any_link(tmp_path, how):
         ("folder", False, "is a folder, and a file would be written"),
         ("no/such", False, "the folder .*no does not exist: create it first"),
         ("file/x", False, "does not exist: create it first"),
-        ("n" * 300, False, "not written: File name too long"),
+        ("n" * 300, False, "not written: the name is longer than a file's name can be"),
     ],
 )
 def test_a_target_that_cannot_be(tmp_path, name, folder, message):
