@@ -18,6 +18,7 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import damaged_with_uses, find_global_uses
 from ckptool.formats.pickle.nodes import (
+    GETATTR,
     GlobalName,
     PersistentReference,
     PickleTreeError,
@@ -64,7 +65,7 @@ def read(directory: Location, limits: Limits) -> Checkpoint:
             raise CorruptCheckpointError(path, f"has {source.nbytes} bytes, more than any can need")
         pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
         nbytes = source.nbytes
-    metadata_uses = list(find_global_uses(pickle.globals, None, _classify_global))
+    metadata_uses = list(find_global_uses(pickle.globals, None, _make_classifier(pickle)))
     try:
         with pause_gc():
             return _describe_directory(directory, limits, pickle, metadata_uses, nbytes)
@@ -127,9 +128,32 @@ _METADATA_CLASSES: Final = frozenset(
 """Classes of plain records that .metadata is pickled from: (module, name)."""
 
 
-def _classify_global(name: GlobalName) -> Safety:
-    is_metadata_class = (name.module, name.name) in _METADATA_CLASSES and not name.computed
-    return Safety.SAFE if is_metadata_class else classify_global(name)
+def _make_classifier(pickle: ParsedPickle) -> Callable[[GlobalName], Safety]:
+    """Return the Safety of a name in the metadata, which torch opens with a plain unpickler.
+
+    `getattr` is safe where it only looks up members of the metadata's classes: Python 3.11.0 to
+    3.11.3 pickles members of an enum in this way.
+    """
+    safe_names = _METADATA_CLASSES
+    if pickle.attribute_calls and all(map(_is_member_lookup, pickle.attribute_calls)):
+        safe_names |= {GETATTR}
+
+    def classify(name: GlobalName) -> Safety:
+        is_safe = (name.module, name.name) in safe_names and not name.computed
+        return Safety.SAFE if is_safe else classify_global(name)
+
+    return classify
+
+
+def _is_member_lookup(args: tuple[Any, ...]) -> bool:
+    owner, name = args if len(args) == 2 else (None, None)
+    return (
+        type(owner) is GlobalName
+        and (owner.module, owner.name) in _METADATA_CLASSES
+        and type(name) is str
+        and name.isidentifier()
+        and not name.startswith("_")
+    )
 
 
 class _StoredItem(Struct, frozen=True):

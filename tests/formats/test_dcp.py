@@ -1,5 +1,7 @@
 """Directories of torch.distributed.checkpoint: described without its plain `pickle.load`."""
 
+import enum
+import io
 import pickle
 import shutil
 from collections import OrderedDict
@@ -217,6 +219,47 @@ def test_a_payload_in_the_metadata_is_named(directory):
     assert len(found.states) == 4
     put(directory, pickle.dumps(Runs()))
     assert "not a Metadata" in read(directory, DEFAULT_LIMITS).damage
+
+
+class EarlyPickler(pickle.Pickler):
+    """Pickles members of enums as Python 3.11.0 to 3.11.3 does: by getattr()."""
+
+    attribute = ""
+    """Looked up instead of the member's name; "" for that."""
+
+    def reducer_override(self, value):
+        if isinstance(value, enum.Enum):
+            return getattr, (type(value), self.attribute or value.name)
+        return NotImplemented
+
+
+def pickle_early(value, attribute: str = "") -> bytes:
+    file = io.BytesIO()
+    pickler = EarlyPickler(file)
+    pickler.attribute = attribute
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def test_members_of_enums_as_early_python_3_11_pickles_them(directory, original):
+    data = pickle_early(metadata(directory))
+    assert b"getattr" in data
+    put(directory, data)
+    state = {"model": {key: torch.empty_like(t) for key, t in original[1]["model"].items()}}
+    dcp.load(state, checkpoint_id=directory)  # torch loads it
+    assert torch.equal(state["model"]["0.weight"], original[1]["model"]["0.weight"])
+    found = read(directory, DEFAULT_LIMITS)
+    assert all(use.safety is Safety.SAFE for use in found.globals)
+    model = {s.at: s for s in found.states}["model"].tensors
+    assert same_bits(content(model["0.weight"]), original[1]["model"]["0.weight"])
+
+
+@pytest.mark.parametrize("attribute", ["__class__", "_member_map_", "a.b"])
+def test_other_lookups_of_getattr_are_not_members(directory, attribute):
+    put(directory, pickle_early(metadata(directory), attribute))
+    found = read(directory, DEFAULT_LIMITS)
+    unsafe = [use.qualified_name for use in found.globals if use.safety is not Safety.SAFE]
+    assert unsafe == ["builtins.getattr"]
 
 
 def test_a_payload_in_a_pickled_object_is_named(tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.pickle.nodes import (
+    GETATTR,
     GlobalName,
     MappingNode,
     PersistentReference,
@@ -17,7 +18,6 @@ from ckptool.locations import Location
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety
 from ckptool.phrases import truncate
 
-_GETATTR = ("builtins", "getattr")
 _MAX_SHOWN_STEPS = 32
 """Maximum number of keys in the text of a place."""
 _MAX_STEP_CHARS = 200
@@ -40,7 +40,7 @@ def find_global_uses(
             name.name,
             safety,
             places.get(name, ""),
-            method if (name.module, name.name) == _GETATTR else "",
+            method if (name.module, name.name) == GETATTR else "",
         )
         for name, safety in safety_by_name.values()
     )
@@ -103,7 +103,7 @@ def _locate_globals(
     getattr_calls: list[UnresolvedObject] = []
     visited_ids: set[int] = set()
     todo: list[tuple[object, Any]] = [(root, None)]
-    has_getattr = any((name.module, name.name) == _GETATTR for name in names)
+    has_getattr = any((name.module, name.name) == GETATTR for name in names)
     while todo and (has_getattr or len(places) < len(names)):
         node, path = todo.pop()
         if type(node) is GlobalName:
@@ -111,7 +111,7 @@ def _locate_globals(
                 places.setdefault(node, _format_place(path))
         elif id(node) not in visited_ids:
             children = _list_children(node)
-            if type(node) is UnresolvedObject and node.callee_name == _GETATTR:
+            if type(node) is UnresolvedObject and node.callee_name == GETATTR:
                 getattr_calls.append(node)
             if children:
                 visited_ids.add(id(node))

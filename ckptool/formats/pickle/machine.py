@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.nodes import (
+    GETATTR,
     GlobalName,
     PersistentReference,
     PickleError,
@@ -125,6 +126,8 @@ class PickleMachine:
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blob_offsets: dict[int, int] = {}
         """id of a long byte string -> its offset in the data."""
+        self.attribute_calls: list[tuple[Any, ...]] = []
+        """Arguments of each call of `getattr`, also if its result is discarded."""
         self.refusal = ""
         """What it does that `torch.load(weights_only=True)` refuses, names apart; "" if nothing."""
         self.is_no_text = False
@@ -175,6 +178,8 @@ class PickleMachine:
             name = (func.module, func.name)
             if name in SAFE_GLOBALS and name not in PLAIN_CALLS:
                 raise PickleError(f"{func.qualified_name} is called, which no pickler writes")
+            if name == GETATTR:
+                self.attribute_calls.append(args)
             if func.name in _PICKLE_LOADER_NAMES and args and type(args[0]) is bytes:
                 self.embedded_pickles[id(args[0])] = args[0]
             return UnresolvedObject(func, args)

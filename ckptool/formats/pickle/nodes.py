@@ -1,7 +1,7 @@
 """Inert nodes: objects of a pickle as the calls that would create them, none of them executed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -23,6 +23,9 @@ class BrokenPickleError(PickleError):
 
 class PickleTreeError(ValueError):
     """The content of a pickle contradicts itself or its container."""
+
+
+GETATTR: Final = ("builtins", "getattr")
 
 
 class GlobalName:

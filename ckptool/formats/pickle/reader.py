@@ -4,7 +4,7 @@ import re
 from itertools import repeat
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is an exception
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct as Record
 
@@ -73,6 +73,8 @@ class ParsedPickle(Record):
     """id of a byte string in the tree -> its offset in the data."""
     archive_count: int = 0
     """Number of byte strings that are archives, compressed or programs, which were not opened."""
+    attribute_calls: list[tuple[Any, ...]] = []
+    """Arguments of each call of `getattr`, also if its result is discarded."""
     refusal: str = ""
     """What it does that `torch.load(weights_only=True)` refuses, names apart; "" if nothing."""
 
@@ -89,7 +91,9 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
     """Return the pickle at `start`; a fault in the data is in its `error`, never raised."""
     machine = PickleMachine(data, limits)
     pickle = ParsedPickle(
-        blob_offsets=machine.blob_offsets, persistent_references=machine.persistent_references
+        blob_offsets=machine.blob_offsets,
+        persistent_references=machine.persistent_references,
+        attribute_calls=machine.attribute_calls,
     )
     try:
         _run_machine(machine, start)
