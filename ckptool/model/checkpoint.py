@@ -115,7 +115,8 @@ class GlobalUse(Struct, frozen=True, gc=False):
     at: str
     """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
     method: str = ""
-    """Of `getattr`: what it looks up, "`state_dict` of net.Net"; "" for other uses."""
+    """Of `getattr`: what it looks up, "`state_dict` of net.Net", "`RED` of the class net.Color"; ""
+    for other uses."""
 
     @property
     def qualified_name(self) -> str:

@@ -160,6 +160,12 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
     """Return the remedy for a bound method in the file, which brings its whole object along."""
     method, _, owner = use.method.partition(" of ")
     place = "".join(f"[{quote_python(step)}]" for step in use.at.split(".") if step)
+    if owner.startswith("the class "):
+        return (
+            f"{method} of {owner} was saved: with Python 3.11.0 to 3.11.3, a member of an enum is"
+            " saved by getattr. Save its name or value before torch.save:"
+            f" checkpoint{place} = checkpoint{place}.name"
+        )
     if method != "`state_dict`" and place:
         return (
             f"A bound method was saved, and the whole {owner} with it. Leave it out before"

@@ -1,7 +1,5 @@
 """Directories of torch.distributed.checkpoint: described without its plain `pickle.load`."""
 
-import enum
-import io
 import pickle
 import shutil
 from collections import OrderedDict
@@ -11,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from files import content, corruption_reason, same_bits
+from formats.early_pickler import pickle_early
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -219,26 +218,6 @@ def test_a_payload_in_the_metadata_is_named(directory):
     assert len(found.states) == 4
     put(directory, pickle.dumps(Runs()))
     assert "not a Metadata" in read(directory, DEFAULT_LIMITS).damage
-
-
-class EarlyPickler(pickle.Pickler):
-    """Pickles members of enums as Python 3.11.0 to 3.11.3 does: by getattr()."""
-
-    attribute = ""
-    """Looked up instead of the member's name; "" for that."""
-
-    def reducer_override(self, value):
-        if isinstance(value, enum.Enum):
-            return getattr, (type(value), self.attribute or value.name)
-        return NotImplemented
-
-
-def pickle_early(value, attribute: str = "") -> bytes:
-    file = io.BytesIO()
-    pickler = EarlyPickler(file)
-    pickler.attribute = attribute
-    pickler.dump(value)
-    return file.getvalue()
 
 
 def test_members_of_enums_as_early_python_3_11_pickles_them(directory, original):

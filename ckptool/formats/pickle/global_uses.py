@@ -74,6 +74,8 @@ def damaged_with_uses(
 def _describe_bound_methods(calls: Sequence[UnresolvedObject]) -> str:
     """Return "METHOD of CLASS" of the first call of getattr if all are bound methods; else "".
 
+    Of a class itself, whose members and methods are looked up as well: "MEMBER of the class CLASS".
+
     A bound method is pickled as getattr(object, name): its object is of a class that torch.load
     does not call dangerous, and the name is no special one.
     """
@@ -85,11 +87,12 @@ def _describe_bound_method(call: UnresolvedObject) -> str:
     owner, name = call.args if len(call.args) == 2 else (None, None)
     if type(name) is not str or not name.isidentifier() or name.startswith("__"):
         return ""
+    kind = "the class " if type(owner) is GlobalName else ""
     if type(owner) is UnresolvedObject and isinstance(owner.state, dict | tuple):
         owner = owner.func
     if type(owner) is not GlobalName or classify_global(owner) is Safety.DANGEROUS:
         return ""
-    return f"`{truncate(name, _MAX_STEP_CHARS)}` of {owner.qualified_name}"
+    return f"`{truncate(name, _MAX_STEP_CHARS)}` of {kind}{owner.qualified_name}"
 
 
 def _locate_globals(
