@@ -8,7 +8,7 @@ from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
     list_components,
-    note_unreached_weights,
+    note_framework_loading,
 )
 from ckptool.locations import Location
 from ckptool.model import Checkpoint
@@ -40,7 +40,7 @@ def open_weights(
             raise
         reason = f"{model_folder.evidence}, which finds no weights here: it {error.reason}"
         raise ReadError(location, reason) from error
-    return note_unreached_weights(checkpoint, model_folder)
+    return note_framework_loading(checkpoint, model_folder)
 
 
 def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
@@ -50,7 +50,7 @@ def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
         ReadError: one of them cannot be read, or there is none.
     """
     components = {
-        name: note_unreached_weights(
+        name: note_framework_loading(
             open_checkpoint(folder.path, limits, folder.weights_name), folder
         )
         for name, folder in list_components(pipeline).items()

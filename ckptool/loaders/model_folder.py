@@ -182,21 +182,28 @@ def iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
             pending.append((name, item, depth + 1))
 
 
-def note_unreached_weights(checkpoint: Checkpoint, model_folder: ModelFolder) -> Checkpoint:
-    """Return the checkpoint of a folder with the issue that the framework does not load it.
+def note_framework_loading(checkpoint: Checkpoint, model_folder: ModelFolder) -> Checkpoint:
+    """Return the checkpoint of a folder with what its framework does with it.
 
     It looks for files of certain names, opens them by their suffix, and takes the whole of what is
-    in them for the state_dict.
+    in them for the state_dict: if that fails, the checkpoint has an issue more. It reads whole
+    shards, so that a tensor in another shard than the index says is loaded.
     """
     if model_folder.loader not in LOADERS_BY_NAME:
         return checkpoint
+    faults = tuple(
+        replace(fault, facts={**fault.facts, "loader": "from_pretrained()"})
+        if fault.kind is IssueKind.MISPLACED_TENSOR
+        else fault
+        for fault in checkpoint.faults
+    )
     if reason := _explain_unreached(checkpoint, model_folder):
         issue = ContainerIssue(IssueKind.UNREACHED, reason, {})
     elif reason := _explain_nested(checkpoint, model_folder):
         issue = ContainerIssue(IssueKind.NESTED, reason, {})
     else:
-        return checkpoint
-    return replace(checkpoint, faults=(*checkpoint.faults, issue))
+        return replace(checkpoint, faults=faults)
+    return replace(checkpoint, faults=(*faults, issue))
 
 
 def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:

@@ -292,23 +292,25 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     issues = [issue for issue in checkpoint.faults if issue.kind in kinds]
     remedy = advise_index(checkpoint) if issues else ""
     for issue in issues:
-        actual_shard = issue.facts.get("found", "")
+        loader = issue.facts.get("loader", "")
         yield hit(
             issue.key,
-            Level.WARNING if actual_shard else Level.ERROR,
+            Level.WARNING if loader else Level.ERROR,
             remedy=remedy,
             shard=issue.facts["shard"],
-            effect=_describe_actual_shard(actual_shard)
-            if actual_shard
-            else "; no shard contains it",
+            effect=_describe_actual_shard(issue.facts.get("found", ""), loader),
         )
 
 
-def _describe_actual_shard(shard: str) -> str:
-    """Return what loads a tensor that is in `shard`, though the index names another one."""
+def _describe_actual_shard(shard: str, loader: str) -> str:
+    """Return what becomes of a tensor that is in `shard`, or in none if that is ""."""
+    if not shard:
+        return "; no shard contains it"
+    if not loader:
+        return f"; it is in {cut_middle(shard)}, where code that follows the index does not look"
     return (
-        f"; it is in {cut_middle(shard)}, from which from_pretrained() loads it, since it reads "
-        "whole shards; code that opens the shard of one key does not find it"
+        f"; it is in {cut_middle(shard)}, from which {loader} loads it, since it reads whole shards"
+        "; code that opens the shard of one key does not find it"
     )
 
 

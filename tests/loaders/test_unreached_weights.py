@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import ckptool
@@ -204,6 +205,23 @@ def test_an_index_with_the_wrong_shard_for_a_key_loads_if_another_shard_has_it(
     assert (finding.level == "warning") == is_loaded
     assert (report.exit_code == 0) == loads_whole(folder) == is_loaded
     assert not is_loaded or shard in finding.message
+
+
+def test_an_index_with_the_wrong_shard_is_an_error_where_no_framework_is_known(folder):
+    index_name = INDEX_NAMES[0]
+    divide(folder, "model.safetensors", index_name, SHARDS_BY_INDEX[index_name])
+    (folder / "config.json").unlink()
+    index = json.loads((folder / index_name).read_text())
+    key = "embeddings.word_embeddings.weight"
+    (index["weight_map"][key],) = {*SHARDS} - {index["weight_map"][key]}
+    (folder / index_name).write_text(json.dumps(index))
+    with (
+        safe_open(folder / index["weight_map"][key], "pt") as shard,
+        pytest.raises(SafetensorError, match=key),
+    ):
+        shard.get_tensor(key)
+    (finding,) = [f for f in ckptool.gate(folder).findings if f.code == "CK602"]
+    assert (finding.level, finding.key) == ("error", key)
 
 
 def test_a_tensor_of_two_shards_that_the_index_does_not_name_is_that_of_the_last(folder):
