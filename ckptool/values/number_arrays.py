@@ -64,7 +64,8 @@ def widen_numbers(numbers: NumberArray, buffer: NDArray[np.float64]) -> NumberAr
     """Return the numbers as float64, in `buffer`, or as complex128 if they are complex."""
     if numbers.dtype.kind == "c":
         return numbers.astype(np.complex128)
-    if numbers.dtype.name in FLOAT8_DTYPES:  # a fifth of a cast's time
+    is_byte = numbers.dtype.itemsize == 1
+    if is_byte and numbers.dtype.name in FLOAT8_DTYPES:  # a fifth of a cast's time
         return np.take(
             _list_float8_values(numbers.dtype.name), numbers.view(np.uint8), out=buffer, mode="clip"
         )
@@ -119,9 +120,11 @@ def compute_magnitudes(reals: NumberArray) -> NumberArray:
 
 def compute_dot_product(x: NumberArray, y: NumberArray) -> float:
     """Return the real part of the dot product of `x`, conjugated, and `y`, both 1-d."""
-    head = x.size - x.size % _DOT_ELEMENTS
+    rest = x.size % _DOT_ELEMENTS
+    rest_product = np.vecdot(x[-rest:], y[-rest:]).real if rest else 0.0
+    head = x.size - rest
     rows = (numbers[:head].reshape(-1, _DOT_ELEMENTS) for numbers in (x, y))
-    return float(np.vecdot(*rows).sum().real + np.vecdot(x[head:], y[head:]).real)
+    return float(np.vecdot(*rows).sum().real + rest_product)
 
 
 def find_smallest_normal(dtype: str) -> float:

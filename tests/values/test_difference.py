@@ -117,6 +117,7 @@ def pairs(draw, dtypes=EVERY) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(BlockMeasurer, "block_elements", 8)
+    monkeypatch.setattr(block_sums, "_MAX_COPIED_SHARE", 1 / 2)
     monkeypatch.setattr(number_arrays, "_DOT_ELEMENTS", 3)
     monkeypatch.setattr(difference, "_TASK_ELEMENTS", 24)
 

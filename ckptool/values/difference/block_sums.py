@@ -28,6 +28,9 @@ _Mask = NDArray[np.bool_]
 _Distances = NDArray[np.float64]
 _NUMBER_NBYTES: Final = 8
 _CACHE_LINE_NBYTES: Final = 64
+_MAX_COPIED_SHARE: Final = 1 / 32
+"""Share of the distances below which it is faster to copy them than to compare all of them again.
+"""
 
 
 class BlockMeasurer:
@@ -76,17 +79,17 @@ class BlockMeasurer:
         all_finite = all(map(isfinite, squared_norms))
         equals_cast_to_new = dtypes_differ and _equals_cast(a, b, new_dtype, y, cast_buffer)
         equals_cast_to_old = dtypes_differ and _equals_cast(b, a, old_dtype, x, cast_buffer)
-        if dtypes_differ:
-            changed_mask = _compare_values(x, y, mask, all_finite=all_finite)
-        else:
-            changed_mask = _compare_bits(old, new, old_dtype, mask)
-        changed = changed_finite = count_true(changed_mask)
+        changed_nonfinite = 0
         finite_counts = (x.size,) * 3
         if not all_finite:
             finite_x, finite_y = np.isfinite(x), np.isfinite(y)
             both_finite = finite_x & finite_y
             finite_counts = count_true(finite_x), count_true(finite_y), count_true(both_finite)
-            changed_finite = count_true(changed_mask & both_finite)
+            if dtypes_differ:
+                _compare_values(x, y, mask)
+            else:
+                _compare_bits(old, new, old_dtype, mask)
+            changed_nonfinite = count_true(mask & ~both_finite)
             x, y = np.where(both_finite, x, 0), np.where(both_finite, y, 0)
             squared_norms = compute_dot_product(x, x), compute_dot_product(y, y)
         # From here on, what did not change and what is not finite has a distance of 0: elements
@@ -94,7 +97,11 @@ class BlockMeasurer:
         dot_product = compute_dot_product(x, y)
         distances = _compute_distances(x, y, new_buffer)
         max_abs = float(distances.max())
-        nonzero_count = count_true(np.greater(distances, 0, out=mask))
+        changed_finite = nonzero_count = count_true(np.greater(distances, 0, out=mask))
+        if nonzero_count < x.size and not dtypes_differ:
+            # Different bits may be one number: 0.0 and -0.0, large integers as float64.
+            changed = count_true(_compare_bits(old, new, old_dtype, mask))
+            changed_finite = changed - changed_nonfinite
         beyond_tolerance = (
             _count_beyond(distances, x, tolerances, mask)
             if tolerances.rtol or tolerances.atol
@@ -102,8 +109,8 @@ class BlockMeasurer:
         )
         return DifferenceSums(
             elements=x.size,
-            changed=changed,
-            beyond_tolerance=changed - changed_finite + beyond_tolerance,
+            changed=changed_finite + changed_nonfinite,
+            beyond_tolerance=changed_nonfinite + beyond_tolerance,
             finite=finite_counts[2],
             max_abs=max_abs,
             sum_abs=float(distances.sum()),
@@ -149,12 +156,10 @@ def _compare_bits(old: bytearray, new: bytearray, dtype: str, mask: _Mask) -> _M
     return mask
 
 
-def _compare_values(x: NumberArray, y: NumberArray, mask: _Mask, *, all_finite: bool) -> _Mask:
-    """Return in `mask` which values differ; NaN equals NaN, as its bits depend on the dtype."""
+def _compare_values(x: NumberArray, y: NumberArray, mask: _Mask) -> None:
+    """Set in `mask` which values differ; NaN equals NaN, as its bits depend on the dtype."""
     np.not_equal(x, y, out=mask)
-    if not all_finite:
-        mask &= ~(np.isnan(x) & np.isnan(y))
-    return mask
+    mask &= ~(np.isnan(x) & np.isnan(y))
 
 
 def _equals_cast(
@@ -194,13 +199,19 @@ def _count_decades(
 ) -> tuple[int, ...]:
     """Return the number of changed elements by decade of their distance.
 
-    Edges are compared from the largest distance down until every distance above 0 is counted.
+    Edges are compared from the largest distance down until every distance above 0 is counted. Once
+    few are left, the others are no longer looked at.
     """
     counts_from_edge = [0]
+    counted = 0
     for edge in reversed(DECADE_EDGES):
         count = counts_from_edge[-1]
         if edge <= max_distance and count < nonzero_count:
-            count = count_true(np.greater_equal(distances, edge, out=mask))
+            below = np.less(distances, edge, out=mask[: distances.size])
+            below_count = count_true(below)
+            count = counted + distances.size - below_count
+            if below_count < distances.size * _MAX_COPIED_SHARE:
+                distances, counted = distances[below], count
         counts_from_edge.append(count)
     counts_from_edge.append(changed_count)
     return tuple(map(sub, counts_from_edge[:0:-1], counts_from_edge[-2::-1]))
