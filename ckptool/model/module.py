@@ -144,6 +144,8 @@ class ModuleClass(Struct, frozen=True):
     """A loss, a metric, or a perceptual-loss network: its keys are not part of the model."""
     attributes: frozenset[str]
     """Names in its `__dict__`, registered names included."""
+    loading_class: str = ""
+    """Qualified name of the class that defines its `_load_from_state_dict`; "" if unknown."""
     spectral_norm_dim: int = 0
     """The dimension that torch's spectral_norm takes for this layer by itself."""
     computed_parameters: Mapping[str, ComputedParameter] = {}

@@ -96,15 +96,31 @@ def build_module_info(
 
 
 def _find_none_buffer_writes(module_walk: ModuleWalk) -> dict[str, str]:
-    """Return key -> "file:line" that assigns a persistent buffer that is None, "" if none does."""
+    """Return key -> "file:line" that assigns a persistent buffer that is None, "" if none does.
+
+    Without those that torch's classes, also below a subclass, register for options that stay off.
+    """
     source_analysis, members = SourceAnalysis(), dict(module_walk.modules)
     writes: dict[str, str] = {}
     for key in module_walk.none_buffers:
         prefix, _, name = key.rpartition(".")
         owner = members[prefix]
-        if name not in owner._non_persistent_buffers_set:  # noqa: SLF001
+        is_persistent = name not in owner._non_persistent_buffers_set  # noqa: SLF001
+        if is_persistent and not _is_torch_option(source_analysis, type(owner), name):
             writes[key] = source_analysis.find_write(type(owner), name)
     return writes
+
+
+def _is_torch_option(
+    source_analysis: SourceAnalysis, cls: type["nn.Module"], attribute: str
+) -> bool:
+    """Whether only the code of a class of torch registers and assigns the attribute."""
+    torch_class = next(base for base in cls.__mro__ if is_torch_class(base))
+    find_assignment, find_write = source_analysis.find_assignment, source_analysis.find_write
+    return cls is torch_class or (
+        find_assignment(torch_class, attribute) == find_assignment(cls, attribute) != ""
+        and find_write(torch_class, attribute) == find_write(cls, attribute)
+    )
 
 
 def call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
@@ -361,6 +377,7 @@ def describe_class(module: "nn.Module") -> ModuleClass:
         name=get_qualified_name(cls),
         version=version if isinstance(version, int) else None,
         has_custom_load=_has_custom_load(module),
+        loading_class=_find_loading_class(cls),
         is_auxiliary=not ancestors.isdisjoint(_AUXILIARY_CLASSES),
         attributes=frozenset(list_attributes(module)),
         spectral_norm_dim=get_spectral_norm_dim(module),
@@ -376,6 +393,13 @@ def _has_custom_load(module: "nn.Module") -> bool:
         return True
     hooks = module._load_state_dict_pre_hooks.values()  # noqa: SLF001
     return any(not _is_torch_hook(getattr(hook, "hook", hook)) for hook in hooks)
+
+
+def _find_loading_class(cls: type["nn.Module"]) -> str:
+    """Return the qualified name of the class whose `_load_from_state_dict` it has."""
+    return next(
+        get_qualified_name(base) for base in cls.__mro__ if "_load_from_state_dict" in vars(base)
+    )
 
 
 def _is_torch_hook(hook: Any) -> bool:

@@ -360,8 +360,6 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
 def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
     for key, location in module_info.none_buffer_writes.items():
         owner = module_info.none_buffers[key]
-        if owner.startswith("torch."):  # torch registers None for options that stay off
-            continue
         filled_clause = f", and filled at {location}" if location else ""
         level = Level.WARNING if location else Level.NOTE
         yield hit(key, level, owner=owner, name=get_attribute_name(key), filled=filled_clause)

@@ -212,9 +212,12 @@ def test_what_is_known_of_classes():
         "lazy": (1, False, False),
     }
     assert {"weight", "running_mean", "eps", "training"} <= modules["norm"].attributes
+    own_name = "modules.modules_for_tests.OwnLoad"
     assert modules["own"] == ModuleClass(
-        "modules.modules_for_tests.OwnLoad", 3, True, False, modules["own"].attributes
+        own_name, 3, True, False, modules["own"].attributes, loading_class=own_name
     )
+    assert modules["norm"].loading_class == "torch.nn.modules.batchnorm._NormBase"
+    assert modules["loss"].loading_class == "torch.nn.modules.module.Module"
 
 
 def test_batch_norm_keeps_statistics():

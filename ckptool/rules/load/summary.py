@@ -8,7 +8,7 @@ from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
-from ckptool.model import Checkpoint, IssueKind, Kind, Safety, natural_sort_key
+from ckptool.model import Checkpoint, IssueKind, Kind, ModuleClass, Safety, natural_sort_key
 from ckptool.phrases import join_limited, quote_python
 from ckptool.rules.fixes.commands import (
     DONOR_SOURCE,
@@ -94,6 +94,12 @@ def find_wrong_nesting(diff: ModuleDiff) -> Iterator[RuleHit]:
 
 _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
 """Names that torch's upgrade hook fills in -> first class version that saves them."""
+_NORM_LOADING_CLASSES: Final = {
+    "torch.nn.modules.batchnorm._NormBase",
+    "torch.nn.modules.instancenorm._InstanceNorm",
+}
+"""Classes whose upgrade hook concerns nothing but `_UPGRADE_FILLED_NAMES`."""
+_PLAIN_LOADING_CLASS: Final = "torch.nn.modules.module.Module"
 
 
 @check(
@@ -136,10 +142,8 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
             if level is Level.WARNING:
                 effect += ", and copies every tensor unchanged"
             yield _build_version_hit(prefix, level, module_class.name, module_class.version, effect)
-        elif (module_class.version or 1) > 1:
-            yield _build_torch_version_hit(
-                diff, prefix, module_class.name, module_class.version or 1, file_keys
-            )
+        elif (module_class.version or 1) > 1 and module_class.loading_class != _PLAIN_LOADING_CLASS:
+            yield from _find_torch_upgrade(diff, prefix, module_class, file_keys)
 
 
 def _choose_upgrade_level(diff: ModuleDiff) -> Level | None:
@@ -160,34 +164,38 @@ def _choose_upgrade_level(diff: ModuleDiff) -> Level | None:
     return None if diff.load_steps else Level.WARNING
 
 
-def _build_torch_version_hit(
-    diff: ModuleDiff, prefix: str, owner: str, version: int, file_keys: set[str]
-) -> RuleHit:
-    """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect.
+def _find_torch_upgrade(
+    diff: ModuleDiff, prefix: str, module_class: ModuleClass, file_keys: set[str]
+) -> Iterator[RuleHit]:
+    """Yield the hit for one of torch's own classes: NOTE if its upgrade code has no effect.
+
+    None if there is no tensor on which it could have one.
 
     `file_keys` are those of the file, and those that they are renamed to.
     """
     dotted_prefix = f"{prefix}." if prefix else ""
-    module_tensors = diff.module.tensors
+    saved_keys = diff.module.saved_tensors.keys()
     expected_names = [
-        name
-        for name in _UPGRADE_FILLED_NAMES
-        if (module_tensor := module_tensors.get(f"{dotted_prefix}{name}")) is not None
-        and module_tensor.is_saved
+        name for name in _UPGRADE_FILLED_NAMES if f"{dotted_prefix}{name}" in saved_keys
     ]
     filled_names = [name for name in expected_names if f"{dotted_prefix}{name}" not in file_keys]
+    level: Level | None = Level.NOTE
     if filled_names:
         effect = f"{', '.join(filled_names)} is set to 0 instead of reported missing"
         # Asked, the loader said so itself: it loads, and only the count of batches starts again.
-        is_loaded = diff.load_outcome is not None and diff.is_strict
-        return _build_version_hit(prefix, Level.NOTE if is_loaded else None, owner, version, effect)
-    if expected_names or not any(
-        key.startswith(dotted_prefix) for key in diff.module.saved_tensors
-    ):
+        level = Level.NOTE if diff.load_outcome is not None and diff.is_strict else None
+    elif expected_names:
         effect = "harmless here, because the file has the keys that the upgrade would fill in"
-        return _build_version_hit(prefix, Level.NOTE, owner, version, effect)
-    effect = "torch's upgrade for version 1 runs on it"
-    return _build_version_hit(prefix, None, owner, version, effect)
+    elif module_class.loading_class in _NORM_LOADING_CLASSES:
+        return
+    elif not any(key.startswith(dotted_prefix) for key in saved_keys):
+        return
+    else:
+        level = _choose_upgrade_level(diff)
+        effect = "torch's upgrade for version 1 runs on it"
+        if level is Level.WARNING:
+            effect += ", and copies every tensor unchanged"
+    yield _build_version_hit(prefix, level, module_class.name, module_class.version, effect)
 
 
 def _build_version_hit(
