@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from files import rewrite_archive, same_bits, save, save_dcp
+from formats.early_pickler import early_pickle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ import ckptool
 from ckptool import api
 from ckptool.config import ProjectConfig
 from ckptool.errors import PlanError, UsageError
+from ckptool.formats import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -220,6 +222,11 @@ class Color(enum.Enum):
     BLUE = 2
 
 
+class Interval(enum.Enum):
+    SHORT = (1, (2, 3))
+    LONG = (1, (2, 9))
+
+
 def swap_archive(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     """Write an archive as a big-endian machine does: typed storages swapped, others not."""
     state = torch.load(path)
@@ -262,9 +269,17 @@ def test_a_big_endian_archive_is_written_as_torch_loads_it(tmp_path, compressed)
     assert all(same_bits(written[key], tensor) for key, tensor in state.items())
 
 
-def test_values_under_keys_that_weights_only_refuses_are_left_out_and_named(tmp_path):
+both_pickles = pytest.mark.parametrize(
+    "pickle_module", [pickle, early_pickle], ids=lambda module: module.__name__
+)
+
+
+@both_pickles
+def test_values_under_keys_that_weights_only_refuses_are_left_out_and_named(
+    tmp_path, pickle_module
+):
     content = {"w": torch.ones(2), "colors": {Color.RED: 1, Color.BLUE: [2], "none": 3}}
-    old = save(tmp_path / "old.pth", content)
+    old = save(tmp_path / "old.pth", content, pickle_module=pickle_module)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(old)
     loaded, conversion = load_converted(old, tmp_path / "new.pth")
@@ -274,9 +289,12 @@ def test_values_under_keys_that_weights_only_refuses_are_left_out_and_named(tmp_
     assert all(place.startswith("colors.") and "Color" in place for place in left_out)
 
 
-def test_tensors_under_keys_that_weights_only_refuses_are_named(tmp_path):
-    old = save(tmp_path / "old.pth", {Color.RED: torch.ones(2), Color.BLUE: torch.zeros(2)})
-    with pytest.raises(PlanError, match=r"would refuse `.*Color\(1\)`, `.*Color\(2\)`"):
+@both_pickles
+def test_tensors_under_keys_that_weights_only_refuses_are_named(tmp_path, pickle_module):
+    content = {Color.RED: torch.ones(2), Color.BLUE: torch.zeros(2)}
+    old = save(tmp_path / "old.pth", content, pickle_module=pickle_module)
+    names = r"`.*Color(\(1\)|\.RED)`, `.*Color(\(2\)|\.BLUE)`"
+    with pytest.raises(PlanError, match=f"would refuse {names}"):
         api.convert(old, tmp_path / "new.pth")
     assert not (tmp_path / "new.pth").exists()
     api.convert(old, tmp_path / "new.safetensors")
@@ -284,6 +302,69 @@ def test_tensors_under_keys_that_weights_only_refuses_are_named(tmp_path):
         0,
         2,
     ]
+
+
+KEYS = {
+    "objects of a class": (Settings(), Settings()),
+    "members of an enum that only their places tell apart": (Interval.SHORT, Interval.LONG),
+    "frozensets": (frozenset({1}), frozenset({2})),
+    "tuples of frozensets": ((1, frozenset({1})), (1, frozenset({2}))),
+    "a path and its text": (pathlib.PurePosixPath("a"), "a"),
+    "the text of a path and the path": ("a", pathlib.PurePosixPath("a")),
+    "complex numbers": (1 + 2j, 2 + 1j),
+    "bytes and their text": (b"a", "a"),
+    "a number and its text": (1, "1"),
+    "sizes": (torch.Size([1]), torch.Size([2])),
+    "dtypes": (torch.float32, torch.int8),
+}
+
+
+def is_refused(tmp_path, key) -> bool:
+    try:
+        torch.load(save(tmp_path / "key.pth", {key: 1}))
+    except pickle.UnpicklingError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_values_under_keys_that_weights_only_reads_are_kept_and_others_are_named(tmp_path, name):
+    """A key that was an object was a TypeError; of two of the same name one was not looked for."""
+    keys = KEYS[name]
+    refused = [key for key in keys if is_refused(tmp_path, key)]
+    values = dict(zip(keys, ([1], {"x": 2}), strict=True))
+    old = save(tmp_path / "old.pth", {"w": torch.ones(2), "values": {**values, "last": [3]}})
+    loaded, conversion = load_converted(old, tmp_path / "new.pth")
+    assert loaded["values"] == {k: values[k] for k in keys if k not in refused} | {"last": [3]}
+    assert len(list_places(conversion.left_out)) == len(conversion.left_out) == len(refused)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_tensors_under_keys_that_weights_only_refuses_are_never_lost(tmp_path, name):
+    keys = KEYS[name]
+    tensors = dict(zip(keys, (torch.ones(2), torch.zeros(2)), strict=True))
+    old = save(tmp_path / "old.pth", {**tensors, "w": torch.arange(2)})
+    if any(is_refused(tmp_path, key) for key in keys):
+        with pytest.raises(PlanError, match="would refuse"):
+            api.convert(old, tmp_path / "new.pth")
+        assert not (tmp_path / "new.pth").exists()
+        return
+    loaded, _ = load_converted(old, tmp_path / "new.pth")
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_place_of_the_file_can_be_stripped_whatever_its_key_is(tmp_path, name):
+    """Bytes and calls of `builtins` have another form in the pickle than in the description."""
+    values = {key: [1] for key in KEYS[name]} | {Color.RED: [3]}
+    old = save(tmp_path / "old.pth", {"w": torch.ones(2), "values": values, "last": 4})
+    places = [entry.at for entry in open_checkpoint(old).entries if entry.at.startswith("values.")]
+    assert len(places) == 3
+    loaded, conversion = load_converted(old, tmp_path / "new.pth", strip=places[:2])
+    assert (loaded["values"], loaded["last"]) == ({}, 4)
+    reasons = {change.place: change.reason for change in conversion.left_out}
+    assert [reasons.pop(place) for place in places[:2]] == ["--strip", "--strip"]
+    assert reasons.keys() == {*places[2:]}
 
 
 @pytest.mark.parametrize("write", [lambda content, path: save(path, content), save_dcp])

@@ -12,10 +12,10 @@ import re
 import resource
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
+from archives import extract_tar
 from click.testing import CliRunner
 
 from ckptool.cli import main
@@ -51,8 +51,7 @@ SPARE = 320 << 20
 @pytest.fixture(scope="session")
 def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    with tarfile.open(HERE / "dev.tar.xz") as archive:
-        archive.extractall(folder, filter="tar")
+    extract_tar(HERE / "dev.tar.xz", folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 import enum
 import io
 import pickle
+import types
 
 
 class EarlyPickler(pickle.Pickler):
@@ -15,6 +16,12 @@ class EarlyPickler(pickle.Pickler):
         if isinstance(value, enum.Enum):
             return getattr, (type(value), self.attribute or value.name)
         return NotImplemented
+
+
+early_pickle = types.SimpleNamespace(
+    __name__="early_pickle", Pickler=EarlyPickler, dumps=pickle.dumps
+)
+"""The `pickle_module` with which torch.save writes what Python 3.11.0 to 3.11.3 writes."""
 
 
 def pickle_early(value, attribute: str = "") -> bytes:

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import pickletools
-import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from random import Random
 
 import pytest
 import torch
+from archives import extract_tar
 from click.testing import CliRunner
 from containers import safetensors_bytes, write
 from paths import IS_CI, ROOT
@@ -74,8 +74,7 @@ class Seed:
 @pytest.fixture(scope="session")
 def seeds(tmp_path_factory) -> list[Seed]:
     folder = tmp_path_factory.mktemp("seeds")
-    with tarfile.open(CORPUS / "dev.tar.xz") as archive:
-        archive.extractall(folder, filter="tar")
+    extract_tar(CORPUS / "dev.tar.xz", folder)
     cases = json.loads((CORPUS / "manifest.json").read_text())["cases"]
     wanted = {"accept", "flag-unsafe"}
     valid = [(c["name"], folder / c["path"]) for c in cases if c["expect"] in wanted]

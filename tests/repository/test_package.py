@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from archives import extract_tar
 from command_runs import Ran
 from paths import ROOT, SAMPLES
 
@@ -74,8 +75,7 @@ def built(tool, tmp_path_factory) -> Built:
 
     build(ROOT, "tree", "--sdist", "--wheel")
     (sdist,) = (folder / "tree").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    extract_tar(sdist, folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     build(unpacked, "again", "--wheel")
     (wheel,), (rebuilt,) = ((folder / name).glob("*.whl") for name in ("tree", "again"))

@@ -1,12 +1,10 @@
 """A member of an enum in a checkpoint that Python 3.11.0 to 3.11.3 saved."""
 
 import enum
-import pickle
-import types
 
 import pytest
 import torch
-from formats.early_pickler import EarlyPickler
+from formats.early_pickler import early_pickle
 
 from ckptool import api
 
@@ -18,7 +16,6 @@ class Color(enum.Enum):
 def test_the_fix_of_a_member_of_an_enum_is_to_save_its_name(tmp_path):
     path = tmp_path / "model.pth"
     checkpoint = {"w": torch.ones(2), "color": Color.RED}
-    early_pickle = types.SimpleNamespace(__name__="early", Pickler=EarlyPickler, dumps=pickle.dumps)
     torch.save(checkpoint, path, pickle_module=early_pickle)
     with pytest.raises(Exception, match="getattr"):
         torch.load(path)

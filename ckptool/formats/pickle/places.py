@@ -1,6 +1,7 @@
 """Containers of a pickle -> named children, and their places, of bounded length."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ckptool.formats.pickle.nodes import MappingNode, SetNode, UnresolvedObject
@@ -35,6 +36,23 @@ class PlaceJoiner:
         head = f"{place[:_KEPT_CHARS]}{separator}{key[:_KEPT_CHARS]}"[:_KEPT_CHARS]
         tail = f"{place[-_KEPT_CHARS:]}{separator}{key[-_KEPT_CHARS:]}"[-_KEPT_CHARS:]
         return f"{head}...[cut {self.cut_count}]...{tail}"
+
+
+class KeyDeduplicator:
+    """Makes keys of one dict unique that are the same text: 1 and "1", two tuples of two."""
+
+    def __init__(self, *mappings: Mapping[str, Any]) -> None:
+        self._mappings = mappings
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, key: str) -> str:
+        """Return key + "'", or with a number after it if that is used as well."""
+        unique_key = key
+        while any(unique_key in mapping for mapping in self._mappings):
+            self._counts[key] += 1
+            count = self._counts[key]
+            unique_key = f"{key}'{count if count > 1 else ''}"
+        return unique_key
 
 
 CONTAINER_TYPES: Final = frozenset({dict, MappingNode, list, tuple, SetNode, UnresolvedObject})

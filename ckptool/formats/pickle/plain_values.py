@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
+    GETATTR,
     GlobalName,
     MappingNode,
     PersistentReference,
@@ -192,6 +193,9 @@ def _describe_key(key: Any, depth: int) -> str:
     if type(key) in ATOMIC_TYPES:
         return _describe_atom(key)
     name, parts = "", key
+    member = describe_class_attribute(key)
+    if member:
+        return member
     if type(key) is UnresolvedObject and not (key.state or key.items or key.pairs):
         name = escape_unprintable(key.qualified_name)
         parts = key.args if all(type(part) in ATOMIC_TYPES for part in key.args) else None
@@ -201,6 +205,19 @@ def _describe_key(key: Any, depth: int) -> str:
     if any(len(text) > _MAX_TEXT_LENGTH for text in texts):
         return describe_node(key)
     return f"{name}({', '.join(texts)}{',' if not name and len(texts) == 1 else ''})"
+
+
+def describe_class_attribute(node: object) -> str:
+    """Return "net.Color.RED" for getattr(net.Color, "RED"), else "".
+
+    Python 3.11.0 to 3.11.3 pickles members of enums so.
+    """
+    if type(node) is not UnresolvedObject or node.callee_name != GETATTR or len(node.args) != 2:
+        return ""
+    cls, name = node.args
+    if type(cls) is not GlobalName or type(name) is not str:
+        return ""
+    return escape_unprintable(f"{cls.qualified_name}.{name}")
 
 
 _MAX_KEY_PARTS: Final = 8
@@ -266,7 +283,7 @@ def _describe_object(node: Any) -> str:
     value = convert_simple_object(node)
     if value is not NOT_PLAIN:
         return quote_name(value) if type(value) is str else repr(value)
-    return f"a {escape_unprintable(node.qualified_name)}"
+    return describe_class_attribute(node) or f"a {escape_unprintable(node.qualified_name)}"
 
 
 _MAX_DICT_TEXT_LENGTH: Final = 72

@@ -1,6 +1,5 @@
 """Object graph of a pickle -> PickleTree: its StateDicts, and the rest as PlainEntry values."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final
@@ -22,6 +21,7 @@ from ckptool.formats.pickle.nodes import (
 from ckptool.formats.pickle.places import (
     CONTAINER_TYPES,
     MAX_PLACE_CHARS,
+    KeyDeduplicator,
     PlaceJoiner,
     iter_children,
 )
@@ -204,7 +204,7 @@ class _TreeWalk:
             return
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, Any] = {}
-        make_unique = _KeyDeduplicator(tensors, non_tensors)
+        make_unique = KeyDeduplicator(tensors, non_tensors)
         for name, child in iter_children(node):
             key = make_unique(name) if name in tensors or name in non_tensors else name
             tensor = self._reader.read_tensor(child, key)
@@ -294,7 +294,7 @@ class _TreeWalk:
         numbers = number_parameters(node["param_groups"])
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, str] = {}
-        make_unique = _KeyDeduplicator(tensors, non_tensors)
+        make_unique = KeyDeduplicator(tensors, non_tensors)
         todo: list[tuple[str, Any]] = [(format_key(k), v) for k, v in reversed(node.items())]
         while todo:
             key, child = todo.pop()
@@ -331,23 +331,6 @@ def _iter_numbered_children(node: Any, numbers: Mapping[int, str]) -> Iterator[t
 
 def _has_dict_items(node: Any) -> bool:
     return type(node) is UnresolvedObject and bool(node.pairs)
-
-
-class _KeyDeduplicator:
-    """Makes keys of one dict unique that are the same text: 1 and "1", two tuples of two."""
-
-    def __init__(self, *mappings: Mapping[str, Any]) -> None:
-        self._mappings = mappings
-        self._counts: Counter[str] = Counter()
-
-    def __call__(self, key: str) -> str:
-        """Return key + "'", or with a number after it if that is used as well."""
-        unique_key = key
-        while any(unique_key in mapping for mapping in self._mappings):
-            self._counts[key] += 1
-            count = self._counts[key]
-            unique_key = f"{key}'{count if count > 1 else ''}"
-        return unique_key
 
 
 def _drop_values_beyond(entries: list[PlainEntry], leaves: int) -> bool:

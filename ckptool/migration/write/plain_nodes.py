@@ -111,8 +111,14 @@ def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
         elif isinstance(node, list | tuple):
             pending += node
         elif type(node) is UnresolvedObject:
-            func = node.func.cls if type(node.func) is NewObjClass else node.func
-            pending += [func, *node.args, node.kwargs, node.state, node.items, node.pairs]
+            pending += [
+                find_class(node),
+                *node.args,
+                node.kwargs,
+                node.state,
+                node.items,
+                node.pairs,
+            ]
         elif type(node) is PersistentReference:
             pending += [
                 node.persistent_id,
@@ -184,14 +190,19 @@ def is_module(content: Any) -> bool:
     return isinstance(content, dict) and {"_parameters", "_modules"} <= content.keys()
 
 
+def find_class(node: UnresolvedObject) -> object:
+    """Return the node of the class of an object, or of the function that makes it."""
+    return node.func.cls if type(node.func) is NewObjClass else node.func
+
+
 def classify_class(node: UnresolvedObject) -> Safety:
-    name = node.func.cls if type(node.func) is NewObjClass else node.func
+    name = find_class(node)
     return _classify_name(name) if isinstance(name, GlobalName) else Safety.DANGEROUS
 
 
 def describe_class(node: Any) -> str:
     """Return what a node is in the source: "argparse.Namespace", "a list of 3"."""
     if type(node) is UnresolvedObject:
-        func = node.func.cls if type(node.func) is NewObjClass else node.func
-        return func.qualified_name if isinstance(func, GlobalName) else node.qualified_name
+        cls = find_class(node)
+        return ".".join(resolve_name(cls)) if isinstance(cls, GlobalName) else node.qualified_name
     return describe_node(node)

@@ -17,12 +17,12 @@ from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     convert_simple_object,
     describe_node,
-    format_key,
     is_torch_constant,
 )
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 from ckptool.formats.pickle.tensors.argument_checks import TENSOR_CLASSES
 from ckptool.migration.plan.conversion import TreeChange
+from ckptool.migration.write.graph_keys import iter_named_pairs
 from ckptool.migration.write.plain_nodes import (
     ATTRIBUTE_CALLS,
     ORDERED_DICT,
@@ -50,6 +50,9 @@ _MAX_INT_BYTES: Final = 255
 _MAPPINGS: Final = frozenset({ORDERED_DICT, ("collections", "defaultdict")})
 _FROZENSET: Final = ("builtins", "frozenset")
 _SETS: Final = frozenset({("builtins", "set"), _FROZENSET})
+_MUTABLE_CALLS: Final = frozenset(
+    {*_SETS, *_MAPPINGS, ("builtins", "bytearray"), ("collections", "Counter")}
+)
 _ENCODE: Final = GlobalName("_codecs", "encode")
 _SET: Final = GlobalName("builtins", "set")
 _BYTEARRAY: Final = GlobalName("builtins", "bytearray")
@@ -174,13 +177,14 @@ class _PlainTreeBuilder:
     def _convert_pairs(self, pairs: dict[Any, Any], place: str, depth: int) -> dict[Any, Any]:
         """Return the pairs whose key and value have a plain form; the others are noted."""
         result: dict[Any, Any] = {}
-        for key, child in pairs.items():
-            child_place = join_key(place, format_key(key))
+        for name, key, child in iter_named_pairs(pairs):
+            child_place = join_key(place, name)
             if self._is_stripped(child_place):
                 continue
             note_count = len(self.changes)
-            plain_key = self.convert(key, f"a key of {place or '.'}", depth + 1)
-            if plain_key is _LEFT_OUT:
+            plain_key = self._convert_key(key, place, depth)
+            is_taken = plain_key != key and (plain_key in pairs or plain_key in result)
+            if plain_key is _LEFT_OUT or is_taken:
                 self.changes[note_count:] = []
                 self._leave_out(child, child_place, f"its key is a {describe_class(key)}")
                 continue
@@ -188,6 +192,11 @@ class _PlainTreeBuilder:
             if value is not _LEFT_OUT:
                 result[plain_key] = value
         return result
+
+    def _convert_key(self, key: Any, place: str, depth: int) -> Any:
+        """Return the plain form of a key, or _LEFT_OUT if it has none that can be a key."""
+        plain_key = self.convert(key, f"a key of {place or '.'}", depth + 1)
+        return plain_key if _is_hashable(plain_key) else _LEFT_OUT
 
     def _convert_items(self, items: Any, place: str, depth: int) -> Any:
         """Return the items, or _LEFT_OUT if one of them is: the others would change places."""
@@ -324,6 +333,14 @@ def _put_on_cpu(identifier: Any) -> Any:
     if type(identifier) is tuple and len(identifier) >= 5:
         return (*identifier[:3], _CPU, *identifier[4:])
     return identifier
+
+
+def _is_hashable(node: Any) -> bool:
+    """Whether a plain node is hashable, and so is what torch.load makes of it."""
+    if type(node) is tuple:
+        return all(map(_is_hashable, node))
+    is_mutable = type(node) is UnresolvedObject and get_callee(node) in _MUTABLE_CALLS
+    return not (is_mutable or isinstance(node, dict | list))
 
 
 def _is_writable_int(number: int) -> bool:

@@ -22,12 +22,12 @@ from ckptool.formats.pickle.nodes import (
     PickleError,
     UnresolvedObject,
 )
-from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.reader import parse_pickle, select_unsafe
 from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.migration.plan.conversion import ConversionScope, TreeChange
 from ckptool.migration.plan.draft import READABLE_LAYOUTS, Draft, PlannedTensor, create_draft
+from ckptool.migration.write.graph_keys import iter_named_pairs
 from ckptool.migration.write.plain_nodes import names_dangerous
 from ckptool.migration.write.plain_tree import PlainTree, build_plain_tree
 from ckptool.migration.write.source_pickle import SourcePickle, read_source_pickle
@@ -383,7 +383,7 @@ def _read_pairs(node: Any) -> dict[str, tuple[Any, Any]]:
     if type(node) is UnresolvedObject:
         node = node.pairs or node.items or {}
     if isinstance(node, dict):
-        return {format_key(key): (key, child) for key, child in node.items()}
+        return {name: (key, child) for name, key, child in iter_named_pairs(node)}
     if type(node) in {list, tuple}:
         return {str(index): (str(index), child) for index, child in enumerate(node)}
     return {}
@@ -418,8 +418,8 @@ def _iter_children(node: Any, set_own: NodeSetter) -> Iterator[tuple[str, Any, N
         containers = [node.pairs or {}, node.items or [], node.state, *_iter_dict_arguments(node)]
     for container in containers:
         if isinstance(container, dict):
-            for key, child in list(container.items()):
-                yield format_key(key), child, _make_setter(container, key)
+            for name, key, child in [*iter_named_pairs(container)]:
+                yield name, child, _make_setter(container, key)
         elif isinstance(container, list):
             for index, child in enumerate(container):
                 yield str(index), child, _make_setter(container, index)
