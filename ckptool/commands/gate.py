@@ -376,7 +376,7 @@ def _update_baseline(
     policy: Policy,
 ) -> Baseline:
     """Write all current findings to the baseline, and keep those of paths not checked now."""
-    from ckptool.formats.files.atomic import write_file
+    from ckptool.formats.files.output_group import write_file
 
     checked_paths = {policy.relative(checkpoint.path) for checkpoint in gated_checkpoints}
     other_findings = {

@@ -15,6 +15,7 @@ from ckptool.errors import (
     UsageError,
 )
 from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import gather_outputs
 from ckptool.formats.files.signals import raise_on_signal
 from ckptool.formats.files.weight_names import (
     LOOKUP_ORDERS,
@@ -99,6 +100,7 @@ def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
     _reject_unread_shards(request, to)
     with (
         raise_on_signal(),
+        gather_outputs(),
         AnonymousFile() as anonymous_file,
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,

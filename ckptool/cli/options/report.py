@@ -34,6 +34,8 @@ from ckptool.config import (
     read_config,
 )
 from ckptool.errors import UsageError
+from ckptool.formats.files.output_group import gather_outputs
+from ckptool.formats.files.signals import raise_on_signal
 from ckptool.policy import LEVELS
 from ckptool.policy.resolve import PolicyOptions, resolve_policy
 from ckptool.render import FORMATS
@@ -112,7 +114,13 @@ def _wrap_report_command(
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
         draws_progress = not options.pop("no_progress") and not quiet
-        with _set_context(ctx, config), show_progress(is_wanted=draws_progress), choose_worker(ctx):
+        with (
+            raise_on_signal(),
+            gather_outputs(),
+            _set_context(ctx, config),
+            show_progress(is_wanted=draws_progress),
+            choose_worker(ctx),
+        ):
             return function(ctx, *args, out=out, policy=policy, **options)
 
     return command

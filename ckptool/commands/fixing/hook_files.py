@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.errors import CkptoolError
-from ckptool.formats.files.atomic import (
-    check_target,
-    commit_outputs,
-    open_pending_output,
-    translate_os_errors,
-)
+from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import write_files, write_separately
 from ckptool.migration.hook.hook_check import HookCheck, build_example_state, format_hook_check
 from ckptool.migration.hook.hook_source import HookSubject, format_hook
 from ckptool.migration.hook.hook_trace import HookTrace
@@ -101,18 +97,9 @@ def write_hook_files(files: Mapping[Path, bytes], *, force: bool) -> None:
     Raises:
         WriteError: one exists already and `force` is not given, or cannot be written.
     """
-    from contextlib import ExitStack
-
     for path in files:
         check_target(path, (), force=force, folder=False)
-    with ExitStack() as stack:
-        outputs = []
-        for path, content in files.items():
-            output = stack.enter_context(open_pending_output(path, force=force))
-            with translate_os_errors(path):
-                output.path.write_bytes(content)
-            outputs.append(output)
-        commit_outputs(*outputs)
+    write_files(files, force=force)
 
 
 def name_module(path: Path, target: str) -> str:
@@ -145,7 +132,7 @@ def _build_states(request: HookRequest) -> tuple[bytes, bytes] | None:
 
     buffer = BytesIO()
     torch.save(example, buffer)
-    with tempfile.TemporaryDirectory(prefix="ckptool-hook-") as name:
+    with tempfile.TemporaryDirectory(prefix="ckptool-hook-") as name, write_separately():
         source, target = Path(name, "old.pth"), Path(name, "new.pth")
         source.write_bytes(buffer.getvalue())
         try:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptool.errors import RevisionError, WriteError, describe_os_error
+from ckptool.formats.files.output_group import write_separately
 from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.revisions.chain import read_chain
 
@@ -39,7 +40,7 @@ def write_chain_files(
             parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"{error.filename}: {describe_os_error(error)}") from error
-    with _lock_folder(folder):
+    with _lock_folder(folder), write_separately():
         _require_heads(folder, heads)
         new_files = {path: content for path, content in files.items() if not _has(path, content)}
         write_all_files(new_files, force=force)

@@ -16,6 +16,7 @@ from ckptool.commands.sources.pipeline_files import (
     list_weight_files,
 )
 from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError, describe_os_error
+from ckptool.formats.files.output_group import write_separately
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location
 
@@ -139,7 +140,8 @@ def run_batch(
         target = folder / f"{source.name}{suffix if source.suffix is None else source.suffix}"
         new_folders = [] if dry_run else _make_folders(target.parent)
         try:
-            reports.append(run_one(source.location, target))
+            with write_separately():
+                reports.append(run_one(source.location, target))
         except CkptoolError as error:
             errors.append(error)
             _remove_empty(new_folders)
@@ -150,7 +152,8 @@ def run_batch(
         copies = {source.pipeline: folder / source.place for source in sources}
         for pipeline, target in copies.items():
             if pipeline is not None:
-                copy_settings(pipeline, target, force=force)
+                with write_separately():
+                    copy_settings(pipeline, target, force=force)
     return BatchResult(tuple(reports), tuple(errors))
 
 

@@ -9,12 +9,8 @@ from msgspec.structs import replace
 from ckptool.compare.digest import digest_checkpoint
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.files.atomic import (
-    check_target,
-    commit_outputs,
-    open_pending_output,
-    translate_os_errors,
-)
+from ckptool.formats.files.atomic import check_target, open_pending_output, translate_os_errors
+from ckptool.formats.files.output_group import commit_outputs
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import Limits
 from ckptool.loaders.model_folder import (
