@@ -199,8 +199,9 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 def _report_interrupt(error: KeyboardInterrupt | Interrupted) -> NoReturn:
     from ckptool.cli.outputs.progress import close_progress
 
-    is_sigint = isinstance(error, KeyboardInterrupt)
-    name, code = ("SIGINT", 130) if is_sigint else (error.name, int(str(error.code)))
+    name, code = "SIGINT", 130
+    if isinstance(error, Interrupted):
+        name, code = error.name, int(str(error.code))
     close_progress()
     click.echo(f"ckptool: ended by {name}", err=True)
     raise Exit(code)

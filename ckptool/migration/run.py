@@ -135,6 +135,7 @@ def _run_stages(
         request.limits,
         follows_chain=request.follows_chain,
     )
+    sources.require_donor()
     suggested = choose_plan(request, draft, target_module, sources)
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     trace = _check_trace(request, suggested.plan, draft, sources)
