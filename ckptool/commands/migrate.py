@@ -284,7 +284,8 @@ def _write_hook(
         PlanError: a hook cannot do a step of the plan.
         WriteError: a file exists already, or cannot be written.
     """
-    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files, write_hook_files
+    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files
+    from ckptool.formats.files.output_group import write_files
 
     assert result.trace is not None
     files, notes = build_hook_files(
@@ -298,7 +299,7 @@ def _write_hook(
             load_module,
         )
     )
-    write_hook_files(files, force=force)
+    write_files(files, force=force)
     names = ", ".join(file.name for file in files)
     return (*notes, f"wrote {names}")
 

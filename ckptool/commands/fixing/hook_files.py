@@ -1,7 +1,7 @@
 """Trace of a plan -> files of a repository: a hook, its test, and the states that it loads."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.errors import CkptoolError
-from ckptool.formats.files.atomic import check_target
-from ckptool.formats.files.output_group import write_files, write_separately
+from ckptool.formats.files.output_group import write_separately
 from ckptool.migration.hook.hook_check import HookCheck, build_example_state, format_hook_check
 from ckptool.migration.hook.hook_source import HookSubject, format_hook
 from ckptool.migration.hook.hook_trace import HookTrace
@@ -89,17 +88,6 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
         old_path: old_content,
         new_path: new_content,
     }, (lines_note,)
-
-
-def write_hook_files(files: Mapping[Path, bytes], *, force: bool) -> None:
-    """Write all files, or none.
-
-    Raises:
-        WriteError: one exists already and `force` is not given, or cannot be written.
-    """
-    for path in files:
-        check_target(path, (), force=force, folder=False)
-    write_files(files, force=force)
 
 
 def name_module(path: Path, target: str) -> str:

@@ -104,6 +104,40 @@ class PendingOutput:
             self._undo = partial(kept_path.replace, self.target)
 
 
+class PendingRemoval:
+    """File that is removed with the outputs of a command; until then it is at its path."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = _name_temporary(target)
+        self.is_gathered = False
+
+    def sync_to_disk(self) -> None:
+        """Do nothing: no content is written."""
+
+    def move_to_target(self) -> None:
+        """Move the file, if there is one, to a temporary name, for `undo_move`.
+
+        Raises:
+            WriteError: it could not be moved.
+        """
+        with translate_os_errors(self.target), suppress(FileNotFoundError):
+            self.target.rename(self.path)
+
+    def undo_move(self) -> None:
+        """Move the file back.
+
+        Raises:
+            WriteError: it could not be moved.
+        """
+        with translate_os_errors(self.target), suppress(FileNotFoundError):
+            self.path.rename(self.target)
+
+    def close(self) -> None:
+        """Remove what is at the temporary path."""
+        _remove_path(self.path)
+
+
 def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: bool) -> None:
     """Reject a target that is an input, exists already, or cannot be created, before any work.
 

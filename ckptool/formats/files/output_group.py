@@ -1,18 +1,23 @@
 """Pending outputs -> their targets: all that one command writes, or nothing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final, Self
 
+from ckptool.errors import WriteError, describe_os_error
 from ckptool.formats.files.atomic import (
     PendingOutput,
+    PendingRemoval,
+    check_target,
     open_pending_output,
     sync_folder,
     translate_os_errors,
 )
 from ckptool.formats.files.signals import block_signals
+
+PendingChange = PendingOutput | PendingRemoval
 
 
 class OutputGroup:
@@ -21,10 +26,12 @@ class OutputGroup:
     def __init__(self, outer: Self | None) -> None:
         self._outer = outer
         """The group around this one, which gets its outputs; None for none."""
-        self._outputs: list[PendingOutput] = []
+        self._outputs: list[PendingChange] = []
         self._checks: list[Callable[[], None]] = []
+        self._at_end = ExitStack()
+        """What is undone or unlocked once the outputs are moved or removed."""
 
-    def add(self, outputs: Sequence[PendingOutput], check: Callable[[], None]) -> None:
+    def add(self, outputs: Sequence[PendingChange], check: Callable[[], None]) -> None:
         """Take over complete outputs: the group moves or removes them from now on."""
         for output in outputs:
             output.is_gathered = True
@@ -40,6 +47,7 @@ class OutputGroup:
         """
         if self._outer is not None:
             self._outer.add(self._outputs, _join_checks(self._checks))
+            self._outer.hold(self._at_end.pop_all())
             self._outputs, self._checks = [], []
             return
         try:
@@ -52,22 +60,41 @@ class OutputGroup:
         for output in self._outputs:
             output.close()
         self._outputs, self._checks = [], []
+        self._at_end.close()
+
+    def hold(self, context: AbstractContextManager[object]) -> None:
+        """Enter a context that is left once the outputs are moved or removed."""
+        self._at_end.enter_context(context)
+
+    def create_folder(self, folder: Path) -> None:
+        """Create a folder and those above it; what is empty at the end is removed again.
+
+        Raises:
+            WriteError: it cannot be created.
+        """
+        for path in reversed((folder, *folder.parents)):
+            if not path.exists():
+                self._at_end.callback(_remove_empty, path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"{folder}: {describe_os_error(error)}") from error
 
     def find_path(self, target: Path) -> Path:
         """Return the path of the content of `target` now: a temporary one while it waits."""
-        return next((o.path for o in self._outputs if o.target == target), target)
+        return next((output.path for output in self._outputs if output.target == target), target)
 
 
 _GROUP: Final = ContextVar[OutputGroup | None]("output group", default=None)
 
 
 @contextmanager
-def gather_outputs() -> Iterator[None]:
+def gather_outputs() -> Iterator[OutputGroup]:
     """Context manager: what is written in it appears at its end, all together, or not at all."""
     group = OutputGroup(_GROUP.get())
     token = _GROUP.set(group)
     try:
-        yield
+        yield group
         group.commit()
     finally:
         group.discard()
@@ -101,7 +128,7 @@ def find_written_path(target: Path) -> Path:
     return target if group is None else group.find_path(target)
 
 
-def commit_outputs(*outputs: PendingOutput, check: Callable[[], None] = lambda: None) -> None:
+def commit_outputs(*outputs: PendingChange, check: Callable[[], None] = lambda: None) -> None:
     """Flush all outputs, call `check`, and move them to their targets in order, signals deferred.
 
     Within `gather_outputs` they wait for the other outputs, and `check` is called then. If a move
@@ -119,20 +146,24 @@ def commit_outputs(*outputs: PendingOutput, check: Callable[[], None] = lambda: 
         group.add(outputs, check)
 
 
-def write_files(contents: Mapping[Path, bytes], *, force: bool) -> None:
-    """Write small files atomically: all, or none.
+def write_files(
+    contents: Mapping[Path, bytes], *, force: bool, removed: Iterable[Path] = ()
+) -> None:
+    """Write small files atomically, and remove others: all, or none.
 
     Raises:
-        WriteError: one could not be written; existing files are left unchanged.
+        WriteError: one exists already and `force` is not given, or cannot be written or removed.
     """
+    for path in contents:
+        check_target(path, (), force=force, folder=False)
     with ExitStack() as stack:
-        outputs = []
+        outputs: list[PendingChange] = []
         for path, content in contents.items():
             output = stack.enter_context(open_pending_output(path, force=force))
             with translate_os_errors(path):
                 output.path.write_bytes(content)
             outputs.append(output)
-        commit_outputs(*outputs)
+        commit_outputs(*outputs, *map(PendingRemoval, removed))
 
 
 def write_file(path: Path, content: bytes, *, force: bool) -> None:
@@ -152,7 +183,12 @@ def _join_checks(checks: Sequence[Callable[[], None]]) -> Callable[[], None]:
     return run_checks
 
 
-def _move_outputs(outputs: Sequence[PendingOutput], check: Callable[[], None]) -> None:
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _move_outputs(outputs: Sequence[PendingChange], check: Callable[[], None]) -> None:
     check()
     with block_signals(), ExitStack() as undo:
         for output in outputs:
