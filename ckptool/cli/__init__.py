@@ -14,7 +14,7 @@ from typing import IO, Any, Final, NoReturn
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
-from ckptool.errors import CkptoolError, describe_os_error
+from ckptool.errors import CkptoolError, Interrupted, describe_os_error
 from ckptool.locations import mask_credentials, suggest_module_option
 
 COMMAND_GROUPS: Final = {
@@ -141,8 +141,8 @@ class LazyGroup(click.Group):
             return super().make_context(info_name, args, *positional, **extra)
         except click.UsageError as error:
             raise _to_one_line_error(error, words) from error
-        except KeyboardInterrupt:
-            _report_interrupt()
+        except (KeyboardInterrupt, Interrupted) as signal_error:
+            _report_interrupt(signal_error)
         except BrokenPipeError:
             _end_at_closed_pipe()
         except OSError as error:  # --version, to a full disk
@@ -157,8 +157,8 @@ class LazyGroup(click.Group):
             raise _to_one_line_error(error, name=name) from error
         except CkptoolError as error:
             _report_error(ctx, *error.lines)
-        except KeyboardInterrupt:
-            _report_interrupt()
+        except (KeyboardInterrupt, Interrupted) as signal_error:
+            _report_interrupt(signal_error)
         except BrokenPipeError:
             _end_at_closed_pipe()
         except OSError as error:
@@ -196,12 +196,15 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
     ctx.exit(COULD_NOT_CHECK)
 
 
-def _report_interrupt() -> NoReturn:
+def _report_interrupt(error: KeyboardInterrupt | Interrupted) -> NoReturn:
     from ckptool.cli.outputs.progress import close_progress
 
+    name, code = "SIGINT", 130
+    if isinstance(error, Interrupted):
+        name, code = error.name, int(str(error.code))
     close_progress()
-    click.echo("ckptool: ended by SIGINT", err=True)
-    raise Exit(130)
+    click.echo(f"ckptool: ended by {name}", err=True)
+    raise Exit(code)
 
 
 def _end_at_closed_pipe() -> NoReturn:

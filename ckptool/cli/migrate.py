@@ -18,7 +18,7 @@ from ckptool.cli.options.module import (
     limit_options,
     module_options,
 )
-from ckptool.cli.options.param_types import CHECKPOINT_PATH, INPUT_FILE, OUTPUT_PATH
+from ckptool.cli.options.param_types import CHECKPOINT_PATH, INPUT_FILE, INPUT_FOLDER, OUTPUT_PATH
 from ckptool.cli.options.report import target_options
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.outputs.output_targets import find_format
@@ -56,7 +56,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
               help="Accept unproved renames if they are unambiguous.")  # fmt: skip
 @click.option("--from", "from_", metavar="FILE", type=CHECKPOINT_PATH,
               help="Also take attributes from this pickled module.")  # fmt: skip
-@click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
+@click.option("--merge-adapter", metavar="BASE", type=INPUT_FOLDER,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Write only the state_dict.")
 @click.option("--plan", metavar="FILE", type=INPUT_FILE, help="Apply this plan.")

@@ -15,6 +15,8 @@ from ckptool.cli.outputs.progress import close_progress
 from ckptool.cli.outputs.secrets import mask_secrets
 from ckptool.commands.worker.worker import close_worker
 from ckptool.errors import WriteError, describe_os_error
+from ckptool.formats.files.atomic import translate_os_errors
+from ckptool.formats.files.output_group import commit_gathered, write_file
 from ckptool.locations import mask_credentials
 from ckptool.phrases import cut_middle, make_printable
 from ckptool.render import RenderOptions, render
@@ -62,10 +64,14 @@ class ReportOutput(Struct, frozen=True):
         """
         close_worker()
         close_progress()
-        for format_, path in self.destinations:
-            text = render(format_, report, self._build_render_options(path))
-            is_file = path is not None and (path.is_file() or not path.exists())
-            _write_output(text + (_TEXT_MARKS.get(format_, "") if is_file else ""), path)
+        self._write_texts(
+            (
+                render(format_, report, self._build_render_options(path))
+                + (_TEXT_MARKS.get(format_, "") if _is_file(path) else ""),
+                path,
+            )
+            for format_, path in self.destinations
+        )
         summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary_path and "github" in self.formats:
             _append_summary(
@@ -88,8 +94,27 @@ class ReportOutput(Struct, frozen=True):
         Raises:
             WriteError: a file cannot be written.
         """
-        for _, path in self.destinations:
-            _write_output(text, path)
+        self._write_texts((text, path) for _, path in self.destinations)
+
+    def _write_texts(self, texts: Iterable[tuple[str, Path | None]]) -> None:
+        """Write the files, have all files of the command appear, and print the rest.
+
+        Raises:
+            WriteError: a file cannot be written; then none is.
+        """
+        printed_texts: list[tuple[str, Path | None]] = []
+        for text, path in texts:
+            if path is not None and _is_file(path):
+                write_file(path, f"{mask_secrets(text)}\n".encode(), force=True)
+            else:
+                printed_texts.append((mask_secrets(text), path))
+        commit_gathered()
+        for text, path in printed_texts:
+            if path is None:
+                _print_text(text)
+            else:
+                with translate_os_errors(path):
+                    path.write_bytes(f"{text}\n".encode())
 
     def _build_render_options(self, path: Path | None) -> RenderOptions:
         is_terminal = path is None and sys.stdout.isatty()
@@ -112,24 +137,9 @@ def _detect_width(*, is_terminal: bool) -> int | None:
     return get_terminal_size().columns
 
 
-def _write_output(text: str, path: Path | None) -> None:
-    text = mask_secrets(text)
-    if path is None:
-        _print_text(text)
-    else:
-        _write_file(path, text + "\n")
-
-
-def _write_file(path: Path, text: str) -> None:
-    """Write a report: atomically to a regular file, directly to a pipe or device."""
-    from ckptool.formats.files.atomic import translate_os_errors, write_file
-
-    content = text.encode()
-    if not path.exists() or path.is_file():
-        write_file(path, content, force=True)
-        return
-    with translate_os_errors(path):
-        path.write_bytes(content)
+def _is_file(path: Path | None) -> bool:
+    """Whether a report to `path` is a regular file: not standard output, a pipe or a device."""
+    return path is not None and (path.is_file() or not path.exists())
 
 
 def _append_summary(path: Path, text: str) -> None:

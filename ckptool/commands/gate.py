@@ -15,7 +15,7 @@ from ckptool.commands.gating.named_checkpoints import (
     list_configured_checkpoints,
 )
 from ckptool.commands.sources.checkpoint_paths import PathLike, list_paths, require_local_path
-from ckptool.commands.sources.module_choice import ModuleOptions
+from ckptool.commands.sources.module_choice import ModuleOptions, is_adapter_folder
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
@@ -123,6 +123,10 @@ def gate(  # noqa: PLR0913
         against, tuple(fixtures), tuple(golden), tuple(plans), len(named.locations) > 1
     )
     _reject_plans_without_fixtures(expectations, settings)
+    reject_unused_options(
+        {"--base": base is not None and not any(map(is_adapter_folder, named.locations))},
+        "is the base of an adapter, and no checkpoint is an adapter's folder",
+    )
     module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base, fresh=fresh)
     gated_checkpoints, errors = CheckpointExaminer(
         gate_policy,
@@ -376,7 +380,7 @@ def _update_baseline(
     policy: Policy,
 ) -> Baseline:
     """Write all current findings to the baseline, and keep those of paths not checked now."""
-    from ckptool.formats.files.atomic import write_file
+    from ckptool.formats.files.output_group import write_file
 
     checked_paths = {policy.relative(checkpoint.path) for checkpoint in gated_checkpoints}
     other_findings = {

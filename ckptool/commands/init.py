@@ -56,7 +56,7 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
     if text:
         _check_content(file, content, matches)
     if text and not dry_run:
-        from ckptool.formats.files.atomic import write_file
+        from ckptool.formats.files.output_group import write_file
 
         write_file(file, content.encode(), force=True)
     skipped += [Skipped(target, reason) for target, reason in matcher.errors.items()]

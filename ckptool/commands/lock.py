@@ -22,6 +22,8 @@ from ckptool.compare.contracts.contract_diff import compare_contracts
 from ckptool.compare.states import require_undamaged
 from ckptool.config import ModelEntry, ProjectConfig, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
+from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import write_file, write_separately
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint, Skipped
@@ -221,9 +223,10 @@ def _lock_modules(
         config.announce_code(str(module_target.module))
         try:
             locked = _describe_locked_module(module_target)
-            reports.append(
-                _write_or_check(path, locked, policy or Policy(), check=check, force=force)
-            )
+            with write_separately():
+                reports.append(
+                    _write_or_check(path, locked, policy or Policy(), check=check, force=force)
+                )
         except (ReadError, ModuleError, WriteError) as error:
             errors.append(str(error))
     if missing_paths and not (reports or errors):
@@ -312,6 +315,7 @@ def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
         if not path.exists():
             raise ReadError(path, "there is no lock file: create it with `ckptool lock`")
         return contract_lock.read_lock(path)
+    check_target(path, (), force=True, folder=False)
     if not path.exists():
         return None
     if contract_lock.is_lock(path):
@@ -334,8 +338,6 @@ def _record_golden(
     *,
     force: bool,
 ) -> LockReport:
-    from ckptool.formats.files.atomic import check_target
-
     sources = [location] if isinstance(location, Path) else []
     check_target(golden, sources, force=force, folder=False)
     worker = get_worker()
@@ -360,8 +362,6 @@ def _record_golden(
 def _check_and_write(
     path: Path, content: bytes, inputs: Sequence[Location] = (), *, force: bool = True
 ) -> None:
-    from ckptool.formats.files.atomic import check_target, write_file
-
     local_inputs = [location for location in inputs if isinstance(location, Path)]
     check_target(path, local_inputs, force=force, folder=False)
     write_file(path, content, force=force)

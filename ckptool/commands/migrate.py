@@ -145,8 +145,25 @@ def migrate(  # noqa: PLR0913
 
     location, judging_policy = parse_location(source), policy or Policy()
     if merge_adapter is not None:
-        _reject_module_of_merge(module, plan, target)
-        base, folder = parse_location(merge_adapter), require_local_path(target or "")
+        values = {
+            "-m": module, "--loader": loader, "--at": at, "--into": into, "--base": base,
+            "--to": to, "--plan": plan, "--from": from_, "--save-plan": save_plan,
+            "--emit-hook": emit_hook, "--max-shard-size": max_shard_size, "--input": inputs,
+            "--old-module": old_module, "--tolerance": tolerance,
+        }  # fmt: skip
+        flags = {
+            "-k": bool(kwargs), "--inject": bool(inject), "--drop": bool(drop),
+            "--rename": bool(renames), "--accept-renames": accept_renames,
+            "--drop-extra": drop_extra, "--no-links": not links, "--device": device != "auto",
+        }  # fmt: skip
+        reject_unused_options(
+            {option: value is not None for option, value in values.items()} | flags,
+            "has no use here: --merge-adapter takes the adapter's folder, its base and -o FOLDER",
+        )
+        if target is None and not dry_run:
+            raise UsageError("--merge-adapter writes a new folder: name it with -o FOLDER")
+        folder = None if target is None else require_local_path(target)
+        base = parse_location(merge_adapter)
         return merge_into_base(
             MergeRequest(location, base, folder, limits, dry_run, force, provenance)
         )
@@ -183,7 +200,9 @@ def migrate(  # noqa: PLR0913
         limits=limits,
         progress=progress,
         check_plan=_make_plan_check(location, judging_policy, {*(inject or {}), *drop}),
-        forward_check=make_forward_check(location, module_target, forward_options, limits, worker),
+        forward_check=make_forward_check(
+            location, module_target, forward_options, limits, worker, dry_run=dry_run
+        ),
     )
     with open_migration(request) as result:
         notes = result.notes
@@ -191,13 +210,6 @@ def migrate(  # noqa: PLR0913
             notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
         noted_result = replace_field(result, notes=notes)
         return _build_report(noted_result, judging_policy, location, pictures=pictures)
-
-
-def _reject_module_of_merge(module: object, plan: object, target: PathLike | None) -> None:
-    reject_unused_options(
-        {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
-        "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
-    )
 
 
 def _reject_whole_module_options(
@@ -272,7 +284,8 @@ def _write_hook(
         PlanError: a hook cannot do a step of the plan.
         WriteError: a file exists already, or cannot be written.
     """
-    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files, write_hook_files
+    from ckptool.commands.fixing.hook_files import HookRequest, build_hook_files
+    from ckptool.formats.files.output_group import write_files
 
     assert result.trace is not None
     files, notes = build_hook_files(
@@ -286,7 +299,7 @@ def _write_hook(
             load_module,
         )
     )
-    write_hook_files(files, force=force)
+    write_files(files, force=force)
     names = ", ".join(file.name for file in files)
     return (*notes, f"wrote {names}")
 

@@ -15,7 +15,7 @@ from ckptool.compare.states import (
     split_part,
 )
 from ckptool.errors import PlanError, UnconfirmedRenamesError, UsageError
-from ckptool.formats.files.atomic import write_file
+from ckptool.formats.files.output_group import write_file, write_separately
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
@@ -210,7 +210,8 @@ def add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Unde
     if request.save_plan is None:
         hint = "--save-plan FILE writes the plan so far, with the questions, for editing"
     else:
-        save_plan(request, error.draft_plan_text)
+        with write_separately():  # the error discards what the command gathers
+            save_plan(request, error.draft_plan_text)
         hint = (
             f"the plan so far is in {request.save_plan}, with the questions as comments: answer"
             f" them there, then run with --plan {quote_path(str(request.save_plan))}"

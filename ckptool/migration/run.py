@@ -15,6 +15,7 @@ from ckptool.errors import (
     UsageError,
 )
 from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import gather_outputs
 from ckptool.formats.files.signals import raise_on_signal
 from ckptool.formats.files.weight_names import (
     LOOKUP_ORDERS,
@@ -99,6 +100,7 @@ def open_migration(request: MigrationRequest) -> Iterator[MigrationResult]:
     _reject_unread_shards(request, to)
     with (
         raise_on_signal(),
+        gather_outputs(),
         AnonymousFile() as anonymous_file,
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,
@@ -133,6 +135,7 @@ def _run_stages(
         request.limits,
         follows_chain=request.follows_chain,
     )
+    sources.require_donor()
     suggested = choose_plan(request, draft, target_module, sources)
     planned = apply_suggested(request, to, suggested, draft, target_module, sources)
     trace = _check_trace(request, suggested.plan, draft, sources)

@@ -47,11 +47,8 @@ TEXTS = {
 """Options whose text contains a path."""
 MADE = {("revision", "--chain")}
 """Options that make what they name."""
-UNREAD = {(name, "--base") for name in ("diff", "gate", "lock", "migrate", "verify")} | {
-    ("migrate", "--from"), ("migrate", "--merge-adapter"), ("migrate", "--inject"),
-    ("explain", "--checkpoint"), ("merge", "-o"),
-}  # fmt: skip
-"""Options whose file is read only with an adapter, an open question, or a known error."""
+UNREAD = {("explain", "--checkpoint"), ("migrate", "--inject")}
+"""Options whose file is not read, or only where the command has found something before."""
 
 
 def _list_path_options(*, of_outputs: bool) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ import pytest
 from paths import ROOT
 
 from ckptool.errors import WriteError
-from ckptool.formats.files.atomic import check_target, commit_outputs, open_pending_output
+from ckptool.formats.files.atomic import check_target, open_pending_output
+from ckptool.formats.files.output_group import commit_outputs
 from ckptool.formats.files.signals import Interrupted, raise_on_signal
 
 

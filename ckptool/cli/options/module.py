@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from ckptool.cli.options.param_types import (
-    CHECKPOINT_PATH,
     INPUT_FOLDER,
     CommandFunction,
     add_options,
@@ -34,7 +33,7 @@ into_option = click.option(
 base_option = click.option(
     "--base",
     metavar="FOLDER",
-    type=CHECKPOINT_PATH,
+    type=INPUT_FOLDER,
     help="The base model of an adapter.  [default: as adapter_config.json says]",
 )
 

@@ -66,10 +66,12 @@ class _InputPathParam(click.Path):
         param: click.Parameter | None,
         ctx: object,  # noqa: ARG002
     ) -> Path:
-        path = Path(value)
-        if reason := self._find_fault(path):
+        location = parse_location(value) if value else Path(value)
+        path = location if isinstance(location, Path) else None
+        reason = "is remote: download it first" if path is None else self._find_fault(path)
+        if path is None or reason:
             option = param.opts[0] if param is not None and param.opts[0][0] == "-" else ""
-            raise UsageError(f"{option} {path}: {reason}".strip())
+            raise UsageError(f"{option} {location}: {reason}".strip())
         return path
 
     def _find_fault(self, path: Path) -> str:

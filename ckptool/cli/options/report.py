@@ -34,6 +34,9 @@ from ckptool.config import (
     read_config,
 )
 from ckptool.errors import UsageError
+from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import gather_outputs
+from ckptool.formats.files.signals import raise_on_signal
 from ckptool.policy import LEVELS
 from ckptool.policy.resolve import PolicyOptions, resolve_policy
 from ckptool.render import FORMATS
@@ -112,7 +115,13 @@ def _wrap_report_command(
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
         draws_progress = not options.pop("no_progress") and not quiet
-        with _set_context(ctx, config), show_progress(is_wanted=draws_progress), choose_worker(ctx):
+        with (
+            raise_on_signal(),
+            gather_outputs(),
+            _set_context(ctx, config),
+            show_progress(is_wanted=draws_progress),
+            choose_worker(ctx),
+        ):
             return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
@@ -169,7 +178,12 @@ def _iter_config_words(config: ProjectConfig) -> Iterator[str]:
 def _check_outputs(
     ctx: click.Context, out: ReportOutput, config: ProjectConfig, *, replace_foreign: bool
 ) -> None:
-    """Raise UsageError if an output of the command would replace an input or a foreign file."""
+    """Check that no output replaces an input or a foreign file, and that reports can be written.
+
+    Raises:
+        UsageError: an output would replace one.
+        WriteError: the folder of a report does not exist.
+    """
     outputs: list[OutputOption] = []
     inputs: list[object] = []
     for parameter in ctx.command.params:
@@ -190,6 +204,8 @@ def _check_outputs(
     for _, path in out.destinations:
         if path is not None and not replace_foreign:
             check_replaced_report(path)
+        if path is not None and not path.exists():
+            check_target(path, (), force=True, folder=False)  # before the work, not behind it
 
 
 def _leave_out_locks(config: ProjectConfig) -> ProjectConfig:

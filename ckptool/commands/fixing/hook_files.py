@@ -1,7 +1,7 @@
 """Trace of a plan -> files of a repository: a hook, its test, and the states that it loads."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ckptool.errors import CkptoolError
-from ckptool.formats.files.atomic import (
-    check_target,
-    commit_outputs,
-    open_pending_output,
-    translate_os_errors,
-)
+from ckptool.formats.files.output_group import write_separately
 from ckptool.migration.hook.hook_check import HookCheck, build_example_state, format_hook_check
 from ckptool.migration.hook.hook_source import HookSubject, format_hook
 from ckptool.migration.hook.hook_trace import HookTrace
@@ -95,26 +90,6 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
     }, (lines_note,)
 
 
-def write_hook_files(files: Mapping[Path, bytes], *, force: bool) -> None:
-    """Write all files, or none.
-
-    Raises:
-        WriteError: one exists already and `force` is not given, or cannot be written.
-    """
-    from contextlib import ExitStack
-
-    for path in files:
-        check_target(path, (), force=force, folder=False)
-    with ExitStack() as stack:
-        outputs = []
-        for path, content in files.items():
-            output = stack.enter_context(open_pending_output(path, force=force))
-            with translate_os_errors(path):
-                output.path.write_bytes(content)
-            outputs.append(output)
-        commit_outputs(*outputs)
-
-
 def name_module(path: Path, target: str) -> str:
     """Return the name by which a file is imported: "package.upgrade_net".
 
@@ -145,7 +120,7 @@ def _build_states(request: HookRequest) -> tuple[bytes, bytes] | None:
 
     buffer = BytesIO()
     torch.save(example, buffer)
-    with tempfile.TemporaryDirectory(prefix="ckptool-hook-") as name:
+    with tempfile.TemporaryDirectory(prefix="ckptool-hook-") as name, write_separately():
         source, target = Path(name, "old.pth"), Path(name, "new.pth")
         source.write_bytes(buffer.getvalue())
         try:

@@ -18,7 +18,7 @@ from ckptool.commands.gating.required_verification import (
 )
 from ckptool.commands.gating.revision_facts import ChainEvidence, find_chain_evidence
 from ckptool.commands.sources.checkpoint_paths import open_checkpoint_or_stdin
-from ckptool.commands.sources.module_choice import ModuleOptions, find_target
+from ckptool.commands.sources.module_choice import ModuleOptions, find_target, is_adapter_folder
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker, start_early
@@ -149,7 +149,9 @@ class CheckpointExaminer(Struct, frozen=True):
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                module_target = find_target(path, self.module_options, self.config)
+                options = self.module_options
+                options = options if is_adapter_folder(path) else replace(options, base=None)
+                module_target = find_target(path, options, self.config)
                 gated_checkpoints.append(self.examine_checkpoint(path, module_target))
             except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptool.commands.sources.checkpoint_paths import PathLike, open_checkpoint_or_stdin
 from ckptool.commands.sources.option_checks import reject_unused_options
 from ckptool.commands.target import ModuleTarget
-from ckptool.commands.worker.migration_requests import RunMigrated
+from ckptool.commands.worker.migration_requests import CheckRunOptions, RunMigrated, RunOptions
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -43,10 +43,13 @@ def make_forward_check(
     options: ForwardOptions,
     limits: Limits,
     worker: ModuleWorker,
+    *,
+    dry_run: bool,
 ) -> "ForwardCheck | None":
     """Return a function that verifies a migrated file, also against the source in its old module.
 
-    None without inputs; those of the configuration are taken if none are given.
+    None without inputs; those of the configuration are taken if none are given. In a dry run, which
+    writes no file, it is checked now that the inputs can be made and the old module can be built.
 
     Raises:
         UsageError: there are inputs and no module, or options that need inputs without any.
@@ -59,6 +62,7 @@ def make_forward_check(
         unused_options = {
             "--old-module": options.old_module is not None,
             "--device": options.device != "auto",
+            "--tolerance": options.tolerance is not None,
         }
         reject_unused_options(unused_options, "applies to running the result: --input is required")
         return None
@@ -66,11 +70,11 @@ def make_forward_check(
         raise UsageError("--input: no module was given to run: use -m package.module:Name")
     from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
 
-    def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
+    target = replace(module_target, into="")
+
+    def open_files() -> RunOptions:
         donor = options.donor
-        request = RunMigrated(
-            replace(module_target, into=""),
-            pending_file,
+        return RunOptions(
             open_checkpoint_or_stdin(source, limits),
             None if donor is None else open_checkpoint_or_stdin(donor, limits),
             options.old_module,
@@ -79,7 +83,12 @@ def make_forward_check(
             options.tolerance,
             limits,
         )
-        run = worker.ask(request)
+
+    if dry_run:
+        worker.ask(CheckRunOptions(target, open_files()))
+
+    def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
+        run = worker.ask(RunMigrated(target, pending_file, open_files()))
         result = judge_verification(pending_file, run.verification)
         if not pending_file.keys_to_confirm:
             return (result,)

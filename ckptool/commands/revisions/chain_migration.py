@@ -33,6 +33,7 @@ from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
 from ckptool.compare.digest import digest_checkpoint
 from ckptool.errors import RevisionError, StrictLoadError, UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.files.output_group import find_written_path
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.loaders.model_folder import list_components
 from ckptool.locations import Location, parse_location
@@ -262,7 +263,7 @@ def compare_with_earlier(moved: MovedFile) -> bool | None:
     if not recorded_digest or result.checkpoint.container in _SHARDED:
         return None
     if result.container in _SHARDED and result.target is not None:
-        written = open_checkpoint(result.target)
+        written = open_checkpoint(find_written_path(result.target))
         return digest_checkpoint(written, written.states[0].at).digest == recorded_digest
     return result.digests.result == recorded_digest
 

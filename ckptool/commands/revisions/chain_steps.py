@@ -16,6 +16,7 @@ from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.config import TRUST_RULE
 from ckptool.errors import PlanError, RevisionError, UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.files.output_group import write_separately
 from ckptool.formats.limits import Limits
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft
@@ -239,18 +240,19 @@ def _run_python_step(
     revision = step.revision
     require_python(revision, step.direction, run_python=run.run_python)
     before, after = (prefix.with_name(f"{prefix.name}-{end}.pth") for end in ("before", "after"))
-    run_migration(
-        MigrationRequest(
-            source=run.checkpoint.path,
-            target=before,
-            at=run.state.at,
-            plan=Plan(operations),
-            drop_extra=True,
-            record_provenance=False,
-            follows_chain=True,
-            limits=run.limits,
+    with write_separately():  # into a temporary folder
+        run_migration(
+            MigrationRequest(
+                source=run.checkpoint.path,
+                target=before,
+                at=run.state.at,
+                plan=Plan(operations),
+                drop_extra=True,
+                record_provenance=False,
+                follows_chain=True,
+                limits=run.limits,
+            )
         )
-    )
     target = ModuleTarget(str(revision.python_path))
     run.worker.ask(RunPythonStep(target, revision.python_path, str(step.direction), before, after))
     return _build_value_steps(draft, before, after, run.limits)

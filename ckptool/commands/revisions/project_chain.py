@@ -108,10 +108,18 @@ def find_project_chain(
         needs_module: whether the module is built; else it only chooses the chain.
 
     Raises:
-        UsageError: the project has several chains, and nothing chooses one.
+        UsageError: the project has several chains, and nothing chooses one; or the module that is
+            to choose one is not in the configuration.
     """
     config = options.config
     entries = [e for e in config.settings.models if options.module in {None, e.module}]
+    modules = tuple(dict.fromkeys(entry.module for entry in config.settings.models))
+    if not (needs_module or entries or options.module is None):
+        known = f", only {join_limited(modules, MAX_NAMED)}" if modules else ""
+        raise UsageError(
+            f"-m {options.module}: chooses a chain, and is not in [[models]] of the configuration"
+            f"{known}: name the folder with --chain"
+        )
     matched = config.find_entry(path) if path is not None and options.module is None else None
     folders = {find_entry_folder(entry, config): entry for entry in reversed(entries)}
     folders.pop(None, None)
@@ -133,8 +141,7 @@ def find_project_chain(
     if needs_module and target is None and entry is not None:
         config.announce_code(entry.module)
         target = build_entry_target(entry, config)
-    modules = dict.fromkeys(entry.module for entry in config.settings.models)
-    return ProjectChain(folder, target, target.inputs if target else (), tuple(modules))
+    return ProjectChain(folder, target, target.inputs if target else (), modules)
 
 
 def default_folder(config: ProjectConfig) -> Path:

@@ -38,7 +38,8 @@ from ckptool.compare.contracts import contract_lock
 from ckptool.compare.contracts.contract import build_module_contract
 from ckptool.config import ProjectConfig
 from ckptool.errors import RevisionError, UsageError
-from ckptool.formats.files.atomic import check_target, write_file
+from ckptool.formats.files.atomic import check_target
+from ckptool.formats.files.output_group import write_file, write_separately
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.plan_file import Plan, read_plan_file
@@ -280,7 +281,8 @@ class _DraftJob(Struct, frozen=True):
                 ) from error
             if self.save_plan is None:
                 raise
-            write_file(self.save_plan, error.draft_plan_text.encode(), force=False)
+            with write_separately():  # the error discards what the command gathers
+                write_file(self.save_plan, error.draft_plan_text.encode(), force=False)
             hint = (
                 f"the steps so far are in {self.save_plan}: answer there, then take it with --plan"
             )

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptool.errors import RevisionError, WriteError, describe_os_error
+from ckptool.errors import RevisionError
+from ckptool.formats.files.output_group import gather_outputs, write_files
 from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.revisions.chain import read_chain
 
@@ -25,26 +26,20 @@ def write_chain_files(
         folder: of the chain; it is created.
         heads: identifiers of the heads that the files follow, () for a first revision.
         files: path -> content; a file that has its content already is left alone.
-        removed: files that are removed after the others were written.
+        removed: files that are removed with it.
         force: whether existing files are replaced.
 
     Raises:
         RevisionError: another command has added a revision since.
         WriteError: a file exists already, or cannot be written; then none is.
     """
-    from ckptool.commands.fixing.hook_files import write_hook_files as write_all_files
-
-    try:
+    with gather_outputs() as group:
         for parent in sorted({folder, *(path.parent for path in files)}):
-            parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{error.filename}: {describe_os_error(error)}") from error
-    with _lock_folder(folder):
+            group.create_folder(parent)
+        group.hold(_lock_folder(folder))
         _require_heads(folder, heads)
         new_files = {path: content for path, content in files.items() if not _has(path, content)}
-        write_all_files(new_files, force=force)
-        for path in removed:
-            path.unlink(missing_ok=True)
+        write_files(new_files, force=force, removed=removed)
 
 
 @contextmanager

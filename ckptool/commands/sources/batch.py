@@ -15,7 +15,8 @@ from ckptool.commands.sources.pipeline_files import (
     find_pipeline,
     list_weight_files,
 )
-from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError, describe_os_error
+from ckptool.errors import CkptoolError, ReadError, UsageError
+from ckptool.formats.files.output_group import gather_outputs, write_separately
 from ckptool.loaders.model_folder import ModelFolder
 from ckptool.locations import Location, parse_location
 
@@ -135,22 +136,24 @@ def run_batch(
         )
     reports: list[ReportT] = []
     errors: list[CkptoolError] = []
-    for source in sources:
-        target = folder / f"{source.name}{suffix if source.suffix is None else source.suffix}"
-        new_folders = [] if dry_run else _make_folders(target.parent)
-        try:
-            reports.append(run_one(source.location, target))
-        except CkptoolError as error:
-            errors.append(error)
-            _remove_empty(new_folders)
-        except BaseException:
-            _remove_empty(new_folders)
-            raise
+    with gather_outputs() as folder_group:
+        if not dry_run:
+            folder_group.create_folder(folder)
+        for source in sources:
+            target = folder / f"{source.name}{suffix if source.suffix is None else source.suffix}"
+            try:
+                with write_separately(), gather_outputs() as group:
+                    if not dry_run:
+                        group.create_folder(target.parent)
+                    reports.append(run_one(source.location, target))
+            except CkptoolError as error:
+                errors.append(error)
     if not (errors or dry_run):
         copies = {source.pipeline: folder / source.place for source in sources}
         for pipeline, target in copies.items():
             if pipeline is not None:
-                copy_settings(pipeline, target, force=force)
+                with write_separately():
+                    copy_settings(pipeline, target, force=force)
     return BatchResult(tuple(reports), tuple(errors))
 
 
@@ -184,21 +187,3 @@ def _iter_sources(location: Location) -> Iterator[BatchSource]:
 def _drop_suffix(name: str) -> str:
     """Return a file's name without the suffixes of a checkpoint or of an index."""
     return re.sub(r"(?i)(?:\.index\.json|\.\w{1,11})$", "", name) or name
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; return the new ones, innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{folder}: {describe_os_error(error)}") from error
-    return missing
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return

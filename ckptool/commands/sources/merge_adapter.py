@@ -9,12 +9,8 @@ from msgspec.structs import replace
 from ckptool.compare.digest import digest_checkpoint
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.files.atomic import (
-    check_target,
-    commit_outputs,
-    open_pending_output,
-    translate_os_errors,
-)
+from ckptool.formats.files.atomic import check_target, open_pending_output, translate_os_errors
+from ckptool.formats.files.output_group import commit_outputs
 from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import Limits
 from ckptool.loaders.model_folder import (
@@ -42,7 +38,8 @@ class MergeRequest(Struct, frozen=True):
 
     adapter: Location
     base: Location
-    target: Path
+    target: Path | None
+    """None in a dry run alone."""
     limits: Limits
     dry_run: bool
     """Merge and compare, and write nothing."""
@@ -68,7 +65,7 @@ def merge_into_base(request: MergeRequest) -> MigrateReport:
     base_folder = find_base_folder(request.base)
     if base_folder is None or base_folder.loader != "transformers":
         raise UsageError(f"--merge-adapter {request.base}: is not a transformers model folder")
-    if not request.dry_run:
+    if request.target is not None and not request.dry_run:
         check_target(request.target, inputs, force=request.force, folder=True)
     adapter, base = (
         open_checkpoint(folder.path, request.limits, folder.weights_name)
@@ -77,9 +74,9 @@ def merge_into_base(request: MergeRequest) -> MigrateReport:
     merge = adapter_merge.merge_adapter(
         base_folder, _load_tensors(base), adapter_folder, _load_tensors(adapter)
     )
-    if request.dry_run:
+    if request.target is None or request.dry_run:
         return _build_report(merge, adapter, "", MigrationDigests("", ""))
-    digests = _write_folder(merge, adapter, base, request)
+    digests = _write_folder(merge, adapter, base, request, request.target)
     return _build_report(merge, adapter, str(request.target), digests)
 
 
@@ -96,13 +93,16 @@ def _load_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
 
 
 def _write_folder(
-    merge: "AdapterMerge", adapter: Checkpoint, base: Checkpoint, request: MergeRequest
+    merge: "AdapterMerge",
+    adapter: Checkpoint,
+    base: Checkpoint,
+    request: MergeRequest,
+    target: Path,
 ) -> MigrationDigests:
     """Write beside the target by the framework, copy what is no weight, and rename the folder."""
     from ckptool.loaders.offline import run_offline
     from ckptool.loaders.transformers_models import without_progress_bars
 
-    target = request.target
     with open_pending_output(target, force=request.force, folder=True) as output:
         with translate_os_errors(target):
             with run_offline(), without_progress_bars():

@@ -96,14 +96,31 @@ def find_target(
     Raises:
         ReadError: the configuration of the folder cannot be read.
         ModuleError: the folder's framework is not installed.
-        UsageError: `path` is not a path, or the folder is none of the framework that is named.
+        UsageError: `path` is not a path, the folder is none of the framework that is named, or a
+            base is given and the module is not built from an adapter.
     """
     require_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
+    is_adapter = model_folder is not None and model_folder.loader == "peft"
+    reject_unused_options(
+        {"--base": module_options.base is not None and not (is_adapter and named_target is None)},
+        f"is the base of an adapter, and {path} is "
+        + ("built by the module that is named" if is_adapter else "not an adapter's folder"),
+    )
     if named_target is not None:
         return _with_loader(named_target, module_options, model_folder)
     return None if model_folder is None else _build_folder_target(model_folder, module_options)
+
+
+def is_adapter_folder(path: Location) -> bool:
+    """Whether `path` is the folder of an adapter.
+
+    Raises:
+        ReadError: its configuration cannot be read.
+    """
+    model_folder = None if str(path) == "-" else find_model_folder(path)
+    return model_folder is not None and model_folder.loader == "peft"
 
 
 def _find_folder(path: Location, module_options: ModuleOptions) -> ModelFolder | None:
@@ -168,10 +185,6 @@ def _build_folder_target(model_folder: ModelFolder, module_options: ModuleOption
         "class_name": model_folder.class_name,
     }
     if module_options.base is not None:
-        reject_unused_options(
-            {"--base": model_folder.loader != "peft"},
-            "is the base of an adapter, but this is not an adapter",
-        )
         names["base"] = require_local_path(module_options.base)
     return ModuleTarget(
         "ckptool.loaders.registry:build_folder_model",

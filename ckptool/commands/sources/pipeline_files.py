@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.errors import ReadError, describe_os_error
-from ckptool.formats.files.atomic import write_file
+from ckptool.formats.files.output_group import write_file
 from ckptool.formats.files.source import list_names
 from ckptool.loaders.model_folder import (
     PIPELINE_CONFIG,

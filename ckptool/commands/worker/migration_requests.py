@@ -115,11 +115,9 @@ class MigratedRun(Struct, frozen=True):
     """Keys to confirm whose values the outputs do not depend on."""
 
 
-class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
-    """What does the module compute with a migrated file, and the old module with the source?"""
+class RunOptions(Struct, frozen=True):
+    """How a migrated file is run, and compared with the source in its old module."""
 
-    answer_type = MigratedRun
-    pending_file: PendingFile
     source: Checkpoint
     donor: Checkpoint | None
     """File with the old module's pickled attributes, if the source lacks them."""
@@ -129,44 +127,22 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
     tolerance: float | None
     limits: Limits
 
-    def answer(self, session: "ModuleSession") -> MigratedRun:  # noqa: ARG002
-        from ckptool.verification import run
-        from ckptool.verification.inputs import parse_inputs
-        from ckptool.verification.levels import device_and_forward
-        from ckptool.verification.loading.rename_confirmation import find_unconfirmed_keys
-        from ckptool.verification.target import open_verification_target
-
-        device = device_and_forward.select_device(self.device)
-        file_arguments = self.target.read_file_arguments(self.source)
-        with ExitStack() as stack:
-            new = stack.enter_context(
-                open_verification_target(
-                    open_checkpoint(self.pending_file.path, self.limits),
-                    self.target.build_spec(file_arguments),
-                    self.pending_file.at,
-                )
-            )
-            old = self._open_old_target(stack, file_arguments)
-            # Here the project's folders are on sys.path: a function that makes inputs is in them.
-            inputs = parse_inputs(self.inputs)
-            verification = run.run_verification(new, device, inputs, old, self.tolerance)
-            keys = self.pending_file.keys_to_confirm
-            equality = verification.find_level(VerificationLevel.EQUALITY)
-            if not keys or equality.status is not LevelStatus.PASSED:
-                return MigratedRun(verification)
-            return MigratedRun(verification, tuple(find_unconfirmed_keys(new, inputs, keys)))
-
-    def _open_old_target(
-        self, stack: ExitStack, file_arguments: FileArguments
+    def open_old_target(
+        self, stack: ExitStack, target: ModuleTarget, file_arguments: FileArguments
     ) -> "VerificationTarget | None":
+        """Return the source with its old module, open until `stack` is closed; None without one.
+
+        Raises:
+            ModuleError: the old module cannot be imported or built.
+        """
         from dataclasses import replace as replace_field
 
         from ckptool.verification.target import open_verification_target
 
         if self.old_module is None:
             return None
-        spec = self.target.build_spec_of(self.old_module, file_arguments)
-        old = stack.enter_context(open_verification_target(self.source, spec, self.target.at))
+        spec = target.build_spec_of(self.old_module, file_arguments)
+        old = stack.enter_context(open_verification_target(self.source, spec, target.at))
         if self.donor is None:
             return old
         donor_attributes = {
@@ -175,3 +151,65 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
             for key, tensor in state.unsaved_tensors.items()
         }
         return replace_field(old, pickled_tensors=donor_attributes | dict(old.pickled_tensors))
+
+
+class CheckedOptions(Struct, frozen=True):
+    """The options of a run are valid: the old module was built, and the inputs were made."""
+
+    device: str
+
+
+class CheckRunOptions(ModuleRequest[CheckedOptions], frozen=True):
+    """Could a migrated file be run as the options ask? Nothing is written or run for it."""
+
+    answer_type = CheckedOptions
+    options: RunOptions
+
+    def answer(self, session: "ModuleSession") -> CheckedOptions:  # noqa: ARG002
+        from ckptool.modules.import_target import prepend_search_paths
+        from ckptool.verification.inputs import parse_inputs
+        from ckptool.verification.levels import device_and_forward
+
+        device = device_and_forward.select_device(self.options.device)
+        file_arguments = self.target.read_file_arguments(self.options.source)
+        spec = self.target.build_spec(file_arguments)
+        with ExitStack() as stack, prepend_search_paths(spec):
+            self.options.open_old_target(stack, self.target, file_arguments)
+            parse_inputs(self.options.inputs)
+        return CheckedOptions(str(device))
+
+
+class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
+    """What does the module compute with a migrated file, and the old module with the source?"""
+
+    answer_type = MigratedRun
+    pending_file: PendingFile
+    options: RunOptions
+
+    def answer(self, session: "ModuleSession") -> MigratedRun:  # noqa: ARG002
+        from ckptool.verification import run
+        from ckptool.verification.inputs import parse_inputs
+        from ckptool.verification.levels import device_and_forward
+        from ckptool.verification.loading.rename_confirmation import find_unconfirmed_keys
+        from ckptool.verification.target import open_verification_target
+
+        options = self.options
+        device = device_and_forward.select_device(options.device)
+        file_arguments = self.target.read_file_arguments(options.source)
+        with ExitStack() as stack:
+            new = stack.enter_context(
+                open_verification_target(
+                    open_checkpoint(self.pending_file.path, options.limits),
+                    self.target.build_spec(file_arguments),
+                    self.pending_file.at,
+                )
+            )
+            old = options.open_old_target(stack, self.target, file_arguments)
+            # Here the project's folders are on sys.path: a function that makes inputs is in them.
+            inputs = parse_inputs(options.inputs)
+            verification = run.run_verification(new, device, inputs, old, options.tolerance)
+            keys = self.pending_file.keys_to_confirm
+            equality = verification.find_level(VerificationLevel.EQUALITY)
+            if not keys or equality.status is not LevelStatus.PASSED:
+                return MigratedRun(verification)
+            return MigratedRun(verification, tuple(find_unconfirmed_keys(new, inputs, keys)))

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ckptool.errors import WriteError
-from ckptool.formats.files.atomic import commit_outputs, open_pending_output, translate_os_errors
+from ckptool.formats.files.atomic import open_pending_output, translate_os_errors
+from ckptool.formats.files.output_group import commit_outputs
 from ckptool.migration.codemod.attribute_fault import SourceChange
 from ckptool.migration.codemod.project_files import is_own_source
 

@@ -86,6 +86,15 @@ class ValueSources:
             self._values[op] = tensor
         return self._values[op]
 
+    def require_donor(self) -> None:
+        """Check that the file of `--from` can be read, whether or not a value of it is needed.
+
+        Raises:
+            ReadError: it cannot be read.
+        """
+        if self._donor is not None:
+            self._open_file(self._donor)
+
     def find_attribute(self, path: str, draft: Draft) -> TensorInfo | None:
         """Return attribute `path` of the pickled module of the source or of `--from`, or None."""
         mappings: list[Mapping[str, TensorInfo]] = [draft.state.unsaved_tensors]

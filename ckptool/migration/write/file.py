@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ckptool.formats.files.atomic import (
-    PendingOutput,
-    commit_outputs,
-    open_pending_output,
-    translate_os_errors,
-)
+from ckptool.formats.files.atomic import PendingOutput, open_pending_output, translate_os_errors
+from ckptool.formats.files.output_group import commit_outputs
 from ckptool.formats.files.writer import FileWriter, ProgressCallback
 from ckptool.formats.limits import Limits
 from ckptool.formats.safetensors import writer

@@ -8,7 +8,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptool.compare.digest import compute_state_digest
-from ckptool.formats.files.atomic import commit_outputs, open_pending_output, translate_os_errors
+from ckptool.formats.files.atomic import open_pending_output, translate_os_errors
+from ckptool.formats.files.output_group import commit_outputs, write_separately
 from ckptool.formats.files.writer import FileWriter
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.safetensors.writer import write_safetensors
@@ -76,7 +77,9 @@ def _write_whole_file(job: WriteJob, shard: OutputShard, folder: Path) -> Migrat
     draft = replace(job.draft, is_extracted=True)
     torch_file = build_shard_file(build_shard_draft(draft, shard)) if job.to == TORCH else None
     target = folder / shard.name
-    return write_checkpoint(replace_fields(job, draft=draft, target=target, torch_file=torch_file))
+    whole_job = replace_fields(job, draft=draft, target=target, torch_file=torch_file)
+    with write_separately():  # into the temporary folder
+        return write_checkpoint(whole_job)
 
 
 def _write_shard(
