@@ -6,11 +6,16 @@ from math import prod
 from operator import attrgetter
 from typing import Any, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.dcp_chunks import check_chunks_cover
+from ckptool.formats.dcp_metadata import (
+    StoredItem,
+    make_classifier,
+    read_fields,
+    read_metadata,
+)
 from ckptool.formats.dcp_nesting import nest_by_path
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.source import ByteSource, open_source, path_exists
@@ -18,15 +23,12 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import damaged_with_uses, find_global_uses
 from ckptool.formats.pickle.nodes import (
-    GETATTR,
-    GlobalName,
     PersistentReference,
     PickleTreeError,
     UnresolvedObject,
 )
 from ckptool.formats.pickle.plain_values import quote_name
 from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle
-from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.formats.pickle.tensors.argument_checks import is_size_or_stride, read_dtype
 from ckptool.formats.pickle.tensors.rebuild_functions import create_tensor_reader
 from ckptool.formats.torch.nested_files import read_nested_file
@@ -65,7 +67,7 @@ def read(directory: Location, limits: Limits) -> Checkpoint:
             raise CorruptCheckpointError(path, f"has {source.nbytes} bytes, more than any can need")
         pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
         nbytes = source.nbytes
-    metadata_uses = list(find_global_uses(pickle.globals, None, _make_classifier(pickle)))
+    metadata_uses = list(find_global_uses(pickle.globals, None, make_classifier(pickle)))
     try:
         with pause_gc():
             return _describe_directory(directory, limits, pickle, metadata_uses, nbytes)
@@ -88,7 +90,7 @@ def read_object(
     """
     with open_source(directory / METADATA_NAME) as source:
         pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
-    metadata, keys, items = _read_metadata(pickle)
+    metadata, keys, items = read_metadata(pickle)
     data_files = _DataFiles(directory, limits, items, [])
     data_files.read_all()
     spans = {
@@ -105,67 +107,6 @@ def read_object(
 
 
 METADATA_NAME: Final = ".metadata"
-_METADATA_CLASSES: Final = frozenset(
-    {
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "Metadata",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    }
-    | {
-        ("torch.distributed.checkpoint.filesystem", name)
-        for name in ("_StorageInfo", "_StoragePrefix")
-    }
-    | {("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")}
-)
-"""Classes of plain records that .metadata is pickled from: (module, name)."""
-
-
-def _make_classifier(pickle: ParsedPickle) -> Callable[[GlobalName], Safety]:
-    """Return the Safety of a name in the metadata, which torch opens with a plain unpickler.
-
-    `getattr` is safe where it only looks up members of the metadata's classes: Python 3.11.0 to
-    3.11.3 pickles members of an enum in this way.
-    """
-    safe_names = _METADATA_CLASSES
-    if pickle.attribute_calls and all(map(_is_member_lookup, pickle.attribute_calls)):
-        safe_names |= {GETATTR}
-
-    def classify(name: GlobalName) -> Safety:
-        is_safe = (name.module, name.name) in safe_names and not name.computed
-        return Safety.SAFE if is_safe else classify_global(name)
-
-    return classify
-
-
-def _is_member_lookup(args: tuple[Any, ...]) -> bool:
-    owner, name = args if len(args) == 2 else (None, None)
-    return (
-        type(owner) is GlobalName
-        and (owner.module, owner.name) in _METADATA_CLASSES
-        and type(name) is str
-        and name.isidentifier()
-        and not name.startswith("_")
-    )
-
-
-class _StoredItem(Struct, frozen=True):
-    """One chunk of a tensor or one pickled object, with its byte range in a file."""
-
-    key: str
-    offsets: tuple[int, ...] | None
-    file_name: str
-    offset: int
-    nbytes: int
-    is_uncompressed: bool
-    """Whether the bytes are as torch.save wrote them, without transforms (compression)."""
 
 
 def _describe_directory(
@@ -175,7 +116,7 @@ def _describe_directory(
     metadata_uses: list[GlobalUse],
     nbytes: int,
 ) -> Checkpoint:
-    metadata, keys, items = _read_metadata(pickle)
+    metadata, keys, items = read_metadata(pickle)
     _check_items_used(items, keys)
     data_files = _DataFiles(directory, limits, items, metadata_uses)
     data_files.read_all()
@@ -198,61 +139,6 @@ def _describe_directory(
     )
 
 
-def _read_metadata(
-    pickle: ParsedPickle,
-) -> tuple[dict[Any, Any], dict[Any, Any], list[_StoredItem]]:
-    """Return the fields of the metadata, the entry of each key, and where the content lies.
-
-    Raises:
-        PickleTreeError: it is no metadata of DCP.
-    """
-    if pickle.error:
-        raise PickleTreeError(pickle.error)
-    metadata = _read_fields(pickle.root, "Metadata")
-    keys = _require_dict(metadata.get("state_dict_metadata"), "its list of keys")
-    storage_data = _require_dict(metadata.get("storage_data"), "its list of locations")
-    return metadata, keys, list(_iter_stored_items(storage_data))
-
-
-def _iter_stored_items(storage_data: dict[Any, Any]) -> Iterator[_StoredItem]:
-    """Yield the location of each chunk and each object.
-
-    Raises:
-        PickleTreeError: an entry of storage_data is invalid or leaves the directory.
-    """
-    for index, storage_info in storage_data.items():
-        index_fields, info_fields = (
-            _read_fields(index, "MetadataIndex"),
-            _read_fields(storage_info, "_StorageInfo"),
-        )
-        key, file_name = index_fields.get("fqn"), info_fields.get("relative_path")
-        if type(key) is not str or type(file_name) is not str:
-            raise PickleTreeError("a chunk without a key or a file")
-        if (
-            "/" in file_name
-            or "\\" in file_name
-            or "\0" in file_name
-            or file_name in {"", ".", ".."}
-        ):
-            raise PickleTreeError(
-                f"{quote_name(key)} is in {quote_name(file_name)}, outside the directory"
-            )
-        offsets, byte_range = (
-            index_fields.get("offset"),
-            (info_fields.get("offset"), info_fields.get("length")),
-        )
-        if not is_size_or_stride(byte_range) or not (offsets is None or is_size_or_stride(offsets)):
-            raise PickleTreeError(f"{quote_name(key)} has an impossible location")
-        yield _StoredItem(
-            key,
-            offsets,
-            file_name,
-            byte_range[0],
-            byte_range[1],
-            not info_fields.get("transform_descriptors"),
-        )
-
-
 class _DataFiles:
     """Reads the .distcp files: chunks as tensors, pickled objects as node trees."""
 
@@ -260,14 +146,14 @@ class _DataFiles:
         self,
         directory: Location,
         limits: Limits,
-        items: list[_StoredItem],
+        items: list[StoredItem],
         global_uses: list[GlobalUse],
     ) -> None:
         self.file_names = sorted({item.file_name for item in items})
         self.nbytes = 0
         self.skipped: list[Skipped] = []
         self.unread: list[Skipped] = []
-        self.content: dict[tuple[str, tuple[int, ...] | None], tuple[_StoredItem, object]] = {}
+        self.content: dict[tuple[str, tuple[int, ...] | None], tuple[StoredItem, object]] = {}
         """(key, offsets) -> node tree of the embedded torch.save file, or _UNREAD."""
         self._directory = directory
         self._limits = limits
@@ -316,7 +202,7 @@ class _DataFiles:
         with open_source(self._directory / name) as source:
             return source.nbytes
 
-    def _add_item(self, source: ByteSource, item: _StoredItem, *, verify_checksums: bool) -> None:
+    def _add_item(self, source: ByteSource, item: StoredItem, *, verify_checksums: bool) -> None:
         if item.offset + item.nbytes > source.nbytes:
             reason = f"{quote_name(item.key)} ends at byte {item.offset + item.nbytes}"
             raise CorruptCheckpointError(source.path, f"{reason} of {source.nbytes}")
@@ -346,7 +232,7 @@ _TAIL_BYTES: Final = 2 << 10
 """Bytes torch.save writes around a tensor: pickle before it, zip directory after it."""
 
 
-def _iter_end_ranges(item: _StoredItem) -> Iterator[tuple[int, int]]:
+def _iter_end_ranges(item: StoredItem) -> Iterator[tuple[int, int]]:
     yield item.offset, min(_HEAD_BYTES, item.nbytes)
     tail_nbytes = min(_TAIL_BYTES, item.nbytes)
     yield item.offset + item.nbytes - tail_nbytes, tail_nbytes
@@ -361,7 +247,7 @@ def _build_leaf(key: object, entry: object, data_files: _DataFiles, limits: Limi
             raise PickleTreeError(f"{quote_name(key)} has no location")
         content = data_files.content[key, None][1]
         return PersistentReference(None) if content is _UNREAD else content
-    fields = _read_fields(entry, "TensorStorageMetadata")
+    fields = read_fields(entry, "TensorStorageMetadata")
     node = PersistentReference(None)
     node.target = _ChunkedTensor(key, fields, data_files, limits).build_tensor()
     return node
@@ -410,7 +296,7 @@ class _ChunkedTensor:
         )
 
     def _build_component(self, chunk: object) -> TensorComponent:
-        fields = _read_fields(chunk, "ChunkStorageMetadata")
+        fields = read_fields(chunk, "ChunkStorageMetadata")
         offsets, sizes = fields.get("offsets"), fields.get("sizes")
         if not is_size_or_stride(offsets) or not is_size_or_stride(sizes):
             raise PickleTreeError(f"{quote_name(self._key)} has a chunk without a location")
@@ -430,36 +316,15 @@ class _ChunkedTensor:
             )
         return TensorComponent("", offsets, tensor)
 
-    def _describe_unread_chunk(self, item: _StoredItem, sizes: tuple[int, ...]) -> TensorInfo:
+    def _describe_unread_chunk(self, item: StoredItem, sizes: tuple[int, ...]) -> TensorInfo:
         nbytes = prod(sizes) * DTYPE_BITS[self._dtype] // 8
         info = StorageInfo(f"{item.file_name}:{item.offset}", nbytes)
         return TensorInfo(self._key, sizes, self._dtype, contiguous_stride(sizes), 0, info)
 
 
-def _check_items_used(items: list[_StoredItem], keys: dict[Any, Any]) -> None:
+def _check_items_used(items: list[StoredItem], keys: dict[Any, Any]) -> None:
     for item in items:
         if item.key not in keys:
             raise PickleTreeError(
                 f"{quote_name(item.key)} has a location but is not in the list of keys"
             )
-
-
-def _read_fields(node: object, class_name: str) -> dict[Any, Any]:
-    """Return the fields of a DCP metadata object of class `class_name`.
-
-    Raises:
-        PickleTreeError: the node is something else.
-    """
-    if (
-        type(node) is UnresolvedObject
-        and node.callee_name[1] == class_name
-        and isinstance(node.state, dict)
-    ):
-        return node.state
-    raise PickleTreeError(f"something that is not a {class_name} is in place of one")
-
-
-def _require_dict(node: object, description: str) -> dict[Any, Any]:
-    if not isinstance(node, dict):
-        raise PickleTreeError(f"{description} is missing")
-    return node

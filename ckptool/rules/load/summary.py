@@ -186,9 +186,9 @@ def _find_torch_upgrade(
         level = Level.NOTE if diff.load_outcome is not None and diff.is_strict else None
     elif expected_names:
         effect = "harmless here, because the file has the keys that the upgrade would fill in"
-    elif module_class.loading_class in _NORM_LOADING_CLASSES:
-        return
-    elif not any(key.startswith(dotted_prefix) for key in saved_keys):
+    elif module_class.loading_class in _NORM_LOADING_CLASSES or not any(
+        key.startswith(dotted_prefix) for key in saved_keys
+    ):
         return
     else:
         level = _choose_upgrade_level(diff)
