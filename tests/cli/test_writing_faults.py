@@ -14,29 +14,12 @@ import pytest
 import torch
 from command_runs import run_in_process
 from migration.states import SHM
+from writing_folder import MODULE, read_all, write_project
 
 from ckptool.formats.files import atomic
 
 pytestmark = pytest.mark.process
 
-NET = """
-import torch
-from torch import nn
-
-class Old(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.a(x)
-
-class Net(Old):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mask", torch.ones(4))
-"""
-MODULE = ("-m", "net:Net", "--inject", "mask=constructor")
 REPORTS = ("--format", "json", "-o", "r.json", "--format", "markdown", "-o", "r.md")
 OLD = b"previous content"
 MESSAGE_NBYTES = 300
@@ -100,25 +83,13 @@ MORE_CALLS = (*CALLS, "mkdir", "unlink", "rmdir")
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    torch.manual_seed(0)
     with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
-        (folder / "net.py").write_text(NET)
-        state = {"a.weight": torch.randn(4, 4), "a.bias": torch.randn(4)}
-        torch.save(state, folder / "old.pth")
+        write_project(folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a forked process has none of the threads that ran before
         yield folder
         torch.set_num_threads(threads)
-
-
-def read_all(folder: Path) -> dict[str, bytes | None]:
-    """Return each file's content, and None for a folder, by relative path."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-        if "__pycache__" not in path.parts
-    }
 
 
 @contextmanager
