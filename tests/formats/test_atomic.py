@@ -1,20 +1,29 @@
 """A file or folder is complete at its name, or absent: also beside others, and after dead runs."""
 # ruff: noqa: PTH208, PT012
 
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 
 from ckptool.errors import WriteError
+from ckptool.formats.files import atomic, output_group
 from ckptool.formats.files.atomic import check_target, open_pending_output
-from ckptool.formats.files.output_group import commit_outputs
+from ckptool.formats.files.output_group import (
+    commit_outputs,
+    gather_outputs,
+    write_file,
+    write_files,
+    write_separately,
+)
 from ckptool.formats.files.signals import Interrupted, raise_on_signal
 
 
@@ -137,6 +146,98 @@ def test_of_two_outputs_the_first_is_taken_back_where_the_second_fails(tmp_path,
     assert content(tmp_path / "a") == before
     assert content(tmp_path / "b") == b"old"
     assert len(os.listdir(tmp_path)) == (1 if before is None else 2)
+
+
+@both
+def test_of_a_folder_and_a_file_both_are_taken_back(tmp_path, folder, monkeypatch):
+    """Also what replaced an older one, and where only the flush of the folder's entry fails."""
+    for name in ("a", "b"):
+        old(tmp_path / name, folder=folder)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(output_group, "sync_folder", fail)
+    with (
+        open_pending_output(tmp_path / "a", force=True, folder=folder) as first,
+        open_pending_output(tmp_path / "new", force=False, folder=folder) as second,
+        open_pending_output(tmp_path / "b", force=True, folder=folder) as third,
+    ):
+        for out in (first, second, third):
+            fill(out)
+        with pytest.raises(WriteError, match="not written"):
+            commit_outputs(first, second, third)
+    assert content(tmp_path / "a") == content(tmp_path / "b") == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_file_system_that_exchanges_nothing_replaces_and_restores_as_well(tmp_path, monkeypatch):
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(atomic, "_exchange_paths", refuse)
+    (tmp_path / "a").write_bytes(b"old")
+    with (
+        open_pending_output(tmp_path / "a", force=True) as first,
+        open_pending_output(tmp_path / "b", force=False) as second,
+    ):
+        fill(first)
+        (tmp_path / "b").write_bytes(b"other")
+        with pytest.raises(WriteError):
+            commit_outputs(first, second)
+    assert content(tmp_path / "a") == b"old"
+    write_file(tmp_path / "a", b"new", force=True)
+    assert (content(tmp_path / "a"), sorted(os.listdir(tmp_path))) == (b"new", ["a", "b"])
+
+
+def test_what_waits_for_its_group_is_not_removed_by_another_command(tmp_path):
+    """What is replaced has the temporary name until the group is complete."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"old")
+    with (
+        open_pending_output(tmp_path / "a", force=True) as first,
+        open_pending_output(tmp_path / "b", force=False) as second,
+    ):
+        fill(first)
+        first.move_to_target()
+        with open_pending_output(tmp_path / "a", force=True):
+            pass
+        first.undo_move()
+        assert second.path.exists()
+    assert content(tmp_path / "a") == b"old"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_appears_at_its_end_with_its_folders_or_not_at_all(tmp_path, fails):
+    def write() -> None:
+        with gather_outputs() as group:
+            group.create_folder(tmp_path / "x" / "y")
+            write_file(tmp_path / "x" / "y" / "a", b"new", force=False)
+            with gather_outputs():
+                write_file(tmp_path / "b", b"new", force=False)
+            assert not (tmp_path / "b").exists()
+            with write_separately():
+                write_file(tmp_path / "apart", b"new", force=False)
+            assert (tmp_path / "apart").exists()
+            if fails:
+                raise KeyError("later")
+
+    with pytest.raises(KeyError) if fails else nullcontext():
+        write()
+    assert sorted(os.listdir(tmp_path)) == (["apart"] if fails else ["apart", "b", "x"])
+    assert content(tmp_path / "x" / "y" / "a") == (None if fails else b"new")
+
+
+def test_a_file_is_removed_with_the_others_or_not_at_all(tmp_path):
+    for name in ("a", "gone"):
+        (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(WriteError, match="already exists"):
+        write_files({tmp_path / "a": b"new"}, force=False, removed=[tmp_path / "gone"])
+    with gather_outputs(), suppress(WriteError):
+        write_files({tmp_path / "b": b"new"}, force=False, removed=[tmp_path / "gone"])
+        (tmp_path / "c").mkdir()
+        write_file(tmp_path / "c", b"new", force=True)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("how", ["same", "dots", "hard link", "symbolic link", "linked folder"])

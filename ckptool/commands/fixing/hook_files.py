@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ckptool.errors import CkptoolError
+from ckptool.errors import CkptoolError, WriteError
 from ckptool.formats.files.output_group import write_separately
 from ckptool.migration.hook.hook_check import HookCheck, build_example_state, format_hook_check
 from ckptool.migration.hook.hook_source import HookSubject, format_hook
@@ -57,6 +57,7 @@ def build_hook_files(request: HookRequest) -> tuple[dict[Path, bytes], tuple[str
 
     Raises:
         PlanError: a hook cannot do a step of the plan.
+        WriteError: there is no room for temporary files.
     """
     module_class = request.module_info.modules.get("") if request.module_info else None
     class_name = module_class.name.rpartition(".")[2] if module_class else "the module"
@@ -133,6 +134,8 @@ def _build_states(request: HookRequest) -> tuple[bytes, bytes] | None:
                     record_provenance=False,
                 )
             )
+        except WriteError:
+            raise
         except CkptoolError:
             return None
         return buffer.getvalue(), target.read_bytes()

@@ -336,7 +336,8 @@ def _move_new_file(path: Path, target: Path) -> None:
     try:
         # Unlike rename, link never replaces a file that another process created meanwhile.
         target.hardlink_to(path)
-        path.unlink()
+        with suppress(OSError):  # a second name of it, which `close` removes
+            path.unlink()
     except FileExistsError:
         raise _explain_taken(target) from None
     except OSError as error:

@@ -14,7 +14,7 @@ from ckptool import api
 from ckptool.cli.parsing import parse_kwargs
 from ckptool.compare.digest import read_saved_digest
 from ckptool.config import load_config, read_config
-from ckptool.errors import ConfigError, PlanError, ReadError, UsageError
+from ckptool.errors import ConfigError, ModuleError, PlanError, ReadError, UsageError
 from ckptool.migration.plan.plan_file import parse_plan
 
 DEEP = "[" * 100_000
@@ -35,13 +35,55 @@ DEEP = "[" * 100_000
         (api.migrate, {"old_module": "torch.nn:Linear"}, "--old-module"),
         (api.migrate, {"device": "cuda"}, "--device"),
         (api.migrate, {"inputs": ("float32[2]",)}, "--input"),
+        (api.migrate, {"tolerance": 1.0}, "--tolerance"),
         (api.gate, {"plans": ("plan.toml",)}, "--plan"),
+        (api.gate, {"base": "."}, "--base"),
+        (api.verify, {"base": ".", "module": "torch.nn:Linear"}, "--base"),
+        (api.migrate, {"base": ".", "to": "pth", "dry_run": True}, "--base"),
+        (api.diff, {"base": ".", "module": "torch.nn:Linear"}, "--base"),
+        (api.migrate, {"merge_adapter": "base"}, "--merge-adapter writes a new folder"),
+        (api.migrate, {"merge_adapter": "base", "inject": {"a": "zeros"}}, "--inject"),
+        (api.migrate, {"merge_adapter": "base", "emit_hook": "a.py"}, "--emit-hook"),
+        (api.migrate, {"merge_adapter": "base", "at": "model"}, "--at"),
+        (api.current, {"module": "net:Missing"}, "-m net:Missing"),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused(function, given, option, linear):
     with pytest.raises(UsageError) as refused:
         function(linear, **given)
     assert str(refused.value).startswith(option)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"inputs": ("nonsense",)}, UsageError, "--input nonsense: expected a dtype and a shape"),
+        ({"inputs": "net:make"}, UsageError, "--inputs net:make"),
+        (
+            {"inputs": ("float32[1,2]",), "old_module": "torch.nn:Missing"},
+            ModuleError,
+            "torch.nn has no 'Missing'",
+        ),
+        ({"from_": "missing.pth"}, ReadError, "missing.pth: no such file"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_real_run_refuses(options, error, message, linear, tmp_path):
+    kwargs = {"in_features": 2, "out_features": 3}
+    for target in ({"dry_run": True, "to": "pth"}, {"target": tmp_path / "new.pth"}):
+        with pytest.raises(error) as refused:
+            api.migrate(linear, module="torch.nn:Linear", kwargs=kwargs, **target, **options)
+        assert message in str(refused.value)
+    assert not (tmp_path / "new.pth").exists()
+
+
+def test_history_refuses_a_module_that_chooses_no_chain(tmp_path, run_command):
+    (tmp_path / "ckptool.toml").write_text('[[models]]\npath = "*.pth"\nmodule = "net:Net"\n')
+    ran = run_command("history", "-m", "net:Other", cwd=tmp_path)
+    message = (
+        "ckptool: -m net:Other: chooses a chain, and is not in [[models]] of the configuration, "
+        "only net:Net: name the folder with --chain\n"
+    )
+    assert (ran.code, ran.err) == (2, message)
 
 
 def test_a_lock_of_a_module_has_no_place():
