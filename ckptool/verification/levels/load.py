@@ -165,11 +165,14 @@ def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} tensors of the module were"
         f" in the file, loaded with {report.loader}"
     )
-    details = (count_text, *_describe_diverged_ties(diff, loaded_factory.separates_ties))
+    details = (
+        count_text,
+        *_describe_diverged_ties(diff, is_separated=loaded_factory.separates_ties),
+    )
     return LevelResult(VerificationLevel.LOAD, status, reason, "cpu", details)
 
 
-def _describe_diverged_ties(diff: ModuleDiff, is_separated: bool) -> tuple[str, ...]:
+def _describe_diverged_ties(diff: ModuleDiff, *, is_separated: bool) -> tuple[str, ...]:
     """Return what becomes of tied names whose values in the file differ; () without such names."""
     if not diff.diverged_ties:
         return ()
