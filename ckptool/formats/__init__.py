@@ -44,6 +44,8 @@ _TRIAL_READERS: Final = ("torch.legacy",)
 _DCP_METADATA: Final = ".metadata"
 _DEEPSPEED_NAME: Final = re.compile(r"zero_to_fp32\.py|.+_(?:model|optim)_states\.pt")
 """Files that DeepSpeed writes: a script that gathers the weights, and states of each rank."""
+_MEGATRON_FOLDER: Final = re.compile(r"mp_rank_\d{2,5}(?:_\d{3})*")
+"""Folders of Megatron, each with the file of one rank."""
 _DCP_SUFFIX: Final = ".distcp"
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
@@ -243,18 +245,44 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if dangling := [name for name in files if is_dangling(directory / name)]:
         listed = join_limited(dangling, MAX_LISTED, quote_text)
         return f"has no weights but {listed}, a link to a file that does not exist"
+    if description := _describe_foreign_files(directory, names):
+        return description
     weights = [name for name in files if not re.fullmatch(TRAINING_STATE_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
     candidates = weights or list(folders) or files
     if not candidates:
         return "is a directory without a checkpoint"
     names_text = join_limited(candidates, MAX_LISTED, quote_text)
+    remedy = _advise_partitioned(names)
+    description = remedy or "is a directory without an index:"
+    return f"{description}{' or' * bool(remedy)} choose one of {names_text}"
+
+
+def _advise_partitioned(names: Sequence[str]) -> str:
+    """Return what gathers the weights of a folder that are partitioned over ranks, else ""."""
+    framework, remedy = "", ""
     if any(map(_DEEPSPEED_NAME.fullmatch, names)):
-        return (
-            "is a DeepSpeed checkpoint, whose weights are partitioned over the ranks: gather them "
-            f"with python zero_to_fp32.py FOLDER OUTPUT, or choose one of {names_text}"
-        )
-    return f"is a directory without an index: choose one of {names_text}"
+        framework, remedy = "DeepSpeed", "gather them with python zero_to_fp32.py FOLDER OUTPUT"
+    elif len([name for name in names if _MEGATRON_FOLDER.fullmatch(name)]) > 1:
+        framework, remedy = "Megatron", "merge them with Megatron's tools/checkpoint/convert.py"
+    weights = "whose weights are partitioned over the ranks"
+    return f"is a {framework} checkpoint, {weights}: {remedy}," if remedy else ""
+
+
+def _describe_foreign_files(directory: Location, names: Sequence[str]) -> str:
+    """Return what a folder without a checkpoint of PyTorch has instead; "" if that is unknown."""
+    from ckptool.formats import unrecognized
+
+    if description := unrecognized.describe_foreign_folder(names):
+        return description
+    if any(re.fullmatch(CHECKPOINT_PATTERN, name) for name in names):
+        return ""
+    name = next((n for n in sorted(names) if n.endswith(unrecognized.FOREIGN_SUFFIXES)), "")
+    if not name or is_directory(directory / name):
+        return ""
+    with open_source(directory / name) as source:
+        description = unrecognized.identify_other_format(source.read_head(unrecognized.HEAD_BYTES))
+    return f"has no checkpoint; {quote_text(name)} {description}" if description else ""
 
 
 def _open_file(path: Location, limits: Limits) -> Checkpoint:

@@ -1,7 +1,7 @@
 """First bytes of a file -> description of its format, for files that are no checkpoint."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,20 @@ def identify_other_format(head: bytes) -> str:
     return next(
         (description for identify in _POINTER_CHECKS if (description := identify(start))), ""
     )
+
+
+FOREIGN_SUFFIXES: Final = (".gguf", ".ggml", ".h5", ".onnx", ".tflite", ".pte", ".engine", ".keras")
+"""Ends of the names of models that are no checkpoints of PyTorch."""
+
+
+def describe_foreign_folder(names: Sequence[str]) -> str:
+    """Return a description of a folder that another library writes, by its file names; else ""."""
+    if {"meta.json", "config.cfg"} <= {*names}:
+        return (
+            "is a pipeline of spaCy, which spacy.load() reads; the file `model` of each part is in "
+            "spaCy's own format, not in one of PyTorch"
+        )
+    return ""
 
 
 def describe_unknown_file(head: bytes) -> str:
@@ -111,7 +125,11 @@ _DESCRIPTIONS_BY_MAGIC: Final = {
         "is compressed (zlib), as written by joblib.dump(compress=...), and torch.load cannot "
         "open it: save the result of joblib.load with torch.save",
     ),
-    b"GGUF": "is a GGUF file, not a PyTorch checkpoint; llama.cpp's tools read it",
+    b"GGUF": (
+        "is a GGUF file of llama.cpp, not a PyTorch checkpoint: from_pretrained(FOLDER, "
+        "gguf_file=NAME) of transformers reads many architectures, and save_pretrained() then "
+        "writes a checkpoint"
+    ),
     b"lmgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"tjgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"\x89HDF\r\n\x1a\n": "is an HDF5 file (Keras, h5py), not a PyTorch checkpoint",

@@ -139,7 +139,8 @@ def _compare_with_arithmetic(
         else:
             is_right = torch.equal(tensor, replaced.get(key, original[key]).to(tensor.dtype))
         if not is_right:
-            raise PlanError(f"{path}: not merged: `{key}` is not what the formula gives")
+            reason = _explain_difference(merged, key, {*expected_tensors, *replaced})
+            raise PlanError(f"{path}: not merged: {reason}")
     return AdapterMerge(merged, tuple(expected_tensors), tuple(replaced), largest, allowed)
 
 
@@ -153,6 +154,19 @@ def _iter_whole_tensors(
             key = key if key in original else key.replace(part, "")
         if key in original:
             yield key, tensor
+
+
+def _explain_difference(module: "nn.Module", key: str, changed_keys: set[str]) -> str:
+    """Return why a merged tensor is not what the arithmetic gives, as far as it is known."""
+    tensors = module.state_dict(keep_vars=True)
+    others = [k for k in sorted(changed_keys - {key}) if tensors.get(k) is tensors[key]]
+    if not others:
+        return f"`{key}` is not what the formula gives"
+    return (
+        f"`{key}` and `{others[0]}` are tied in the base, and the adapter changes both: peft writes"
+        " both changes into the one tensor. Untie them in the base first, with tie_word_embeddings"
+        " false in its config.json and a tensor for each in its file"
+    )
 
 
 def _find_tied_keys(module: "nn.Module", changed_keys: set[str]) -> set[str]:

@@ -101,14 +101,11 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
                 local_files_only=True,
                 device_map={"": "meta"} if is_on_meta else None,
             )
-    conversions = [
-        conversion
-        for key, tensor in loaded.state_dict(keep_vars=True).items()
-        if (conversion := trace.find_conversion(key, tensor)) is not None
-    ]
+    conversions = trace.list_conversions(loaded.state_dict(keep_vars=True))
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
     mismatched_shapes = {key: tuple(shape) for key, shape, _ in info["mismatched_keys"]}
-    known_keys = {*used_keys, *info["unexpected_keys"], *mismatched_shapes}
+    overwritten_keys = trace.list_overwritten(conversions)
+    known_keys = {*used_keys, *info["unexpected_keys"], *mismatched_shapes, *overwritten_keys}
     return loaded, LoadingInfo(
         loader=LOADER_CALL,
         missing_keys=tuple(sorted(info["missing_keys"])),
@@ -116,6 +113,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         mismatched_shapes=mismatched_shapes,
         conversions=tuple(conversion for conversion in conversions if conversion.operation),
         ignored_keys=tuple(key for key in state if is_on_meta and key not in known_keys),
+        overwritten_keys=overwritten_keys,
         error="; ".join(info["error_msgs"]),
     )
 

@@ -116,6 +116,11 @@ def _merge_infos(
             for conversion in info.conversions
         ),
         ignored_keys=prefix_all("ignored_keys"),
+        overwritten_keys={
+            f"{name}.{key}": f"{name}.{kept_key}"
+            for name, info in infos.items()
+            for key, kept_key in info.overwritten_keys.items()
+        },
         uninitialized_buffers=prefix_all("uninitialized_buffers"),
         file_names={
             f"{name}.{key}": f"{name}.{file_key}"

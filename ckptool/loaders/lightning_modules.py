@@ -53,16 +53,13 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         with drop_mismatches(loaded) as mismatched_shapes:
             result = loaded.load_state_dict(checkpoint[STATE_PLACE], strict=False)
     own_tensors = loaded.state_dict(keep_vars=True)
-    conversions = [
-        conversion
-        for key, tensor in own_tensors.items()
-        if (conversion := trace.find_conversion(key, tensor)) is not None
-    ]
+    conversions = trace.list_conversions(own_tensors)
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
     missing_keys = {*result.missing_keys} - mismatched_shapes.keys()
     # What a class leaves out of its own state_dict() is not missing where it is not asked for.
     missing_keys -= set() if loaded.strict_loading else {*missing_keys} - own_tensors.keys()
-    known_keys = {*used_keys, *result.unexpected_keys, *mismatched_shapes}
+    overwritten_keys = trace.list_overwritten(conversions)
+    known_keys = {*used_keys, *result.unexpected_keys, *mismatched_shapes, *overwritten_keys}
     return loaded, LoadingInfo(
         loader=LOADER_CALL,
         is_strict=loaded.strict_loading,
@@ -71,6 +68,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         mismatched_shapes=mismatched_shapes,
         conversions=tuple(conversion for conversion in conversions if conversion.operation),
         ignored_keys=tuple(k for k in state if not mismatched_shapes and k not in known_keys),
+        overwritten_keys=overwritten_keys,
     )
 
 

@@ -191,19 +191,19 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
             adapter_name = next(iter(loaded.peft_config))
             result = loaded.load_adapter("", adapter_name)
     tensors = loaded.state_dict(keep_vars=True)
-    conversions = [
-        conversion
-        for key in tensors
-        if (conversion := trace.find_conversion(key, tensors[key])) is not None
-    ]
+    conversions = trace.list_conversions(tensors, lambda key: _strip_adapter(key, adapter_name))
     restored = {
         found_tensor.path: conversion
         for found_tensor in walk_module(loaded).tensors
         if found_tensor.path not in tensors
         and (conversion := trace.find_conversion(found_tensor.path, found_tensor.value)) is not None
     }
-    info = _build_info(loaded, state, result, [*conversions, *restored.values()], mismatched_shapes)
-    return loaded, replace(info, restored_paths=tuple(restored))
+    conversions += restored.values()
+    overwritten_keys = trace.list_overwritten(conversions)
+    taken_state = {k: tensor for k, tensor in state.items() if k not in overwritten_keys}
+    info = _build_info(loaded, taken_state, result, conversions, mismatched_shapes)
+    restored_paths = tuple(restored)
+    return loaded, replace(info, restored_paths=restored_paths, overwritten_keys=overwritten_keys)
 
 
 def _copy_on_meta(module: "nn.Module") -> "nn.Module":
@@ -257,11 +257,7 @@ def _build_info(
         loader=LOADER_CALL,
         missing_keys=missing_keys,
         unexpected_keys=unexpected_keys,
-        conversions=tuple(
-            conversion
-            for conversion in conversions
-            if _strip_adapter(conversion.key, adapter_name) != conversion.file_keys[0]
-        ),
+        conversions=tuple(conversion for conversion in conversions if conversion.operation),
         mismatched_shapes=mismatched_shapes,
         ignored_keys=tuple(
             k for k in state if not mismatched_shapes and k not in used_keys | dropped_keys

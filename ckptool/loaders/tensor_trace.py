@@ -1,9 +1,10 @@
 """TensorTrace: of which tensors of a file a loader makes the tensors of a module, by what."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ckptool.compare.framework.loading_info import TensorConversion
@@ -58,6 +59,8 @@ class TensorTrace(DispatchMode):
         self._kept: list[Tensor] = []
         """Tensors that were seen: the id of a storage is given again once it is gone."""
         self._recorded = 0
+        self._overwritten_keys: dict[str, str] = {}
+        """Key of the file -> the key whose tensor was copied over it later."""
         for key, tensor in state.items():
             if isinstance(tensor, Tensor):
                 storage = identify_storage(tensor)
@@ -75,11 +78,43 @@ class TensorTrace(DispatchMode):
             if not result.is_meta:
                 result.fill_(self._fill)
             return result
+        if name == "copy_" and _fills_storage(args[0]):
+            self._forget(args[0], args[1])
         inputs = [t for t in _iter_tensors((args, kwargs)) if identify_storage(t) in self._sources]
         if inputs:
             for output in _iter_tensors(result):
                 self._record(output, inputs, name)
         return result
+
+    def list_conversions(
+        self, tensors: Mapping[str, Tensor], name_in_file: Callable[[str], str] = str
+    ) -> list[TensorConversion]:
+        """Return how each tensor of the module is made, without those that no file key is part of.
+
+        A tied tensor that was loaded under one of its names has no operation under the others.
+
+        Args:
+            tensors: the tensors of the loaded module, by key.
+            name_in_file: key of the module -> the name that files have for it.
+        """
+        names: dict[int, set[str]] = {}
+        for key, tensor in tensors.items():
+            names.setdefault(identify_storage(tensor), set()).add(name_in_file(key))
+        conversions = []
+        for key, tensor in tensors.items():
+            conversion = self.find_conversion(key, tensor)
+            if conversion is None:
+                continue
+            is_renamed = conversion.operation == LoadStepKind.RENAMED
+            if is_renamed and conversion.file_keys[0] in names[identify_storage(tensor)]:
+                conversion = replace(conversion, operation="")
+            conversions.append(conversion)
+        return conversions
+
+    def list_overwritten(self, conversions: Sequence[TensorConversion]) -> dict[str, str]:
+        """Return key of the file -> the key that is loaded over it, where nothing else is of it."""
+        used_keys = {key for conversion in conversions for key in conversion.file_keys}
+        return {k: kept for k, kept in self._overwritten_keys.items() if k not in used_keys}
 
     def find_conversion(self, key: str, tensor: Tensor) -> TensorConversion | None:
         """Return how a tensor of the module is made of the file's; None if it is not.
@@ -100,12 +135,21 @@ class TensorTrace(DispatchMode):
         operation = ", ".join(dict.fromkeys(words)) or ("" if is_named_so else LoadStepKind.RENAMED)
         return TensorConversion(key, tuple(sorted(file_keys, key=natural_sort_key)), str(operation))
 
+    def _forget(self, target: Tensor, source: Tensor) -> None:
+        """Forget what `target` was made of, where all of it is overwritten by `source`."""
+        storage, sources = identify_storage(target), self._sources.get(identify_storage(source))
+        if sources and identify_storage(source) != storage:
+            self._words.pop(storage, None)
+            lost_keys = self._sources.pop(storage, frozenset()) - sources
+            self._overwritten_keys.update(dict.fromkeys(lost_keys, min(sources)))
+
     def _record(self, output: Tensor, inputs: list[Tensor], name: str) -> None:
         storage = identify_storage(output)
         input_storages = {identify_storage(tensor) for tensor in inputs}
-        if storage in input_storages:
-            return
         sources = frozenset().union(*(self._sources[i] for i in input_storages))
+        if storage in input_storages:
+            self._add_sources(storage, sources, name)
+            return
         self._recorded += len(sources)
         if self._recorded > _MAX_SOURCES:
             raise RuntimeError("the loader combines too many tensors to trace")
@@ -116,6 +160,13 @@ class TensorTrace(DispatchMode):
         self._words[storage] = tuple(dict.fromkeys(word for word in words if word))
         self._sizes[storage] = tuple(output.shape)
         self._kept.append(output)
+
+    def _add_sources(self, storage: int, sources: frozenset[str], name: str) -> None:
+        """Record that an operator wrote into a part of a storage that others are in already."""
+        if sources != self._sources[storage]:
+            word = "concatenated" if name == "copy_" else f"computed ({name})"
+            self._sources[storage] = sources
+            self._words[storage] = tuple(dict.fromkeys((*self._words.get(storage, ()), word)))
 
     def _describe_view(self, tensor: Tensor, storage: int | None = None) -> list[str]:
         """Return what distinguishes a view from the tensor that its storage was made for."""
@@ -133,6 +184,14 @@ def identify_storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
     except (RuntimeError, NotImplementedError):
         return id(tensor)
+
+
+def _fills_storage(tensor: Tensor) -> bool:
+    """Whether a tensor has all elements of its storage."""
+    try:
+        return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def _iter_tensors(value: Any) -> Iterator[Tensor]:

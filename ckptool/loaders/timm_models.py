@@ -93,12 +93,10 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         finally:
             hook.remove()
     missing_keys, unexpected_keys = results[-1].missing_keys, results[-1].unexpected_keys
-    conversions = [
-        conversion
-        for key, tensor in loaded.state_dict(keep_vars=True).items()
-        if (conversion := trace.find_conversion(key, tensor)) is not None
-    ]
+    conversions = trace.list_conversions(loaded.state_dict(keep_vars=True))
+    overwritten_keys = trace.list_overwritten(conversions)
     known_keys = {key for conversion in conversions for key in conversion.file_keys}
+    known_keys |= overwritten_keys.keys()
     return loaded, LoadingInfo(
         loader=LOADER_CALL,
         is_strict=True,
@@ -106,6 +104,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
         unexpected_keys=tuple(sorted(unexpected_keys)),
         conversions=tuple(conversion for conversion in conversions if conversion.operation),
         ignored_keys=tuple(k for k in state if k not in {*known_keys, *unexpected_keys}),
+        overwritten_keys=overwritten_keys,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.formats.files.source import path_exists
 from ckptool.loaders.build_limits import build_within_limits
@@ -110,7 +110,7 @@ def _report_load(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Mod
         renamed_keys = {*report.unexpected_keys, *first.conversion_errors} - state.keys()
         sources = _find_sources(loaded, state, renamed_keys)
     file_names = {key: sources[key][0] for key in report.unexpected_keys if key in sources}
-    conversions = [*_iter_conversions(loaded, first.trace)]
+    conversions = first.trace.list_conversions(loaded.state_dict(keep_vars=True))
     used_keys = {key for conversion in conversions for key in conversion.file_keys}
     used_keys |= {file_names.get(key, key) for key in report.unexpected_keys}
     used_keys |= {key for target in first.conversion_errors for key in sources.get(target, ())}
@@ -210,16 +210,6 @@ def _without_placing() -> Iterator[None]:
         yield
     finally:
         modeling_utils.accelerate_dispatch = placing
-
-
-def _iter_conversions(loaded: "nn.Module", trace: "TensorTrace") -> Iterator[TensorConversion]:
-    """Yield where each tensor of the module comes from; a tied one has its own name's operation."""
-    tensors = loaded.state_dict(keep_vars=True)
-    for key, tensor in tensors.items():
-        conversion = trace.find_conversion(key, tensor)
-        if conversion is not None:
-            is_tied = tensors.get(conversion.file_keys[0]) is tensor
-            yield replace(conversion, operation="") if is_tied else conversion
 
 
 def _iter_uninitialized(first: "nn.Module", second: "nn.Module") -> Iterator[str]:

@@ -307,7 +307,10 @@ def _describe_actual_shard(shard: str, loader: str) -> str:
     if not shard:
         return "; no shard contains it"
     if not loader:
-        return f"; it is in {cut_middle(shard)}, where code that follows the index does not look"
+        return (
+            f"; it is in {cut_middle(shard)}: load_checkpoint_in_model() of accelerate finds it"
+            " there, since it reads whole shards; code that opens the shard of one key does not"
+        )
     return (
         f"; it is in {cut_middle(shard)}, from which {loader} loads it, since it reads whole shards"
         "; code that opens the shard of one key does not find it"

@@ -188,8 +188,8 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         summary="`{key}` and `{other}` are tied, and have different values in the file{effect}",
         why=(
             "Loading writes both values into one tensor: the later one wins, and the other is "
-            "silently lost. from_pretrained() of transformers leaves them separate instead, even "
-            "if the configuration ties them."
+            "silently lost. from_pretrained() of transformers and diffusers leaves them separate "
+            "instead, even if the configuration or the class ties them."
         ),
         fix=(
             "Find out which one was trained, and save both from it: state_dict[{other:py}] = "
@@ -203,14 +203,22 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
-    is_separated = diff.loading_info is not None  # as from_pretrained() does
+    report = diff.loading_info
     for key, other_key in diff.diverged_ties:
+        is_separated = report is not None and other_key not in report.overwritten_keys
+        effect = ""
+        if report is not None:
+            effect = (
+                f"; {report.loader} loads both and does not tie them"
+                if is_separated
+                else f"; {report.loader} loads `{key}` over `{other_key}`, whose values are lost"
+            )
         yield hit(
             key,
             Level.WARNING if is_separated else Level.ERROR,
             other=other_key,
-            effect="; from_pretrained() loads both and does not tie them" if is_separated else "",
-            remedy=_SEPARATE_ADVICE if is_separated else "",
+            effect=effect,
+            remedy=_SEPARATE_ADVICE if diff.module.loader == "transformers" else "",
         )
 
 

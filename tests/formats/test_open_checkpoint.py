@@ -154,6 +154,11 @@ TENSOR = safetensors_bytes({"a": entry()})
 DIRECTORIES = {
     "empty": ({}, "is an empty directory"),
     "nothing of ours": ({"readme.md": ""}, "is a directory without a checkpoint"),
+    "GGUF": (
+        {"m-q4.gguf": b"GGUF" + bytes(60), "readme.md": ""},
+        r"'m-q4.gguf' is a GGUF file .*: from_pretrained\(FOLDER, gguf_file=NAME\)",
+    ),
+    "spaCy": ({"meta.json": "{}", "config.cfg": ""}, r"spacy\.load\(\) reads"),
     "files": ({f"{n}.pt": TENSOR for n in range(7)}, "'0.pt', '1.pt', .*'4.pt' and 2 more$"),
     "two indexes": (
         {"a.bin.index.json": "", "b.safetensors.index.json": ""},
@@ -168,6 +173,20 @@ DIRECTORIES = {
 def test_directories(tmp_path, files, reason):
     with pytest.raises(ReadError, match=reason):
         open_checkpoint(write(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        (1, "without an index: choose one of 'mp_rank_00/'"),
+        (2, "is a Megatron checkpoint, .*convert.py, or choose one of 'mp_rank_00/', 'mp_rank_01"),
+    ],
+)
+def test_a_folder_of_megatron_says_what_merges_its_ranks(tmp_path, count, reason):
+    for rank in range(count):
+        write(tmp_path / f"mp_rank_0{rank}", {"model_optim_rng.pt": TENSOR})
+    with pytest.raises(ReadError, match=reason):
+        open_checkpoint(tmp_path)
 
 
 def test_directory_of_directories(tmp_path):

@@ -96,6 +96,46 @@ def test_the_merged_model_is_pefts(name, folders, tmp_path, run_command):
     assert run_command("gate", str(target), "--no-config").code == 0
 
 
+TIED_BASE = {**PLAIN[LLAMA], "tie_word_embeddings": True}
+MERGED_INTO_TIED = {
+    "both saved": ({"modules_to_save": ["lm_head", "embed_tokens"]}, True),
+    "the head saved": ({"modules_to_save": ["lm_head"]}, True),
+    "saved tied": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
+    "both adapted": ({"target_modules": ["q_proj", "lm_head", "embed_tokens"]}, False),
+}
+
+
+@pytest.mark.parametrize("name", MERGED_INTO_TIED)
+def test_an_adapter_is_merged_into_a_tied_base_where_peft_keeps_what_was_trained(
+    name, tmp_path, run_command
+):
+    """Two changes of one tied tensor are added up by peft: it is not the trained model."""
+    fields, is_mergeable = MERGED_INTO_TIED[name]
+    base, adapter, target = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    build_model(LLAMA, TIED_BASE).save_pretrained(base)
+    cls = transformers.LlamaForCausalLM
+    config = peft.LoraConfig(**{**LORA, "target_modules": TARGETS, **fields})
+    trained = peft.get_peft_model(cls.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    trained.save_pretrained(adapter)
+    inputs = torch.arange(4)[None]
+    trained_logits = trained.eval()(inputs).logits
+    truth = peft.PeftModel.from_pretrained(cls.from_pretrained(base), adapter).merge_and_unload()
+    is_kept = torch.allclose(truth.eval()(inputs).logits, trained_logits, rtol=1e-3, atol=1e-3)
+    assert is_kept == is_mergeable
+    result = merge(run_command, adapter, base, target)
+    assert (result.code == 0) == is_mergeable, result.err
+    if is_mergeable:
+        merged = cls.from_pretrained(target).eval()
+        assert torch.equal(merged(inputs).logits, truth(inputs).logits)
+    else:
+        assert "are tied in the base, and the adapter changes both" in result.err
+        assert not target.exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_within_its_own_tolerance(dtype, folders, tmp_path, run_command):
     base, adapter = folders(*CASES["lora"], dtype=dtype)

@@ -20,7 +20,10 @@ from ckptool.model import (
     TensorInfo,
     contiguous_stride,
 )
+from ckptool.values.equality import equal_many
 
+SEPARATING_LOADERS: Final = frozenset({"transformers", "diffusers"})
+"""Frameworks whose loader leaves tied tensors separate if their values in the file differ."""
 FRAMEWORK_PACKAGES: Final = frozenset({"transformers", "diffusers", "peft", "timm"})
 
 
@@ -48,9 +51,27 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         reparametrizations=(),
         fused_projections=(),
         tied_missing_keys={},
-        diverged_ties=diff.diverged_ties if diff.module.loader == "transformers" else (),
+        diverged_ties=_find_diverged_ties(diff, report),
         equal_values={k: v for k, v in diff.equal_values.items() if k in unexpected},
     )
+
+
+def _find_diverged_ties(diff: ModuleDiff, report: LoadingInfo) -> tuple[tuple[str, str], ...]:
+    """Return pairs of tied keys with different values in the file.
+
+    from_pretrained() loads both and leaves them separate; what other loaders copy into one tensor,
+    the report says: of such a pair, the first key is the one whose values stay.
+    """
+    if diff.module.loader in SEPARATING_LOADERS:
+        return diff.diverged_ties
+    tensors = diff.state.tensors
+    pairs = [
+        (kept_key, key)
+        for key, kept_key in report.overwritten_keys.items()
+        if key in tensors and kept_key in tensors
+    ]
+    results = equal_many([(tensors[kept_key], tensors[key]) for kept_key, key in pairs])
+    return tuple(pair for pair, is_equal in zip(pairs, results, strict=True) if is_equal is False)
 
 
 def _select_tensors(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:

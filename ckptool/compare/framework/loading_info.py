@@ -31,6 +31,9 @@ class LoadingInfo(Struct, frozen=True):
     conversions: tuple[TensorConversion, ...] = ()
     ignored_keys: tuple[str, ...] = ()
     """Keys of the file that are dropped, and that the framework's report leaves out."""
+    overwritten_keys: Mapping[str, str] = {}
+    """Key of the file that is loaded into a tensor -> the key that is loaded into the same tensor
+    after it: names that are tied in the module."""
     uninitialized_buffers: tuple[str, ...] = ()
     """Buffers that hold whatever was in memory after the load."""
     file_names: Mapping[str, str] = {}

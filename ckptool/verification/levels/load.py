@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.framework_load import SEPARATING_LOADERS, apply_loading_info
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
@@ -35,7 +35,7 @@ class LoadedModuleFactory:
     @property
     def separates_ties(self) -> bool:
         """Whether loading leaves tied tensors separate if their values in the file differ."""
-        return self.module_diff.module.loader == "transformers"
+        return self.module_diff.module.loader in SEPARATING_LOADERS
 
     def create_module(self, seed: int = 0) -> nn.Module:
         """Return a new instance with all tensors of matching key and shape loaded.
@@ -165,10 +165,21 @@ def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} tensors of the module were"
         f" in the file, loaded with {report.loader}"
     )
-    ties = [f"{quote_code(first)} and {quote_code(second)}" for first, second in diff.diverged_ties]
-    tied_text = f"not tied, because their values in the file differ: {join_limited(ties, 3)}"
-    details = (count_text, tied_text) if diff.diverged_ties else (count_text,)
+    details = (
+        count_text,
+        *_describe_diverged_ties(diff, is_separated=loaded_factory.separates_ties),
+    )
     return LevelResult(VerificationLevel.LOAD, status, reason, "cpu", details)
+
+
+def _describe_diverged_ties(diff: ModuleDiff, *, is_separated: bool) -> tuple[str, ...]:
+    """Return what becomes of tied names whose values in the file differ; () without such names."""
+    if not diff.diverged_ties:
+        return ()
+    word = "and" if is_separated else "over"
+    ties = [f"{quote_code(a)} {word} {quote_code(b)}" for a, b in diff.diverged_ties]
+    effect = "not tied, because their values in the file differ" if is_separated else "tied, loaded"
+    return (f"{effect}: {join_limited(ties, 3)}",)
 
 
 def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:
