@@ -55,7 +55,7 @@ def format_short(value: object) -> str:
         return (
             str(value) if value.bit_length() < _MAX_PRINTED_BITS else f"{value.bit_length()} bits"
         )
-    if type(value) is tuple and all(
+    if isinstance(value, tuple) and all(
         type(n) is int and n.bit_length() < _MAX_PRINTED_BITS for n in value
     ):
         return str(list(value[:8])) + ("..." if len(value) > 8 else "")
