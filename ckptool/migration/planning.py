@@ -19,6 +19,7 @@ from ckptool.formats.files.atomic import write_file
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
+    TORCH,
     keeps_saved_object,
     reject_absent_values,
     reject_packed_weights,
@@ -250,7 +251,8 @@ def select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
-    reject_absent_values(checkpoint.path, state, module_info)
+    takes_meta = request.conversion is not None and to == TORCH  # as torch.save
+    reject_absent_values(checkpoint.path, state, module_info, takes_meta=takes_meta)
     if not state.tensors and not state.unsaved_tensors:
         content = describe_place(checkpoint, state.at)
         is_there = f": it is {content}" if content else ""

@@ -396,7 +396,7 @@ def _load_next_buffer(_m: PickleMachine, _pos: int) -> int:
 
 @_opcode(0x98)  # READONLY_BUFFER
 def _load_readonly_buffer(m: PickleMachine, pos: int) -> int:
-    if type(m.stack[-1]) is not bytes:
+    if not isinstance(m.stack[-1], bytes):
         raise PickleError(f"a {type(m.stack[-1]).__name__} is marked as a buffer")
     return pos
 

@@ -197,7 +197,7 @@ def _describe_key(key: Any, depth: int) -> str:
     if type(key) is UnresolvedObject and not (key.state or key.items or key.pairs):
         name = escape_unprintable(key.qualified_name)
         parts = key.args if all(type(part) in ATOMIC_TYPES for part in key.args) else None
-    if type(parts) is not tuple or len(parts) > _MAX_KEY_PARTS or depth > _MAX_KEY_PARTS:
+    if not isinstance(parts, tuple) or len(parts) > _MAX_KEY_PARTS or depth > _MAX_KEY_PARTS:
         return describe_node(key)
     texts = [_describe_key(part, depth + 1) for part in parts]
     if any(len(text) > _MAX_TEXT_LENGTH for text in texts):

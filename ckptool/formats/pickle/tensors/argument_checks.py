@@ -40,8 +40,8 @@ def read_dtype(node: object) -> str:
 
 
 def is_size_or_stride(numbers: object) -> TypeGuard[tuple[int, ...]]:
-    """Whether `numbers` is a tuple of ints from 0 to 2**63 - 1."""
-    if type(numbers) is not tuple:
+    """Whether `numbers` is a tuple or torch.Size of ints from 0 to 2**63 - 1."""
+    if not isinstance(numbers, tuple):
         return False
     for number in numbers:  # noqa: SIM110 - a generator takes twice as long, 200,000 times
         if type(number) is not int or not 0 <= number < MAX_SIZE:
