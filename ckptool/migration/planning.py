@@ -81,6 +81,8 @@ def choose_plan(
         except UndecidedError as error:
             if loads_whole:
                 return SuggestedPlan(Plan())
+            if _is_answered_by_loader(error, draft, target_module, sources, to):
+                return SuggestedPlan(error.plan)
             raise add_undecided_hint(error, request) from error
     if request.choices != PlanChoices():
         raise UsageError(
@@ -167,6 +169,23 @@ def check_outcome(
         )
         is_derived = request.plan is None
         request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
+
+
+def _is_answered_by_loader(
+    error: UndecidedError,
+    draft: Draft,
+    target_module: "TargetModule | None",
+    sources: ValueSources,
+    to: str,
+) -> bool:
+    """Whether only shapes are undecided, and the module's own code loads the file without them.
+
+    What its code drops by that is a finding (CK222) of the result, as it is one of the file.
+    """
+    if not all(decision.is_about_shapes for decision in error.decisions):
+        return False
+    diff = predict_load(target_module, apply_plan(error.plan.ops, draft, sources), to)
+    return diff is not None and diff.load_outcome is not None and diff.is_strict
 
 
 def _find_loader_steps(
