@@ -75,6 +75,9 @@ class LoadOutcome(Struct, frozen=True):
     """Of computed tensors: what does not come from the file. Only where that was measured."""
     has_read_values: bool = False
     """Whether the loading code needed the values of the file."""
+    value_use: str = ""
+    """What the loading code asked of tensors without memory, so that a load with values may do
+    something else; "" if nothing."""
 
     @property
     def is_strict(self) -> bool:

@@ -18,7 +18,7 @@ class LoaderAnswer(Struct, frozen=True):
 
     outcome: LoadOutcome | None = None
     unchecked: Skipped | None = None
-    """Why it could not be asked."""
+    """Why it could not be asked, or why the outcome may be another one."""
     retie_refusal: str = ""
     """`ModuleDiff.retie_refusal`."""
     loading_info: LoadingInfo | None = None
@@ -57,7 +57,7 @@ def build_loaded_diff(
     diff = replace(diff, retie_refusal=answer.retie_refusal)
     if answer.unchecked is not None:
         unchecked = replace(module_info, skipped=(*module_info.skipped, answer.unchecked))
-        return replace(diff, module=unchecked, unchecked_load=answer.unchecked)
+        diff = replace(diff, module=unchecked, unchecked_load=answer.unchecked)
     if answer.loading_info is not None:
         return apply_loading_info(diff, answer.loading_info)
     return diff if answer.outcome is None else apply_load_outcome(diff, answer.outcome)

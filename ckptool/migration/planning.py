@@ -19,6 +19,7 @@ from ckptool.formats.files.output_group import write_file, write_separately
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.plan.container_limits import (
     SAFETENSORS,
+    TORCH,
     keeps_saved_object,
     reject_absent_values,
     reject_packed_weights,
@@ -80,6 +81,8 @@ def choose_plan(
         except UndecidedError as error:
             if loads_whole:
                 return SuggestedPlan(Plan())
+            if _is_answered_by_loader(error, draft, target_module, sources, to):
+                return SuggestedPlan(error.plan)
             raise add_undecided_hint(error, request) from error
     if request.choices != PlanChoices():
         raise UsageError(
@@ -168,6 +171,23 @@ def check_outcome(
         request.check_plan(PlanOutcome(planned.plan, is_derived, source_diff, planned.diff))
 
 
+def _is_answered_by_loader(
+    error: UndecidedError,
+    draft: Draft,
+    target_module: "TargetModule | None",
+    sources: ValueSources,
+    to: str,
+) -> bool:
+    """Whether only shapes are undecided, and the module's own code loads the file without them.
+
+    What its code drops by that is a finding (CK222) of the result, as it is one of the file.
+    """
+    if not all(decision.is_about_shapes for decision in error.decisions):
+        return False
+    diff = predict_load(target_module, apply_plan(error.plan.ops, draft, sources), to)
+    return diff is not None and diff.load_outcome is not None and diff.is_strict
+
+
 def _find_loader_steps(
     diff: ModuleDiff, draft: Draft, target_module: "TargetModule | None", to: str
 ) -> tuple[Op, ...]:
@@ -251,7 +271,8 @@ def select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
-    reject_absent_values(checkpoint.path, state, module_info)
+    takes_meta = request.conversion is not None and to == TORCH  # as torch.save
+    reject_absent_values(checkpoint.path, state, module_info, takes_meta=takes_meta)
     if not state.tensors and not state.unsaved_tensors:
         content = describe_place(checkpoint, state.at)
         is_there = f": it is {content}" if content else ""

@@ -306,7 +306,7 @@ def format_project_verdict(checked_count: int, failed_count: int, error_count: i
 
 def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str:
     """Return `failure` and the number of missing, unexpected and mismatched keys."""
-    if diff.module.loader != "torch" and diff.unchecked_load is not None:
+    if diff.unchecked_load is not None:
         failure = f"not checked: {diff.unchecked_load.what}; by keys and shapes alone"
     if diff.loading_info is not None and failure == "does not load":
         failure = _format_framework_failure(diff.loading_info)
@@ -343,5 +343,7 @@ def format_strict_load(diff: ModuleDiff, success: str = "loads") -> str:
     return f"{success} strictly, by the module's own upgrade of {upgraded}"
 
 
-def format_unchecked_load(unchecked: Skipped) -> str:
-    return f"keys and shapes match; not checked: {unchecked.what}"
+def format_unchecked_load(diff: ModuleDiff, unchecked: Skipped) -> str:
+    upgraded = pluralize(len(diff.load_steps), "key")
+    after = f" after the module's own upgrade of {upgraded}" if diff.load_steps else ""
+    return f"keys and shapes match{after}; not checked: {unchecked.what}"

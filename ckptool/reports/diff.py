@@ -176,7 +176,7 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
     if not diff.is_strict:
         return format_load_failure(diff)
     if diff.unchecked_load is not None:
-        return format_unchecked_load(diff.unchecked_load)
+        return format_unchecked_load(diff, diff.unchecked_load)
     success = _format_retied_verdict(diff) if diff.retied_keys else format_strict_load(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
     unsaved_keys = {

@@ -175,7 +175,7 @@ def _format_result(migration: "MigrationResult") -> str:
         return f"{action}: {format_load_failure(diff, 'would not load')}"
     place = f" into `{diff.module.submodule}`" if diff.module.submodule else ""
     if diff.unchecked_load is not None and not has_passed_check:
-        return f"{action}: {format_unchecked_load(diff.unchecked_load)}"
+        return f"{action}: {format_unchecked_load(diff, diff.unchecked_load)}"
     verb = "loads" if has_passed_check else "would load"
     return f"{action}: {format_strict_load(diff, verb)}{place}"
 

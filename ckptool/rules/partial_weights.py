@@ -82,12 +82,14 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             " silently, and loading the file gives no weights."
         ),
         fix=(
-            "The values are not in the file, so that no migration restores them. In the script that"
-            " has them, with model on a real device and after its first forward: {code}"
+            "The values are not in the file: no migration restores them, and load_state_dict() with"
+            " assign=True leaves the module without them. In the script that has them, with model"
+            " on a real device and after its first forward: {code}"
         ),
         general_advice=(
-            "The values are not in the file, so that no migration restores them. In the script that"
-            " has them, with model on a real device and after its first forward: "
+            "The values are not in the file: no migration restores them, and load_state_dict() with"
+            " assign=True leaves the module without them. In the script that has them, with model"
+            " on a real device and after its first forward: "
             'torch.save(model.state_dict(), "FILE")'
         ),
         example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',

@@ -141,13 +141,21 @@ def test_each_answer_is_a_report_or_one_sentence(kind, command, tmp_path, run_co
         assert done.code == 0, (fix, done.err)
 
 
-@pytest.mark.parametrize("kind", ["placeholders", "tensors on meta"])
-@pytest.mark.parametrize("command", ["convert", "convert to safetensors", "migrate"])
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("placeholders", "convert"),
+        ("placeholders", "convert to safetensors"),
+        ("placeholders", "migrate"),
+        ("tensors on meta", "convert to safetensors"),
+        ("tensors on meta", "migrate"),
+    ],
+)
 def test_what_has_no_values_is_not_converted(kind, command, tmp_path, run_command):
     path = FILES[kind](tmp_path)
     ran = run_command(*COMMANDS[command](path.relative_to(tmp_path)), cwd=tmp_path)
     assert ran.code == 2
-    assert "A migration cannot add what is not in the file" in ran.err
+    assert "ckptool cannot add what is not in the file" in ran.err
 
 
 def test_python_code_is_told_from_a_checkpoint(tmp_path, run_command):

@@ -156,7 +156,8 @@ def test_steps_say_what_the_code_did(tmp_path):
 def test_what_cannot_be_asked_is_not_checked(tmp_path, monkeypatch):
     from ckptool.verification.loading import load_probe
 
-    monkeypatch.setattr(load_probe, "MAX_READ_NBYTES", 0)
+    monkeypatch.setattr(load_probe, "MAX_SMALL_NBYTES", 0)
+    monkeypatch.setattr(load_probe, "count_loadable_bytes", lambda: 0)
     path = tmp_path / "model.pth"
     torch.save(CASES["a value is asked for"].state(), path)
     report = ckptool.diff(path, module=CASES["a value is asked for"].module())

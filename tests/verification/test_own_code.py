@@ -11,6 +11,7 @@ from verification.own_code_modules import CASES, PARTIAL_CASES
 import ckptool
 from ckptool.errors import CkptoolError, LoadError
 from ckptool.policy import Policy
+from ckptool.verification.loading import load_probe, trial_module
 
 pytestmark = pytest.mark.matrix
 
@@ -32,6 +33,19 @@ def load_with_torch(name, state):
     except Exception as error:  # noqa: BLE001 (a hook may raise anything)
         return module, error
     return module, None
+
+
+SIZES = {"small": None, "large": (0, 1 << 40), "larger than the memory": (0, 0)}
+"""Name -> maximum bytes of what is loaded with values at once, and of what is at all."""
+
+
+def pretend_size(monkeypatch, size):
+    """Let files and modules be larger than those that are loaded with values."""
+    if SIZES[size] is not None:
+        small, loadable = SIZES[size]
+        monkeypatch.setattr(trial_module, "MAX_SMALL_NBYTES", small)
+        monkeypatch.setattr(load_probe, "MAX_SMALL_NBYTES", small)
+        monkeypatch.setattr(load_probe, "count_loadable_bytes", lambda: loadable)
 
 
 def save(state, path, at):
@@ -74,6 +88,25 @@ def test_diff_verify_and_gate_say_what_torch_does(name, suffix, at, is_live, tmp
     gate = ckptool.gate(path, module=module, at=at or None, values=False)
     failures = {f.code for f in gate.findings if f.level == "error"} - {"CK216"}
     assert bool(failures) == (error is not None), gate.findings
+
+
+@pytest.mark.parametrize("is_live", [False, True], ids=["by name", "live"])
+@pytest.mark.parametrize("size", [size for size in SIZES if SIZES[size]])
+def test_a_large_module_is_judged_as_torch_does_or_not_at_all(
+    name, size, is_live, tmp_path, monkeypatch
+):
+    path = tmp_path / "model.pth"
+    _, error = load_with_torch(name, save(CASES[name].state(), path, ""))
+    pretend_size(monkeypatch, size)
+    module = CASES[name].module() if is_live else f"verification.own_code_modules:{name}"
+    report = ckptool.diff(path, module=module)
+    if "not checked" in report.verdict:
+        assert size != "large", report.skipped
+        assert (
+            "CK226" in {f.code for f in report.findings} or "by keys and shapes" in report.verdict
+        )
+    else:
+        assert report.verdict.startswith("loads") == (error is None), (report.verdict, error)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

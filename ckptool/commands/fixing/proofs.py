@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -112,7 +112,21 @@ def prove_edits(
     """Return the proofs for each module, asked of a copy of the project with the edits."""
     contents = {path: change.new_content for path, change in plan.changes.items()} | {**new_files}
     with _open_edited_project(scope, contents) as (worker, overlay):
-        return [_prove_target(target, worker, overlay, scope, policy) for target in targets]
+        proofs = [_prove_target(target, worker, overlay, scope, policy) for target in targets]
+    edited_files = {path.resolve() for path in contents}
+    return [
+        of_target if _is_edited(target, edited_files) else _drop_unproved(of_target)
+        for target, of_target in zip(targets, proofs, strict=True)
+    ]
+
+
+def _is_edited(target: FixTarget, edited_files: Container[Path]) -> bool:
+    return any(Path(file).resolve() in edited_files for file in target.run.source_files)
+
+
+def _drop_unproved(proofs: TargetProofs) -> TargetProofs:
+    """Return the proofs without those that no edit waits for: no class of the module is edited."""
+    return replace(proofs, proofs=tuple(p for p in proofs.proofs if p.result != UNPROVED))
 
 
 def _prove_target(

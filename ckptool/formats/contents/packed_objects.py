@@ -11,7 +11,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.formats.pickle.nodes import ATOMIC_TYPES, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    SEQUENCE_TYPES,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import escape_unprintable, format_key
 from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
@@ -123,7 +127,7 @@ class PackedObjectReader:
             children: list[tuple[str, Any]] = []
             if isinstance(node, dict):
                 children = [(f"[{format_key(k)!r}]", v) for k, v in node.items()]
-            elif type(node) in {list, tuple}:
+            elif type(node) in SEQUENCE_TYPES:
                 children = [(f"[{index}]", child) for index, child in enumerate(node)]
             else:
                 yield access, node

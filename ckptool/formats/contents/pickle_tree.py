@@ -8,6 +8,7 @@ by their values: tensors that are attributes of another tensor, and bare storage
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from struct import pack
 from typing import Any, Final
 
 from ckptool.formats.contents.collector import (
@@ -19,6 +20,7 @@ from ckptool.formats.contents.collector import (
 )
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
+    SEQUENCE_TYPES,
     GlobalName,
     MappingNode,
     PersistentReference,
@@ -136,8 +138,7 @@ class _TreeContents:
         Keys that are text are part of the places; of others these have a description.
         """
         frame = [part for part in unnamed_parts if self._get_digest(part) != _HOLDS_ELEMENTS]
-        if type(node) in {tuple, SetNode}:
-            frame.append(type(node).__name__)
+        frame += _find_kind(node)
         if frame:
             yield f"{at}{CLASS_SUFFIX}", self._hash_parts(b"frame", frame).hex()
         keys = list(_iter_keys(node))
@@ -205,7 +206,8 @@ class _TreeContents:
             case list() | tuple():
                 return self._hash_parts(type(node).__name__.encode(), node)
             case SetNode():
-                return self._combine(b"set", sorted(map(self._get_digest, node.items)))
+                kind = b"frozenset" if node.is_frozen else b"set"
+                return self._combine(kind, sorted(map(self._get_digest, node.items)))
             case UnresolvedObject():
                 return self._hash_parts(b"object", _iter_parts(node))
             case GlobalName():
@@ -223,8 +225,11 @@ class _TreeContents:
             self._hash_parts(b"item", (positions.get(key, key) if positions else key, value))
             for key, value in node.items()
         ]
-        attributes = node.state if type(node) is MappingNode else None
-        return self._combine(b"dict", [*sorted(items), self._get_digest(attributes)])
+        kind, attributes = ("dict",), None
+        if type(node) is MappingNode:
+            kind, attributes = node.kind, node.state
+        own = (self._hash_parts(b"kind", kind), self._get_digest(attributes))
+        return self._combine(b"dict", [*sorted(items), *own])
 
     def _hash_parts(self, kind: bytes, parts: Iterable[object]) -> bytes:
         return self._combine(kind, [self._get_digest(part) for part in parts])
@@ -233,8 +238,10 @@ class _TreeContents:
         """Return the digest of a node that was visited; an atom is its own."""
         if type(node) not in ATOMIC_TYPES:
             return self._digests.get(id(node), _UNKNOWN)
-        if type(node) is bytes:
+        if isinstance(node, bytes):
             data = node
+        elif type(node) is float:
+            data = pack(">d", node)  # two NaNs have one text
         else:
             text = repr(self._rewrite(node) if type(node) is str else node)
             data = text.encode("utf-8", "surrogatepass")
@@ -254,6 +261,18 @@ class _TreeContents:
         return content_hash.digest()
 
 
+def _find_kind(node: Any) -> tuple[object, ...]:
+    """Return what a container is if code can tell it from the usual one; () for the usual one.
+
+    A dict and an OrderedDict that have elements are the usual one: load_state_dict() takes either.
+    """
+    if type(node) is MappingNode:
+        return node.kind if node.kind != MappingNode().kind else ()
+    if type(node) is SetNode:
+        return ("frozenset" if node.is_frozen else "set",)
+    return ("tuple",) if type(node) is tuple else ()
+
+
 _MAX_INLINE_BYTES: Final = 48
 _MODULE_KEYS: Final = frozenset({"_parameters", "_buffers", "_modules"})
 _HOOK_FLAGS: Final = re.compile("_(?:with_kwargs|always_called)$")
@@ -264,8 +283,9 @@ def _iter_parts(node: Any) -> Iterator[Any]:
     """Yield the nodes that a node is made of."""
     if isinstance(node, dict):
         yield from chain(node.keys(), node.values())
-        yield getattr(node, "state", None)
-    elif type(node) in {list, tuple}:
+        if type(node) is MappingNode:
+            yield from (*node.kind, node.state)
+    elif type(node) in SEQUENCE_TYPES:
         yield from node
     elif type(node) is SetNode:
         yield from node.items

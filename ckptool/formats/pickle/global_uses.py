@@ -1,11 +1,12 @@
 """GlobalNames of a pickle -> GlobalUse: Safety, and the first place of the name in the tree."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.pickle.nodes import (
     GETATTR,
+    SEQUENCE_TYPES,
     GlobalName,
     MappingNode,
     PersistentReference,
@@ -124,16 +125,17 @@ def _locate_globals(
     return places, getattr_calls
 
 
+_COMPOUND_KEY_TYPES: Final = SEQUENCE_TYPES | {GlobalName, UnresolvedObject}
+
+
 def _list_children(node: Any) -> list[tuple[str, Any]]:
     if isinstance(node, dict):
         children = [(format_key(key), child) for key, child in node.items()]
-        children += [
-            ("", key) for key in node if type(key) in {GlobalName, UnresolvedObject, tuple}
-        ]
-        return (
-            [*children, ("", node.state)] if type(node) is MappingNode and node.state else children
-        )
-    if type(node) is list or type(node) is tuple:
+        children += [("", key) for key in node if type(key) in _COMPOUND_KEY_TYPES]
+        if type(node) is MappingNode:
+            children += [("", part) for part in (*node.kind[1:], node.state) if part]
+        return children
+    if type(node) in SEQUENCE_TYPES:
         return [(str(index), child) for index, child in enumerate(node)]
     if type(node) is SetNode:
         return [(str(index), child) for index, child in enumerate(node.items)]

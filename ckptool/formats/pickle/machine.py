@@ -180,7 +180,7 @@ class PickleMachine:
                 raise PickleError(f"{func.qualified_name} is called, which no pickler writes")
             if name == GETATTR:
                 self.attribute_calls.append(args)
-            if func.name in _PICKLE_LOADER_NAMES and args and type(args[0]) is bytes:
+            if func.name in _PICKLE_LOADER_NAMES and args and isinstance(args[0], bytes):
                 self.embedded_pickles[id(args[0])] = args[0]
             return UnresolvedObject(func, args)
         if type(func) is UnresolvedObject:
@@ -238,7 +238,7 @@ class PickleMachine:
                 self._charge_long_key(len(key))
             return
         require_hashable_key(key)
-        if type(key) is tuple:
+        if isinstance(key, tuple):
             index = id(mapping), hash(key)
             count = self._equal_hash_counts[index] = self._equal_hash_counts.get(index, 0) + 1
             if count > _MAX_EQUAL_HASHES:

@@ -6,7 +6,13 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from ckptool.formats.contents.packed_objects import PackedObjectReader, is_packed_object
-from ckptool.formats.pickle.nodes import ATOMIC_TYPES, PickleTreeError, SetNode, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    SEQUENCE_TYPES,
+    PickleTreeError,
+    SetNode,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.tensors.tensor_reader import TensorInfoReader
@@ -274,7 +280,7 @@ def iter_access_steps(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, child in value.items():
             yield f"[{format_key(key)!r}]" if type(key) is str else f"[{format_key(key)}]", child
-    elif type(value) in {list, tuple}:
+    elif type(value) in SEQUENCE_TYPES:
         yield from ((f"[{index}]", child) for index, child in enumerate(value))
     elif type(value) is SetNode:
         yield from ((f"[{index}]", child) for index, child in enumerate(value.items))

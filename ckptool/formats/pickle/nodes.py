@@ -5,8 +5,23 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-ATOMIC_TYPES = frozenset({type(None), bool, int, float, str, bytes})
+
+class ByteArrayNode(bytes):
+    """A bytearray."""
+
+    __slots__ = ()
+
+
+class SizeNode(tuple[int, ...]):
+    """A torch.Size."""
+
+    __slots__ = ()
+
+
+ATOMIC_TYPES = frozenset({type(None), bool, int, float, str, bytes, ByteArrayNode})
 """Types whose values are their own nodes."""
+SEQUENCE_TYPES = frozenset({list, tuple, SizeNode})
+"""Types of nodes whose children have numbers."""
 
 
 class PickleError(ValueError):
@@ -88,7 +103,16 @@ class UnresolvedObject(Struct, eq=False):
 class MappingNode(dict[Any, Any]):
     """OrderedDict, Counter or defaultdict: a dict that may have attributes."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_kind", "_state")
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Name of its class, and of a defaultdict the factory as well."""
+        return getattr(self, "_kind", ("OrderedDict",))
+
+    @kind.setter
+    def kind(self, kind: tuple[object, ...]) -> None:
+        self._kind = kind
 
     @property
     def state(self) -> Any:
@@ -148,10 +172,11 @@ class PersistentReference(Struct, eq=False):
 class SetNode:
     """A set or a frozenset: members in the order of the file; compared by identity."""
 
-    __slots__ = ("items",)
+    __slots__ = ("is_frozen", "items")
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: list[Any], *, is_frozen: bool = False) -> None:
         self.items = items
+        self.is_frozen = is_frozen
 
 
 def require_hashable_key(key: object) -> object:
@@ -165,11 +190,11 @@ def require_hashable_key(key: object) -> object:
     while todo:
         node = todo.pop()
         budget -= 1
-        if isinstance(node, dict | list | bytearray):
+        if isinstance(node, dict | list | bytearray | ByteArrayNode):
             raise PickleError(f"a {type(node).__name__} is used as a key but is not hashable")
         if type(node) is int and node.bit_length() > 64:
             raise PickleError("a number of more than 64 bits is used as a key")
-        if type(node) is tuple:
+        if type(node) in SEQUENCE_TYPES:
             todo.extend(node[:budget])
         if budget <= 0:
             raise PickleError("a tuple used as a key is too large")

@@ -101,7 +101,7 @@ _ARRAY_FUNCTIONS: Final = frozenset({"_reconstruct", "_frombuffer"})
 
 def is_shape(shape: object) -> TypeGuard[tuple[int, ...]]:
     """Whether it is a tuple of sizes."""
-    return type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
+    return isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
 
 
 _WRAPPER: Final = ("joblib.numpy_pickle", "NumpyArrayWrapper")

@@ -165,7 +165,7 @@ def _load_empty_set(m: PickleMachine, pos: int) -> int:
 @_opcode(0x91)  # FROZENSET
 def _load_frozenset(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
-    m.stack.append(SetNode([require_hashable_key(item) for item in items]))
+    m.stack.append(SetNode([require_hashable_key(item) for item in items], is_frozen=True))
     return pos
 
 
@@ -203,7 +203,7 @@ def _load_setitems(m: PickleMachine, pos: int) -> int:
 def _load_additems(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
     target = m.stack[-1]
-    if type(target) is SetNode:
+    if type(target) is SetNode and not target.is_frozen:
         target.items.extend(require_hashable_key(item) for item in items)
     else:
         _append_items(target, items)
@@ -396,7 +396,7 @@ def _load_next_buffer(_m: PickleMachine, _pos: int) -> int:
 
 @_opcode(0x98)  # READONLY_BUFFER
 def _load_readonly_buffer(m: PickleMachine, pos: int) -> int:
-    if type(m.stack[-1]) is not bytes:
+    if not isinstance(m.stack[-1], bytes):
         raise PickleError(f"a {type(m.stack[-1]).__name__} is marked as a buffer")
     return pos
 

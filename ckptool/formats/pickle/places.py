@@ -4,7 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ckptool.formats.pickle.nodes import MappingNode, SetNode, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    SEQUENCE_TYPES,
+    MappingNode,
+    SetNode,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.numpy_arrays import is_numpy_array
 from ckptool.formats.pickle.plain_values import format_key
 
@@ -55,7 +60,7 @@ class KeyDeduplicator:
         return unique_key
 
 
-CONTAINER_TYPES: Final = frozenset({dict, MappingNode, list, tuple, SetNode, UnresolvedObject})
+CONTAINER_TYPES: Final = SEQUENCE_TYPES | {dict, MappingNode, SetNode, UnresolvedObject}
 
 
 def iter_children(node: Any) -> Iterator[tuple[str, Any]]:
@@ -63,7 +68,7 @@ def iter_children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, child in node.items():
             yield (key if type(key) is str else format_key(key)), child
-    elif type(node) in {list, tuple}:
+    elif type(node) in SEQUENCE_TYPES:
         yield from ((str(index), child) for index, child in enumerate(node))
     elif type(node) is SetNode:
         yield from ((str(index), child) for index, child in enumerate(node.items))

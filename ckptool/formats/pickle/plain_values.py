@@ -5,10 +5,12 @@ from typing import Any, Final
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
     GETATTR,
+    SEQUENCE_TYPES,
     GlobalName,
     MappingNode,
     PersistentReference,
     SetNode,
+    SizeNode,
     UnresolvedObject,
 )
 from ckptool.formats.pickle.numpy_arrays import read_numpy_scalar
@@ -55,7 +57,7 @@ class PlainValueConverter:
     def _convert_container(self, node: Any, depth: int) -> tuple[object, int]:
         if isinstance(node, dict):
             return self._convert_mapping(node, depth)
-        if type(node) in {list, tuple, SetNode}:
+        if type(node) in SEQUENCE_TYPES or type(node) is SetNode:
             return self._convert_sequence(node.items if type(node) is SetNode else node, depth)
         if type(node) is GlobalName:
             return (node.qualified_name, 1) if is_torch_constant(node) else _NO_VALUE
@@ -183,7 +185,7 @@ def format_key(key: object) -> str:
     """Return a dict's key as text; a key that is no atom is described."""
     if type(key) is str:
         return key
-    if type(key) is bytes:
+    if isinstance(key, bytes):
         return key.decode("latin-1")
     return str(key) if type(key) in ATOMIC_TYPES else _describe_key(key, 1)
 
@@ -199,7 +201,7 @@ def _describe_key(key: Any, depth: int) -> str:
     if type(key) is UnresolvedObject and not (key.state or key.items or key.pairs):
         name = escape_unprintable(key.qualified_name)
         parts = key.args if all(type(part) in ATOMIC_TYPES for part in key.args) else None
-    if type(parts) is not tuple or len(parts) > _MAX_KEY_PARTS or depth > _MAX_KEY_PARTS:
+    if not isinstance(parts, tuple) or len(parts) > _MAX_KEY_PARTS or depth > _MAX_KEY_PARTS:
         return describe_node(key)
     texts = [_describe_key(part, depth + 1) for part in parts]
     if any(len(text) > _MAX_TEXT_LENGTH for text in texts):
@@ -244,6 +246,9 @@ def convert_simple_object(node: UnresolvedObject) -> object:
     return NOT_PLAIN
 
 
+_SEQUENCE_NAMES: Final = {list: "list", tuple: "tuple", SizeNode: "torch.Size"}
+
+
 def describe_node(node: Any) -> str:
     """Return a short, printable description: "dict of 3", "bytes of 16", a quoted string."""
     node_type = type(node)
@@ -252,10 +257,10 @@ def describe_node(node: Any) -> str:
     if isinstance(node, dict):
         return f"dict of {len(node)}"
     if node_type is SetNode:
-        return f"set of {len(node.items)}"
+        return f"{'frozenset' if node.is_frozen else 'set'} of {len(node.items)}"
     return (
-        f"{node_type.__name__} of {len(node)}"
-        if node_type in {list, tuple}
+        f"{_SEQUENCE_NAMES[node_type]} of {len(node)}"
+        if node_type in _SEQUENCE_NAMES
         else _describe_object(node)
     )
 
@@ -264,8 +269,8 @@ def _describe_atom(node: Any) -> str:
     node_type = type(node)
     if node_type is str:
         return quote_name(node)
-    if node_type is bytes:
-        return f"bytes of {len(node)}"
+    if isinstance(node, bytes):
+        return f"{'bytes' if node_type is bytes else 'bytearray'} of {len(node)}"
     if node_type is int and node.bit_length() > _MAX_INT_BITS:
         return f"a number of {node.bit_length()} bits"
     return repr(node)
@@ -321,6 +326,6 @@ def escape_unprintable(text: str) -> str:
 def _convert_atom(node: Any) -> object:
     """Return an atom, or NOT_PLAIN for bytes and for strings and ints above the limits."""
     node_type = type(node)
-    if node_type is bytes or (node_type is str and len(node) > _MAX_STRING_LENGTH):
+    if isinstance(node, bytes) or (node_type is str and len(node) > _MAX_STRING_LENGTH):
         return NOT_PLAIN
     return NOT_PLAIN if node_type is int and node.bit_length() > _MAX_INT_BITS else node

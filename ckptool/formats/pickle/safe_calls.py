@@ -5,10 +5,12 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from ckptool.formats.pickle.nodes import (
+    ByteArrayNode,
     GlobalName,
     MappingNode,
     PickleError,
     SetNode,
+    SizeNode,
     UnresolvedObject,
     require_hashable_key,
 )
@@ -40,16 +42,20 @@ CallBuilder = Callable[[Any, tuple[Any, ...]], object]
 
 def _build_default_dict(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     """`defaultdict(factory, mapping)`: the factory is recorded as a global, and nothing more."""
-    return _build_mapping(machine, args[1:])
+    mapping = _build_mapping(machine, args[1:])
+    mapping.kind = "defaultdict", args[0] if args else None
+    return mapping
 
 
 def _build_counter(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if args and not isinstance(args[0], dict):  # of pairs it would count the pairs
         raise PickleError(f"a Counter is built from a {type(args[0]).__name__}")
-    return _build_mapping(machine, args)
+    mapping = _build_mapping(machine, args)
+    mapping.kind = ("Counter",)
+    return mapping
 
 
-def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> MappingNode:
     mapping = MappingNode()
     if not args:
         return mapping
@@ -70,7 +76,11 @@ def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     return mapping
 
 
-def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+def _build_frozenset(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    return SetNode(_build_set(machine, args).items, is_frozen=True)
+
+
+def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> SetNode:
     source = _get_only_argument(args, "a set") if args else ()
     if isinstance(source, SetNode):
         source = source.items
@@ -85,7 +95,7 @@ def _build_torch_size(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if not isinstance(source, list | tuple) or any(type(size) is not int for size in source):
         raise PickleError(f"a torch.Size is built from a {type(source).__name__}")
     machine.charge_memory(8 * len(source))
-    return tuple(source)
+    return SizeNode(source)
 
 
 def _encode_latin1(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
@@ -98,7 +108,13 @@ def _encode_latin1(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     return content
 
 
-def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+def _build_bytearray(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    content = _build_bytes(machine, args)
+    machine.charge_memory(len(content))
+    return ByteArrayNode(content)
+
+
+def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> bytes:
     source = args[0] if args else b""
     if type(source) is str and args[1:] in (("latin1",), ("latin-1",)):
         machine.charge_memory(len(source))
@@ -173,8 +189,8 @@ SAFE_CALL_BUILDERS: Final[Mapping[tuple[str, str], CallBuilder]] = MappingProxyT
         ("collections", "Counter"): _build_counter,
         ("collections", "defaultdict"): _build_default_dict,
         ("builtins", "set"): _build_set,
-        ("builtins", "frozenset"): _build_set,
-        ("builtins", "bytearray"): _build_bytes,
+        ("builtins", "frozenset"): _build_frozenset,
+        ("builtins", "bytearray"): _build_bytearray,
         ("builtins", "bytes"): _build_bytes,
         ("builtins", "complex"): _build_complex,
         ("torch", "Size"): _build_torch_size,

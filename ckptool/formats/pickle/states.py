@@ -13,6 +13,7 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.modules import is_module, read_module_state
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
+    SEQUENCE_TYPES,
     MappingNode,
     PickleTreeError,
     SetNode,
@@ -208,7 +209,7 @@ class _TreeWalk:
         for name, child in iter_children(node):
             key = make_unique(name) if name in tensors or name in non_tensors else name
             tensor = self._reader.read_tensor(child, key)
-            if tensor is None and type(node) not in {list, tuple, SetNode}:
+            if tensor is None and type(node) not in SEQUENCE_TYPES and type(node) is not SetNode:
                 tensor = self._reader.read_array(child, key)
             if tensor is None:
                 non_tensors[key] = child

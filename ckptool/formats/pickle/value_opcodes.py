@@ -5,7 +5,12 @@ from struct import Struct
 from typing import Final
 
 from ckptool.formats.pickle.machine import OpcodeHandler, PickleMachine, register_handler
-from ckptool.formats.pickle.nodes import BrokenPickleError, PickleError, TruncatedPickleError
+from ckptool.formats.pickle.nodes import (
+    BrokenPickleError,
+    ByteArrayNode,
+    PickleError,
+    TruncatedPickleError,
+)
 
 _MAX_INT_DIGITS: Final = 2_000
 _MAX_INT_BYTES: Final = 1_000
@@ -176,11 +181,12 @@ def _load_binbytes8(m: PickleMachine, pos: int) -> int:
 
 @_opcode(0x96)  # BYTEARRAY8
 def _load_bytearray8(m: PickleMachine, pos: int) -> int:
-    return _push_bytes(m, pos + 8, _UINT64.unpack_from(m.data, pos)[0])
+    return _push_bytes(m, pos + 8, _UINT64.unpack_from(m.data, pos)[0], ByteArrayNode)
 
 
-def _push_bytes(m: PickleMachine, pos: int, nbytes: int) -> int:
+def _push_bytes(m: PickleMachine, pos: int, nbytes: int, node_type: type[bytes] = bytes) -> int:
     content, end = _read_counted_bytes(m, pos, nbytes)
+    content = node_type(content)
     m.stack.append(content)
     if nbytes >= _MIN_BLOB_BYTES:
         m.blob_offsets[id(content)] = pos

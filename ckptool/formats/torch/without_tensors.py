@@ -2,7 +2,10 @@
 
 from typing import Any, Final
 
-from ckptool.formats.pickle.nodes import UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    SEQUENCE_TYPES,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.plain_values import describe_node, escape_unprintable, format_key
 from ckptool.phrases import join_limited, quote_code
@@ -36,4 +39,4 @@ def _list_two_levels(root: Any) -> list[Any]:
 def _list_items(node: Any) -> list[Any]:
     if isinstance(node, dict):
         return list(node.values())
-    return list(node) if type(node) in {list, tuple} else []
+    return list(node) if type(node) in SEQUENCE_TYPES else []

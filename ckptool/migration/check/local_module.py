@@ -29,6 +29,7 @@ from ckptool.verification.loading.load_tensors import (
     set_versions,
 )
 from ckptool.verification.loading.loading_code import get_part
+from ckptool.verification.loading.probe_state import ValuesNeededError
 from ckptool.verification.loading.recorded_load import needs_values, try_strict_load
 from ckptool.verification.loading.trial_module import make_trial
 
@@ -93,6 +94,8 @@ class LocalModule:
             state_dict = _take_submodule_state(state_dict, submodule)
             part = get_part(self.module, submodule)
             error = try_strict_load(make_trial(part, self.spec, submodule), state_dict)
+        except ValuesNeededError:
+            return self._load_into_built(state_dict, submodule)
         except UserCodeError as copy_error:
             return StrictLoad(skip_reason=f"copying the module raised {copy_error}")
         return (

@@ -101,7 +101,9 @@ def _changes(fault: AttributeFault, binding: AttributeBinding) -> bool:
 def _judge_statement(fault: AttributeFault, placed: PlacedStatement, project: ProjectFiles) -> str:
     statement = placed.binding
     if not (statement.is_plain or can_be_split(fault, statement)):
-        return f"it is bound by {statement.form}"
+        way_out = f': write self.register_buffer("{fault.attribute}", ...)'
+        is_unregistered = statement.form == "__setattr__()"
+        return f"it is bound by {statement.form}{way_out if is_unregistered else ''}"
     if not statement.class_name or not statement.is_own:
         return "it is assigned from outside of its class, or in a nested function"
     if statement.branch == "in a lambda":

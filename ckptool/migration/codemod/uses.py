@@ -22,6 +22,7 @@ from ckptool.migration.codemod.attribute_fault import (
     FaultKind,
     UseEdit,
 )
+from ckptool.migration.codemod.computed_names import may_be_name
 from ckptool.migration.codemod.project_files import ProjectFiles
 from ckptool.modules.assignment_locations import format_location
 from ckptool.modules.source.attribute_writes import get_called_name
@@ -112,11 +113,18 @@ def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[Attribu
     for node, parents, scope in nodes:
         match node:
             case ast.Attribute(value=owner, attr=name) if name == attribute:
-                if isinstance(node.ctx, ast.Load) or _is_extended(node, parents[0]):
-                    yield AttributeUse(path, node, parents, scope, _is_self(owner, scope))
-                    alias = _find_alias(node, parents[0])
-                    if alias and scope.function is not None and _is_self(owner, scope):
-                        aliases.add((id(scope.function), alias))
+                is_read = isinstance(node.ctx, ast.Load) or _is_extended(node, parents[0])
+            case ast.Call(func=ast.Name(id="getattr"), args=[owner, name, *_]):
+                is_read = may_be_name(name, attribute, scope.function)
+            case _:
+                is_read, owner = False, None
+        if is_read and owner is not None:
+            is_self = _is_self(owner, scope)
+            yield AttributeUse(path, node, parents, scope, is_self)
+            alias = _find_alias(node, parents[0])
+            if alias and scope.function is not None and is_self:
+                aliases.add((id(scope.function), alias))
+        match node:
             case ast.Constant(value=value) if value == attribute:
                 yield AttributeUse(path, node, parents, scope, is_self=True)
     for node, parents, scope in nodes:

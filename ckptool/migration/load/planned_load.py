@@ -177,7 +177,9 @@ def require_loadable(diff: ModuleDiff, *, strict: bool) -> None:
     if strict and not diff.is_strict:
         raise PlanError(strict_load_obstacles(diff) or "load_state_dict raises")
     blocking = [*(change.key for change in diff.shape_mismatches), *diff.mistyped_keys]
-    if blocking and not diff.is_strict:
+    outcome = diff.load_outcome
+    is_tried = outcome is not None and outcome.missing_keys is not None
+    if blocking and not (diff.is_strict or is_tried):
         names = join_limited(blocking, MAX_NAMED, quote_code)
         raise PlanError(f"a shape mismatch is an error with strict=False too: {names}")
 

@@ -54,11 +54,14 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
         )
 
 
-def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
+def reject_absent_values(
+    path: Location, state: StateDict, module: ModuleInfo | None, *, takes_meta: bool = False
+) -> None:
     """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
 
     Empty tensors are no placeholders if the module has no elements there; without a module, or
-    where it has no such key, as a wrapper's prefix may be before it, they are.
+    where it has no such key, as a wrapper's prefix may be before it, they are. With `takes_meta`, a
+    tensor that was saved on meta stays one.
     """
     saved_tensors = module.saved_tensors if module is not None else {}
     placeholders = [
@@ -66,17 +69,17 @@ def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | 
         for key in list_placeholders(state)
         if key not in saved_tensors or saved_tensors[key].tensor.numel
     ]
-    on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
+    on_meta = [key for key, t in state.tensors.items() if t.is_on_meta and not takes_meta]
     rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]
     for keys, problem in (
-        (placeholders, "have no elements: placeholders, not weights (CK320)"),
-        (on_meta, "have no values: they were saved on meta (CK327)"),
-        (rank_parts, "are one rank's shards: gather them first (CK604)"),
+        (placeholders, "no elements for {}: placeholders, not weights (CK320)"),
+        (on_meta, "no values for {}: saved on meta (CK327)"),
+        (rank_parts, "only one rank's shard of {}: gather all first (CK604)"),
     ):
         if keys:
             names = join_limited(keys, _MAX_LISTED, quote_code)
             raise PlanError(
-                f"{path}: {names} {problem}. A migration cannot add what is not in the file"
+                f"{path}: {problem.format(names)}. ckptool cannot add what is not in the file"
             )
 
 
@@ -111,6 +114,10 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         )
     extra_text = join_limited(extra, _MAX_LISTED_EXTRA, _format_change)
     notes = [f"dropped, as requested: {extra_text}"] if extra else []
+    on_meta = [key for key, item in draft.items.items() if item.tensor.is_on_meta]
+    if on_meta:
+        names = join_limited(on_meta, _MAX_LISTED, quote_code)
+        notes.append(f"without values, as in the source: saved on meta (CK327): {names}")
     return (*notes, *_iter_attribute_notes(draft))
 
 
@@ -130,7 +137,7 @@ def _explain_unsupported(key: str, item: PlannedTensor, to: str) -> str:
             return item.dtype
         if key == "__metadata__" or not _is_text(key):
             return "its name"
-    elif item.source_key:
+    elif item.source_key or item.tensor.is_on_meta:
         return ""
     if item.tensor.layout not in {"strided", "chunked"}:
         return item.tensor.layout

@@ -64,6 +64,14 @@ class PlannedTensor(Struct, frozen=True, gc=False):
             storage=storage,
         )
 
+    def cast(self, dtype: str) -> "PlannedTensor":
+        """Return the tensor with its elements converted; on meta there are none to convert."""
+        if self.tensor.is_on_meta:
+            stride = contiguous_stride(self.tensor.shape)
+            tensor = replace(self.tensor, dtype=dtype, stride=stride)
+            return replace(self, tensor=tensor, source_key="")
+        return replace(self, casts=(*self.casts, dtype), source_key="")
+
     @property
     def dtype(self) -> str:
         return self.casts[-1] if self.casts else self.tensor.dtype

@@ -47,6 +47,8 @@ class OpenDecision(Struct, frozen=True):
     """The renames that it asks about."""
     needs_drop: bool = False
     """Whether keys of the file are in the place of the renamed ones, and would be lost."""
+    is_about_shapes: bool = False
+    """Whether it is about keys of which the module has another shape, and nothing else."""
 
     @property
     def is_acceptable(self) -> bool:
@@ -281,7 +283,8 @@ def _iter_shape_decisions(diff: ModuleDiff, explained_keys: set[str]) -> Iterato
             yield OpenDecision(
                 f"{_format_subtree(subtree)} is {actual_shape} and the module has {expected_shape}"
                 " (CK207): build it with other arguments, or write a plan that reshapes it"
-                + _format_replacement(subtree.keys, diff.module.saved_tensors)
+                + _format_replacement(subtree.keys, diff.module.saved_tensors),
+                is_about_shapes=True,
             )
 
 

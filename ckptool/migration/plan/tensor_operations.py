@@ -56,7 +56,7 @@ class CastTensors(Operation, frozen=True, kw_only=True, tag="cast"):
             item = items[key]
             if item.dtype != self.dtype:
                 require_layout("cast", key, item, READABLE_LAYOUTS)
-                items[key] = replace(item, casts=(*item.casts, self.dtype), source_key="")
+                items[key] = item.cast(self.dtype)
         return replace(draft, items=items)
 
     def build_inverse(self) -> Operation:

@@ -46,6 +46,7 @@ from ckptool.values.elements import unreadable_reason
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
 _REBUILD_TENSOR_V3: Final = GlobalName("torch._utils", "_rebuild_tensor_v3")
+_REBUILD_META_TENSOR: Final = GlobalName("torch._utils", "_rebuild_meta_tensor_no_storage")
 _STORAGE_CLASSES: Final = {
     dtype: GlobalName("torch", name)
     for name, dtype in STORAGE_DTYPES.items()
@@ -240,7 +241,7 @@ def _map_tensors(checkpoint: Checkpoint, draft: Draft) -> dict[str, TensorInfo]:
 def _is_describable(tensor: TensorInfo) -> bool:
     """Return whether a tensor can be written from its description alone."""
     is_plain = tensor.layout in READABLE_LAYOUTS and not tensor.wrapper
-    return is_plain and not tensor.is_on_meta and not unreadable_reason(tensor)
+    return is_plain and (tensor.is_on_meta or not unreadable_reason(tensor))
 
 
 class _TensorNodeBuilder:
@@ -256,7 +257,15 @@ class _TensorNodeBuilder:
         self._next_key = 0
 
     def build_tensor(self, item: PlannedTensor) -> UnresolvedObject:
-        """Return the node of a tensor with a new storage, shared with tied tensors."""
+        """Return the node of a tensor with a new storage, shared with tied tensors.
+
+        A tensor on meta has none: torch.save writes its dtype, shape and stride.
+        """
+        if item.tensor.is_on_meta:
+            dtype = GlobalName("torch", item.dtype)
+            return UnresolvedObject(
+                _REBUILD_META_TENSOR, (dtype, item.tensor.shape, item.tensor.stride, False)
+            )
         if item.tie_identity not in self._storages:
             self._storages[item.tie_identity] = (self._add_storage(item), item)
         storage, first = self._storages[item.tie_identity]

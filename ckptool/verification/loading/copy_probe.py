@@ -21,10 +21,9 @@ from ckptool.model import Skipped, TensorInfo
 from ckptool.modules.live.registered import list_registered
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import quote_code, summarize_message
+from ckptool.verification.loading.free_memory import count_loadable_bytes
 from ckptool.verification.loading.load_tensors import can_be_mapped, load_with_torch
 
-_MAX_READ_NBYTES: Final = 256 << 20
-"""Maximum size of a file that is loaded whole, where torch cannot map it into memory."""
 _DTENSOR_MODULE: Final = "torch.distributed.tensor"
 _LAYOUTS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "strided": lambda tensor: tensor,
@@ -56,10 +55,15 @@ class _TensorKind(NamedTuple):
         return self.wrapper or (self.dtype if self.layout in _DENSE_LAYOUTS else self.layout)
 
 
-def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
+def find_copy_error(diff: ModuleDiff, module: nn.Module, *, is_asked: bool) -> str | Skipped:
     """Return what copying raises for the first tensor that cannot be copied; "" if there is none.
 
     Skipped if the file has a tensor of a kind that could not be tried, and no other is refused.
+
+    Args:
+        diff: the file's tensors and the module's.
+        module: the module.
+        is_asked: whether loading code was asked, which may have given lazy tensors a shape.
     """
     probe = _CopyProbe(diff, {key: tensor for key, tensor, *_ in list_registered(module)})
     errors: dict[tuple[_TensorKind, _TensorKind], str | Skipped] = {}
@@ -70,6 +74,11 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
         if module_tensor is None or not is_compared:
             continue
         kinds = _get_kind(tensor), _get_target_kind(module_tensor.tensor)
+        if kinds[1].layout == "lazy" and kinds[0].layout in _LAYOUTS and not kinds[0].is_on_meta:
+            error = "" if is_asked or kinds[0].layout == "lazy" else _copy_into_lazy(tensor.shape)
+            if error:
+                return f"While copying {quote_code(key)}, which has no shape yet: {error}"
+            continue
         if kinds not in errors:
             errors[kinds] = probe.find_error(key, *kinds)
         error = errors[kinds]
@@ -105,6 +114,20 @@ def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
         values_shape=values_shape,
         is_expanded=is_expanded,
     )
+
+
+def _copy_into_lazy(shape: tuple[int, ...]) -> str:
+    """Return what torch raises for a tensor of this shape in a module that is not lazy itself.
+
+    It has no code that makes room for the values, and torch copies them into no elements.
+    """
+    target = nn.parameter.UninitializedParameter(requires_grad=False, device="meta")
+    try:
+        with torch.no_grad():
+            target.copy_(torch.empty(shape, device="meta"))
+    except RuntimeError as error:
+        return summarize_message(str(error))
+    return ""
 
 
 @lru_cache(maxsize=1024)
@@ -158,7 +181,7 @@ class _CopyProbe:
         info = self._diff.state.tensors[key]
         zeros = None
         if not kind.is_on_meta and _is_dense(kind):
-            if info.nbytes > _MAX_READ_NBYTES:
+            if info.nbytes > count_loadable_bytes():
                 raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
             zeros = _make_zeros(info.shape, kind.dtype)
         if zeros is None:
@@ -195,7 +218,7 @@ class _CopyProbe:
             import_module(_DTENSOR_MODULE)
         mapped = can_be_mapped(checkpoint)
         if not mapped and (
-            checkpoint.nbytes > _MAX_READ_NBYTES or isinstance(checkpoint.path, RemotePath)
+            checkpoint.nbytes > count_loadable_bytes() or isinstance(checkpoint.path, RemotePath)
         ):
             raise ReadError(checkpoint.path, "would have to be loaded completely")
         return load_with_torch(checkpoint, state.at, mapped=mapped)

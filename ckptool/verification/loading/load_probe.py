@@ -22,6 +22,7 @@ from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.loading.copy_probe import find_copy_error
+from ckptool.verification.loading.free_memory import count_loadable_bytes
 from ckptool.verification.loading.kept_values import find_kept_elements
 from ckptool.verification.loading.load_recorder import (
     LoadRecorder,
@@ -36,7 +37,7 @@ from ckptool.verification.loading.loading_code import (
 )
 from ckptool.verification.loading.probe_state import ValuesNeededError, build_probe_state
 from ckptool.verification.loading.recorded_load import record_load, run_loads, with_retied
-from ckptool.verification.loading.trial_module import MAX_READ_NBYTES, TrialModule
+from ckptool.verification.loading.trial_module import MAX_SMALL_NBYTES, TrialModule
 
 CHECK_NAME: Final = "the module's own loading code"
 
@@ -78,7 +79,9 @@ def ask_loader(trial: TrialModule, diff: ModuleDiff) -> LoaderAnswer:
     result = _probe_or_skip(trial, replace(diff, retie_refusal=refusal))
     if isinstance(result, Skipped):
         return LoaderAnswer(unchecked=result, retie_refusal=refusal)
-    return LoaderAnswer(outcome=result, retie_refusal=refusal)
+    value_use = result.value_use if result is not None else ""
+    unchecked = Skipped(CHECK_NAME, _describe_use(value_use)) if value_use else None
+    return LoaderAnswer(outcome=result, unchecked=unchecked, retie_refusal=refusal)
 
 
 def _find_retie_refusal(trial: TrialModule, diff: ModuleDiff) -> str:
@@ -93,6 +96,8 @@ def _find_retie_refusal(trial: TrialModule, diff: ModuleDiff) -> str:
         )
         if isinstance(outcome, Skipped):
             return f"{outcome.what} was not asked: {outcome.reason}"
+        if outcome.value_use:
+            return f"{CHECK_NAME} was not asked: {_describe_use(outcome.value_use)}"
         if outcome.missing_keys is None or outcome.unexpected_keys is None:
             return outcome.error
         missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
@@ -116,7 +121,7 @@ def _probe_or_skip(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skippe
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
-    copy_error = find_copy_error(diff, module)
+    copy_error = find_copy_error(diff, module, is_asked=outcome is not None)
     if isinstance(copy_error, Skipped):
         # With values, the probe has made the copies already.
         return outcome if outcome is not None and outcome.has_read_values else copy_error
@@ -134,15 +139,19 @@ def check_own_load(module_info: ModuleInfo, trial: TrialModule) -> ModuleInfo:
     if not find_user_loading_code(trial.module):
         return module_info
     on_meta = partial(trial.create_on_meta, with_buffers=False)
-    create = trial.create_real if trial.can_be_real else on_meta
+    create = trial.create_real if trial.is_small else on_meta
+    recorder = LoadRecorder()
     try:
         with preserve_random_state():
             with user_code():
                 state = create().state_dict()
-            has_values = trial.can_be_real
-            error = record_load(create(), state, LoadRecorder(), strict=True, has_values=has_values)
+            error = record_load(create(), state, recorder, strict=True, has_values=trial.is_small)
+        reason = "" if trial.is_small else recorder.value_use.first
+        reason = reason and _describe_use(reason)
     except (UserCodeError, ValuesNeededError) as caught:
-        skipped = Skipped("loading the module's own state_dict()", str(caught))
+        error, reason = "", str(caught)
+    if reason:
+        skipped = Skipped("loading the module's own state_dict()", reason)
         return replace(module_info, skipped=(*module_info.skipped, skipped))
     return replace(module_info, own_load_error=error)
 
@@ -162,8 +171,10 @@ def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
     """Ask other instances of the module to load the state of `diff`; Skipped if that cannot be.
 
     Code of the user's is run as a script runs it, with all values, if file and module are small: it
-    may look at devices and values. Otherwise values are read only where the loading code needs
-    them, first of what is no parameter, and of at most MAX_READ_NBYTES.
+    may look at devices and values. Otherwise it is run on meta, and what it asks of such tensors is
+    recorded: only where it asks, values are read, first of what is no parameter, and last an
+    instance with memory is made, if the machine has it. Without it the last answer is given with
+    what was asked (`LoadOutcome.value_use`) if it is a load, as it may be another with values.
 
     Args:
         trial: the module.
@@ -171,6 +182,7 @@ def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
             given under both names.
     """
     reason = ""
+    unsure: LoadOutcome | None = None
     with preserve_random_state():
         for attempt in _list_attempts(trial, diff):
             try:
@@ -181,13 +193,22 @@ def _probe_load(trial: TrialModule, diff: ModuleDiff) -> LoadOutcome | Skipped:
                     attempt.create, tensors,
                     has_values=has_values, has_read_values=bool(attempt.read_keys),
                 )  # fmt: skip
-                return _add_kept(outcome, attempt, tensors)
             except ValuesNeededError as error:
                 reason = str(error)
             except (ReadError, UserCodeError) as error:
                 if not attempt.is_real:
-                    return Skipped(CHECK_NAME, str(error))
-    return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+                    return unsure or Skipped(CHECK_NAME, str(error))
+                reason = str(error)
+            else:
+                if attempt.is_real or not outcome.value_use:
+                    return _add_kept(replace(outcome, value_use=""), attempt, tensors)
+                reason = _describe_use(outcome.value_use)
+                unsure = outcome if outcome.is_strict else None
+    return unsure or Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+
+
+def _describe_use(value_use: str) -> str:
+    return f"it asks for {value_use}, and was run without memory for all tensors"
 
 
 def _add_kept(outcome: LoadOutcome, attempt: _Attempt, tensors: Mapping[str, Any]) -> LoadOutcome:
@@ -199,25 +220,30 @@ def _add_kept(outcome: LoadOutcome, attempt: _Attempt, tensors: Mapping[str, Any
 
 
 def _list_attempts(trial: TrialModule, diff: ModuleDiff) -> Iterator[_Attempt]:
-    is_remote = isinstance(diff.checkpoint.path, RemotePath)
-
-    def is_small(keys: frozenset[str]) -> bool:
-        nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
-        return not is_remote and nbytes <= MAX_READ_NBYTES
-
     all_keys = frozenset(diff.state.tensors)
-    has_values = not diff.is_planned or can_be_read_without_torch(diff.state)
-    if (
-        has_values
-        and is_small(all_keys)
-        and trial.can_be_real
-        and find_user_loading_code(trial.module)
-    ):
-        yield _Attempt(all_keys, trial.create_real, is_real=True)
+    is_remote = isinstance(diff.checkpoint.path, RemotePath)
+    has_values = not is_remote and (not diff.is_planned or can_be_read_without_torch(diff.state))
+    max_nbytes = count_loadable_bytes()
+    real = _Attempt(all_keys, trial.create_real, is_real=True)
+    real_limit = max_nbytes if has_values and find_user_loading_code(trial.module) else -1
+
+    def can_run_real(limit: int) -> bool:
+        return _count_bytes(diff, all_keys) <= limit and trial.can_be_real(limit)
+
+    if can_run_real(min(MAX_SMALL_NBYTES, real_limit)):
+        yield real
     for keys in _choose_read_keys(trial.module, diff):
-        if keys and (diff.is_planned or not is_small(keys)):
-            return
-        yield _Attempt(keys, partial(trial.create_on_meta, with_buffers=not keys), is_real=False)
+        is_readable = has_values and not diff.is_planned and _count_bytes(diff, keys) <= max_nbytes
+        if is_readable or not keys:
+            yield _Attempt(
+                keys, partial(trial.create_on_meta, with_buffers=not keys), is_real=False
+            )
+    if can_run_real(real_limit):
+        yield real
+
+
+def _count_bytes(diff: ModuleDiff, keys: frozenset[str]) -> int:
+    return sum(diff.state.tensors[key].nbytes for key in keys)
 
 
 def _choose_read_keys(module: nn.Module, diff: ModuleDiff) -> Iterator[frozenset[str]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ckptool.modules.dispatch_mode import DispatchMode
 from ckptool.modules.tensors.tensor_parts import is_lazy
+from ckptool.verification.loading.value_use import ValueUse
 
 _COPY: Final = torch.ops.aten.copy_.default
 
@@ -41,6 +42,8 @@ class LoadRecorder(DispatchMode):
         """
         super().__init__()
         self._has_values = has_values
+        self.value_use = ValueUse(has_values=has_values)
+        """Entered with the recorder."""
         self._written: dict[int, tuple[ElementOrder, ElementSource | None]] = {}
         """Storage -> the order in which it was written, and from where; None if computed."""
         self._kept: list[object] = []

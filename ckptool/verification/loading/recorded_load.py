@@ -38,15 +38,16 @@ def try_strict_load(trial: TrialModule, state_dict: Mapping[str, Any]) -> str:
 
     Raises:
         UserCodeError: no instance can be made.
+        ValuesNeededError: the module's code asks for values or memory of its own parameters.
     """
-    is_real = bool(find_user_loading_code(trial.module)) and trial.can_be_real
+    is_real = bool(find_user_loading_code(trial.module)) and trial.is_small
     instance = trial.create_real() if is_real else trial.create_on_meta(with_buffers=False)
     recorder = LoadRecorder(has_values=True)
-    try:
-        with preserve_random_state():
-            return record_load(instance, state_dict, recorder, strict=True, has_values=True)
-    except ValuesNeededError as error:
-        raise UserCodeError(error) from error
+    with preserve_random_state():
+        error = record_load(instance, state_dict, recorder, strict=True, has_values=True)
+    if recorder.value_use.first:
+        raise ValuesNeededError(f"its code asks for {recorder.value_use.first}")
+    return error
 
 
 def needs_values(error: str) -> bool:
@@ -105,6 +106,7 @@ def run_loads(
     if error:
         lenient = create()
         key_recorder = _record_keys(lenient)
+        value_use = load_recorder.value_use
         load_recorder = LoadRecorder(has_values=has_values)
         lenient_error = record_load(
             lenient, tensors, load_recorder, strict=False, has_values=has_values
@@ -114,6 +116,7 @@ def run_loads(
             missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
             unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
             has_read_values=has_read_values,
+            value_use=value_use.first or load_recorder.value_use.first,
         )
     sources = dict(_find_sources(loaded, tensors, initial_storages, load_recorder))
     return LoadOutcome(
@@ -122,6 +125,7 @@ def run_loads(
         sources={key: source for key, (source, _) in sources.items()},
         rearranged_keys=frozenset(key for key, (_, is_whole) in sources.items() if not is_whole),
         has_read_values=has_read_values,
+        value_use=load_recorder.value_use.first,
     )
 
 
@@ -141,14 +145,15 @@ def record_load(
         ValuesNeededError: it raised since tensors on meta have no values.
     """
     try:
-        with warnings.catch_warnings(), user_code(), recorder:
+        with warnings.catch_warnings(), user_code(), recorder, recorder.value_use:
             # The load is part of the probe: torch's warnings about it do not concern the user.
             warnings.simplefilter("ignore")
             call_load_state_dict(module, copy_state(tensors), strict=strict)
     except UserCodeError as error:
         text = error.text
         is_torchs = has_values and _LOAD_ERRORS in text
-        if not is_torchs and any(part in text for part in _NEEDS_VALUES):
+        is_asked = not has_values and recorder.value_use.first
+        if is_asked or (not is_torchs and any(part in text for part in _NEEDS_VALUES)):
             raise ValuesNeededError(str(error)) from error
         return _format_load_error(error)
     return ""

@@ -18,8 +18,8 @@ from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.verification.loading.loading_code import get_part
 
-MAX_READ_NBYTES: Final = 256 << 20
-"""Maximum size of a state, and of a module, that is loaded with values to ask loading code."""
+MAX_SMALL_NBYTES: Final = 256 << 20
+"""Maximum size of a state, and of a module, that is loaded with values at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +32,15 @@ class TrialModule:
     """Constructs another one, with memory; None for a live module, which is copied."""
 
     @property
-    def can_be_real(self) -> bool:
+    def is_small(self) -> bool:
         """Whether an instance with memory can be made, and is small."""
+        return self.can_be_real(MAX_SMALL_NBYTES)
+
+    def can_be_real(self, max_nbytes: int) -> bool:
+        """Whether an instance with memory can be made, of at most this size."""
         tensors = (*self.module.parameters(), *self.module.buffers())
         has_values = self.build is not None or not any(tensor.is_meta for tensor in tensors)
-        return has_values and sum(map(count_bytes, tensors)) <= MAX_READ_NBYTES
+        return has_values and sum(map(count_bytes, tensors)) <= max_nbytes
 
     def create_real(self) -> nn.Module:
         """Return an instance with memory for all tensors: built as a script does, or a copy.

@@ -39,6 +39,10 @@ AWKWARD_FIXED = {
         "self.mask_0 = torch.ones(4)\nself.mask_1 = torch.ones(4)",
         'for n in range(2):\n    x = x * getattr(self, f"mask_{n}")\nreturn self.linear(x)',
     ),
+    "by_getattr_to_numpy": make_class(
+        "self.mask_0 = torch.ones(4)\nself.mask_1 = torch.ones(4)",
+        'total = float(getattr(self, "mask_0").numpy().sum())\nfor n in range(2):\n    mask = getattr(self, f"mask_{n}")\n    total += float(getattr(self, f"mask_{n}").numpy().sum()) + float(mask.numpy().sum())\nreturn self.linear(x) * total',
+    ),
     "in_lambda_later": make_class(f"{MASK}\nself.get = lambda: self.mask", "return self.linear(x) * self.get()"),
     "copied": "import copy\n" + make_class(f"{MASK}\nself.copy = copy.deepcopy(self.mask)", f"{MASKED} + self.copy"),
     "array_copied": make_class("self.mean = np.ones(4)", "return self.linear(x) - torch.tensor(self.mean)"),

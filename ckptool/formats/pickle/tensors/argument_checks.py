@@ -40,8 +40,8 @@ def read_dtype(node: object) -> str:
 
 
 def is_size_or_stride(numbers: object) -> TypeGuard[tuple[int, ...]]:
-    """Whether `numbers` is a tuple of ints from 0 to 2**63 - 1."""
-    if type(numbers) is not tuple:
+    """Whether `numbers` is a tuple or torch.Size of ints from 0 to 2**63 - 1."""
+    if not isinstance(numbers, tuple):
         return False
     for number in numbers:  # noqa: SIM110 - a generator takes twice as long, 200,000 times
         if type(number) is not int or not 0 <= number < MAX_SIZE:
@@ -55,7 +55,7 @@ def format_short(value: object) -> str:
         return (
             str(value) if value.bit_length() < _MAX_PRINTED_BITS else f"{value.bit_length()} bits"
         )
-    if type(value) is tuple and all(
+    if isinstance(value, tuple) and all(
         type(n) is int and n.bit_length() < _MAX_PRINTED_BITS for n in value
     ):
         return str(list(value[:8])) + ("..." if len(value) > 8 else "")

@@ -233,7 +233,7 @@ class TensorInfoReader:
         raise PickleTreeError(f"{quote_name(key)} has no storage")
 
     def _resolve_embedded_storage(self, blob: object, key: str) -> SavedStorage:
-        if type(blob) is not bytes or self._read_embedded is None:
+        if not isinstance(blob, bytes) or self._read_embedded is None:
             raise PickleTreeError(f"{quote_name(key)} has its storage inside the pickle")
         return self._read_embedded(blob)
 
