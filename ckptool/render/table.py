@@ -1,6 +1,5 @@
 """Report -> aligned text for a terminal."""
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import wrap
@@ -21,6 +20,7 @@ from ckptool.render.blocks import (
     VerdictBlock,
 )
 from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
+from ckptool.render.text import COMMAND, split_commands
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _COLORS: Final = {
     "passed": "32",
     "failed": "31",
 }
-_WORD: Final = r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s'"`;])+"""
-_COMMAND: Final = re.compile(rf"ckptool [a-z]+(?: {_WORD}(?<![,.:)]))*")
-"""A command within a sentence, up to its punctuation."""
 _UNBROKEN_SPACE: Final = "\x1f"
 """Stands for a space within a command; printable text has no control characters."""
 _INDENT: Final = 2
@@ -178,7 +175,7 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
             yield (margin if index else _color_text(label, card.level, options)) + head
             yield from (margin + text for text in continuation)
             if line.fix:
-                yield from _iter_indented(f"fix: {line.fix}", len(label), options)
+                yield from _iter_fix_lines(f"fix: {line.fix}", len(label), options)
         if card.escalation:
             yield from _iter_indented(f"{card.escalation}:", len(label), options)
         for text in card.consequences:
@@ -189,12 +186,26 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
             f"... and {omitted_count} more {first.code} (-v shows all)", len(label), options
         )
     if first.fix:
-        yield from _iter_indented(f"fix: {first.fix}", len(label), options)
+        yield from _iter_fix_lines(f"{first.fix_label}: {first.fix}", len(label), options)
 
 
 def _iter_indented(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
     for line in wrap_text(make_printable(text), indent, options):
         yield " " * indent + line
+
+
+def _iter_fix_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
+    """Wrap a fix; nothing follows a command on its line, so that the line can be pasted."""
+    paragraphs = [""]
+    follows_command = False
+    for is_command, piece in split_commands(text) if options.width else [(False, text)]:
+        if follows_command:
+            paragraphs.append("")
+            piece = piece.lstrip(" ,.;:")  # noqa: PLW2901 - the punctuation of the command
+        paragraphs[-1] += piece
+        follows_command = is_command
+    for paragraph in filter(None, paragraphs):
+        yield from _iter_indented(paragraph, indent, options)
 
 
 def _iter_bullet_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
@@ -208,6 +219,6 @@ def wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:
     if not options.width:
         return [text]
     width = max(options.width - indent, 30)
-    text = _COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN_SPACE), text)
+    text = COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN_SPACE), text)
     lines = wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     return [line.replace(_UNBROKEN_SPACE, " ") for line in lines]

@@ -537,9 +537,9 @@ def a_scripted_module_contains_its_classes(tmp):
 
 @fires("CK304", "CK302", "CK301")
 def an_attribute_of_the_root_class(tmp):
-    old = nn.GELU()
-    del old.approximate
-    return diff(tmp, old, "torch.nn:GELU")
+    old = nn.Linear(2, 2)
+    del old.in_features
+    return diff(tmp, old, "torch.nn:Linear", in_features=2, out_features=2)
 
 
 def activated() -> nn.Module:
