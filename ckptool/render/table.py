@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import wrap
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
 from tabulate import tabulate
 
@@ -19,7 +19,12 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
+from ckptool.render.column_widths import (
+    COLUMN_GAP,
+    fit_columns,
+    measure_column_widths,
+    measure_padded_width,
+)
 from ckptool.render.text import COMMAND, split_commands
 from ckptool.render.views import build_blocks
 
@@ -36,6 +41,12 @@ _COLORS: Final = {
 }
 _UNBROKEN_SPACE: Final = "\x1f"
 """Stands for a space within a command; printable text has no control characters."""
+_CUT: Final = "\ue000"
+"""Stands for the end of a cell while the table is padded; no printable text has it."""
+_LongCell: TypeAlias = tuple[int, str]
+"""(row, what was cut off)."""
+_HEADER_LINES: Final = 2
+"""Lines of a table before its first row."""
 _INDENT: Final = 2
 _BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
@@ -134,8 +145,11 @@ def _format_table(
     more: str,
     options: RenderOptions,
 ) -> str:
+    long_cells: list[_LongCell] = []
     if options.width and rows:
         rows = fit_columns(rows, columns, options.width)
+    elif rows:
+        rows, long_cells = _cut_long_cells(rows, columns)
     align = ["right" if c.kind is ColumnKind.NUMBER else "left" for c in columns]
     body = tabulate(
         rows,
@@ -145,11 +159,35 @@ def _format_table(
         preserve_whitespace=True,
         colalign=align if rows else None,
     )
+    body_lines = body.split("\n")
+    for row, rest in long_cells:
+        body_lines[row + _HEADER_LINES] = body_lines[row + _HEADER_LINES].replace(_CUT, rest, 1)
     lines = [
         *(_color_text(line, "bold", options) for line in _wrap_lines((title,), options)),
-        *(line.rstrip() for line in body.splitlines()),
+        *(line.rstrip() for line in body_lines),
     ]
     return "\n".join([*lines, more] if more else lines)
+
+
+def _cut_long_cells(
+    rows: list[list[str]], columns: Sequence[Column]
+) -> tuple[list[list[str]], list[_LongCell]]:
+    """Cut cells that are longer than their column is padded to; return what was cut off as well.
+
+    `_CUT` stands for it in the cell. The last column has no padding.
+    """
+    cut_rows = [[*row] for row in rows]
+    long_cells: list[_LongCell] = []
+    limits = [
+        None if column.kind is ColumnKind.NUMBER else measure_padded_width(cells)
+        for column, cells in zip(columns[:-1], zip(*rows, strict=True), strict=False)
+    ]
+    for index, row in enumerate(cut_rows):
+        for column, limit in enumerate(limits):
+            if limit is not None and len(row[column]) > limit:
+                long_cells.append((index, row[column][limit - 1 :]))
+                row[column] = row[column][: limit - 1] + _CUT
+    return cut_rows, long_cells
 
 
 def _iter_problems_lines(block: ProblemsBlock, options: RenderOptions) -> Iterator[str]:
