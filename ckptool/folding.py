@@ -63,23 +63,35 @@ def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[
 
 
 def _name_groups(groups: list[list[str]]) -> Iterator[str]:
-    """Yield a name for each group of keys; no two groups of several keys have the same."""
+    """Yield a name for each group of keys; no two groups of several keys have the same.
+
+    The numbers in which groups of one pattern differ stay: first those that are the same in all
+    keys of a group ("blocks.*.mlp.0.bias", "blocks.*.mlp.2.bias"), then ranges.
+    """
     patterns = [replace_layer_numbers(keys[0]) for keys in groups]
     counts = Counter(p for p, keys in zip(patterns, groups, strict=True) if len(keys) > 1)
-    ranges = [
-        _format_ranges(keys) if len(keys) > 1 and counts[pattern] > 1 else ""
+    choices = [
+        (pattern, *(form(keys) for form in (_format_varying, _format_ranges)))
+        if len(keys) > 1 and counts[pattern] > 1
+        else (pattern,)
         for pattern, keys in zip(patterns, groups, strict=True)
     ]
-    range_counts = Counter(ranges)
-    for pattern, keys, range_name in zip(patterns, groups, ranges, strict=True):
+    name_counts = Counter(name for names in choices for name in {*names})
+    for keys, names in zip(groups, choices, strict=True):
         if len(keys) == 1:
             yield keys[0]
-        elif counts[pattern] == 1:
-            yield pattern
-        elif range_name and range_counts[range_name] == 1:
-            yield range_name
+        elif len(names) == 1:
+            yield names[0]
         else:
-            yield f"{keys[0]} and {len(keys) - 1:,} more"
+            unique_names = (name for name in names if name and name_counts[name] == 1)
+            yield next(unique_names, f"{keys[0]} and {len(keys) - 1:,} more")
+
+
+def _format_varying(keys: list[str]) -> str:
+    """Return the pattern of `keys` with the numbers that all of them have."""
+    columns = zip(*map(_LAYER_NUMBER.findall, keys), strict=True)
+    texts = iter([column[0] if len({*column}) == 1 else "*" for column in columns])
+    return _LAYER_NUMBER.sub(lambda _: next(texts), keys[0])
 
 
 def _format_ranges(keys: list[str]) -> str:

@@ -26,6 +26,15 @@ def pluralize(number: int, noun: str, separator: str = ",") -> str:
     return f"{number:{separator}} {noun}{'' if number == 1 else 's'}"
 
 
+def format_size(nbytes: int) -> str:
+    """Format bytes in B, KiB or MiB; no larger units, so that columns compare at a glance."""
+    if nbytes < 1 << 10:
+        return f"{nbytes} B"
+    if nbytes < 1 << 20:
+        return f"{nbytes / (1 << 10):.1f} KiB"
+    return f"{nbytes / (1 << 20):,.1f} MiB"
+
+
 def pluralize_mismatches(number: int) -> str:
     """Format a count of tensors whose shape differs: "1 shape mismatch", "2 shape mismatches"."""
     return f"{number:,} shape mismatch{'' if number == 1 else 'es'}"

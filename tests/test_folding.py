@@ -200,3 +200,9 @@ def test_a_literal_star_is_no_layer_number(keys):
     assert sorted(key for group in groups for key in group.items) == sorted(keys)
     for group in groups:
         assert len(group.items) == 1 or not any("*" in key for key in group.items)
+
+
+def test_numbers_that_all_keys_of_a_group_have_stay_in_its_name():
+    keys = [f"blocks.{block}.mlp.{layer}.bias" for block in range(3) for layer in (0, 2)]
+    groups = fold_by_pattern((key, key.split(".")[3], key) for key in keys)
+    assert [group.key for group in groups] == ["blocks.*.mlp.0.bias", "blocks.*.mlp.2.bias"]

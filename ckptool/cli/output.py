@@ -202,5 +202,5 @@ def end_command(exit_code: int, errors: Iterable[str] = ()) -> NoReturn:
 
 def format_one_line(text: str) -> str:
     """Return an error message as one printable line without credentials, and of bounded length."""
-    line = mask_secrets(mask_credentials(" ".join(text.splitlines())))
+    line = mask_secrets(mask_credentials(" ".join(map(str.strip, text.splitlines()))))
     return make_printable(cut_middle(line, _MAX_ERROR_CHARS))

@@ -22,7 +22,7 @@ from ckptool.model.checkpoint import (
     all_tensors,
 )
 from ckptool.model.dtypes import BYTE_DTYPES, DTYPE_BITS, STRUCT_CODES
-from ckptool.model.keys import collect_last_segments, join_key, natural_sort_key
+from ckptool.model.keys import collect_last_segments, join_key, natural_sort_key, to_dotted_key
 from ckptool.model.module import (
     CONSTANCY_CHECK,
     ComputedParameter,
@@ -79,4 +79,5 @@ __all__ = [
     "join_key",
     "natural_sort_key",
     "tied_keys",
+    "to_dotted_key",
 ]

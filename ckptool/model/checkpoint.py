@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ckptool.locations import Location
-from ckptool.model.keys import collect_last_segments, join_key
+from ckptool.model.keys import collect_last_segments, join_key, to_dotted_key
 from ckptool.model.skipped import Skipped
 from ckptool.model.tensors import StorageInfo, TensorInfo, group_by_storage, tied_keys
 
@@ -89,6 +89,17 @@ class StateDict(Struct, frozen=True, dict=True):
     def storage_groups(self) -> tuple[tuple[TensorInfo, ...], ...]:
         """Groups of at least two non-empty tensors that share a storage, in order."""
         return group_by_storage(self.tensors.values())
+
+    def find_unsaved(self, key: str) -> TensorInfo | None:
+        """Return the tensor that its state_dict() omits and that a module may now save as `key`.
+
+        A plain list of layers may have become a ModuleList: `layers[0].bias` is `layers.0.bias`.
+        """
+        return self.unsaved_tensors.get(key) or self._unsaved_by_key.get(key)
+
+    @cached_property
+    def _unsaved_by_key(self) -> dict[str, TensorInfo]:
+        return {to_dotted_key(path): tensor for path, tensor in self.unsaved_tensors.items()}
 
     @property
     def ties(self) -> tuple[tuple[str, ...], ...]:

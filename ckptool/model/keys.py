@@ -16,6 +16,14 @@ def collect_last_segments(keys: Iterable[str]) -> frozenset[str]:
     return frozenset({key.rpartition(".")[2] for key in keys})
 
 
+def to_dotted_key(path: str) -> str:
+    """Return `path` as a state_dict key: `layers[0].bias` -> `layers.0.bias`."""
+    return _INDEX_STEP.sub(r".\1", path)
+
+
+_INDEX_STEP: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
+
+
 def natural_sort_key(key: str) -> tuple[object, ...]:
     """Sort key that puts layer 2 before layer 10."""
     return tuple(map(_rank_piece, filter(None, _DIGITS.split(key))))

@@ -135,6 +135,13 @@ class ProblemCard(Struct, frozen=True):
     """"" if each line has its own."""
     escalation: str = ""
     """Why its level is worse than that of its own rule; "" if it is not."""
+    fixed_key: str = ""
+    """Key that `fix` is for, where other lines need another one; "" if it is for all of them."""
+
+    @property
+    def fix_label(self) -> str:
+        """What stands before the fix: "fix", or "fix of `KEY` (-v shows all)"."""
+        return f"fix of `{self.fixed_key}` (-v shows all)" if self.fixed_key else "fix"
 
 
 class ProblemsBlock(Struct, frozen=True):

@@ -15,6 +15,12 @@ _FIXED_KINDS: Final = (ColumnKind.EXACT, ColumnKind.NUMBER)
 _MIN_KEY_WIDTH: Final = 16
 _MIN_PROSE_WIDTH: Final = 20
 _MIN_WIDTH: Final = 4
+_BRANCHES: Final = " \u2502\u251c\u2514\u2500|`-"
+"""What precedes the name of a row of a tree."""
+_MIN_CUT_WIDTH: Final = 40
+"""Width of a cell up to which the other cells of its column are padded to it."""
+_MAX_PADDED_WIDTH: Final = 80
+"""Width to which cells are padded without a terminal, unless half of the column is wider."""
 _WRAPPED_KINDS: Final = (ColumnKind.PROSE, ColumnKind.WORDS)
 
 
@@ -30,7 +36,7 @@ def fit_columns(rows: list[list[str]], columns: Sequence[Column], width: int) ->
     cells = [*zip(*rows, strict=True)]
     min_widths = [_compute_min_width(i, column, cells[i]) for i, column in enumerate(columns)]
     excess = sum(widths) + COLUMN_GAP * (len(widths) - 1) - width
-    for i in sorted(range(len(widths)), key=lambda i: _get_shrink_rank(i, columns)):
+    for i in sorted(range(len(widths)), key=lambda i: _get_shrink_rank(i, columns, widths)):
         if excess > 0:
             reduction = min(excess, widths[i] - min_widths[i])
             widths[i] -= reduction
@@ -42,6 +48,19 @@ def fit_columns(rows: list[list[str]], columns: Sequence[Column], width: int) ->
         ]
         for row in rows
     ]
+
+
+def measure_padded_width(cells: Sequence[str]) -> int:
+    """Return the width to which a column's cells are padded where lines may have any width.
+
+    Longer cells push aside the rest of their row alone, so that one long key does not make every
+    row long.
+    """
+    lengths = sorted(map(len, cells))
+    if lengths[-1] <= _MIN_CUT_WIDTH:
+        return lengths[-1]
+    median, common = (lengths[int((len(lengths) - 1) * share)] for share in (0.5, 0.95))
+    return max(median, min(common, _MAX_PADDED_WIDTH))
 
 
 def measure_column_widths(rows: list[list[str]], columns: Sequence[Column]) -> list[int]:
@@ -66,8 +85,10 @@ def _compute_min_width(index: int, column: Column, cells: Sequence[str]) -> int:
     return min(natural_width, max(floor, len(column.header) + MIN_PADDING))
 
 
-def _get_shrink_rank(index: int, columns: Sequence[Column]) -> tuple[int, int]:
-    """Return the sort key of shrinking: prose, which wraps; the key; names, words, from the right.
+def _get_shrink_rank(
+    index: int, columns: Sequence[Column], widths: Sequence[int]
+) -> tuple[int, int]:
+    """Return the sort key of shrinking: prose, which wraps; the key; the widest name; words.
 
     Shapes and words are wrapped last: a row of one line is easier to read.
     """
@@ -76,13 +97,16 @@ def _get_shrink_rank(index: int, columns: Sequence[Column]) -> tuple[int, int]:
         return 0, -index
     if index == 0:
         return 1, 0
-    return (3 if kind is ColumnKind.WORDS else 2), -index
+    return (3, -index) if kind is ColumnKind.WORDS else (2, -widths[index])
 
 
 def _shorten_cell(cell: str, width: int, kind: ColumnKind) -> str:
     if len(cell) <= width:
         return cell
     if kind not in _WRAPPED_KINDS:
-        return truncate_middle(cell, width)
+        branches = cell[: len(cell) - len(cell.lstrip(_BRANCHES))]
+        if width - len(branches) < _MIN_WIDTH:
+            branches = ""
+        return branches + truncate_middle(cell[len(branches) :], width - len(branches))
     is_prose = kind is ColumnKind.PROSE
     return "\n".join(wrap(cell, width, break_long_words=is_prose, break_on_hyphens=False))

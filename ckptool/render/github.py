@@ -119,7 +119,7 @@ def _format_problem(problem: Problem, report: "AnyReport", options: RenderOption
     texts = [f"{prefix}{first.message}", *(line.message for line in continuation)]
     texts += [f"{card.escalation}:"] if card.escalation else []
     texts += [f"- {text}" for text in card.consequences]
-    texts.append(f"fix: {card.fix}")
+    texts.append(f"{card.fix_label}: {card.fix}")
     return _format_command(_COMMANDS[card.level], properties, "\n".join(map(make_printable, texts)))
 
 

@@ -106,7 +106,8 @@ def _format_card_row(card: ProblemCard) -> str:
     texts = [_escape_cell(line.message) for line in card.lines]
     texts += [f"{card.escalation}:"] if card.escalation else []
     texts += [f"- {_escape_cell(text)}" for text in card.consequences]
-    fixes = [card.fix] if card.fix else [line.fix for line in card.lines]
+    label = f"{card.fix_label}: " if card.fixed_key else ""
+    fixes = [f"{label}{card.fix}"] if card.fix else [line.fix for line in card.lines]
     cells = (
         card.level,
         card.code,

@@ -135,8 +135,11 @@ def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
         name=problem.main.name,
         lines=tuple(lines),
         consequences=tuple(_iter_consequences(problem.consequences, options)),
-        fix="" if is_each_fixed else _format_shared_fix(main_findings),
+        # Of several keys, that of the first: it is code or a command to be pasted, and a key
+        # with "*" is none.
+        fix="" if is_each_fixed else problem.main_findings[0].fix,
         escalation=_explain_escalation(problem),
+        fixed_key="" if has_same_fix or is_each_fixed else problem.main_findings[0].key,
     )
 
 
@@ -181,17 +184,6 @@ def _generalize(text: str, finding: FindingReport) -> str:
 
 def _generalize_spans(text: str) -> str:
     return _CODE_SPAN.sub(lambda span: replace_layer_numbers(span[0]), text)
-
-
-def _format_shared_fix(findings: Sequence[FindingReport]) -> str:
-    """Return the fix of all findings, or that of the first, named as one.
-
-    A fix that names its key is code or a command to be pasted: a key with "*" is none.
-    """
-    first = findings[0]
-    if all(finding.fix == first.fix for finding in findings):
-        return first.fix
-    return f"of `{first.key}`, for example: {first.fix} (-v shows all)"
 
 
 def _iter_consequences(

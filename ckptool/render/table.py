@@ -1,10 +1,9 @@
 """Report -> aligned text for a terminal."""
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import wrap
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
 from tabulate import tabulate
 
@@ -20,7 +19,13 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
+from ckptool.render.column_widths import (
+    COLUMN_GAP,
+    fit_columns,
+    measure_column_widths,
+    measure_padded_width,
+)
+from ckptool.render.text import COMMAND, split_commands
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:
@@ -34,11 +39,14 @@ _COLORS: Final = {
     "passed": "32",
     "failed": "31",
 }
-_WORD: Final = r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s'"`;])+"""
-_COMMAND: Final = re.compile(rf"ckptool [a-z]+(?: {_WORD}(?<![,.:)]))*")
-"""A command within a sentence, up to its punctuation."""
 _UNBROKEN_SPACE: Final = "\x1f"
 """Stands for a space within a command; printable text has no control characters."""
+_CUT: Final = "\ue000"
+"""Stands for the end of a cell while the table is padded; no printable text has it."""
+_LongCell: TypeAlias = tuple[int, str]
+"""(row, what was cut off)."""
+_HEADER_LINES: Final = 2
+"""Lines of a table before its first row."""
 _INDENT: Final = 2
 _BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
@@ -137,8 +145,11 @@ def _format_table(
     more: str,
     options: RenderOptions,
 ) -> str:
+    long_cells: list[_LongCell] = []
     if options.width and rows:
         rows = fit_columns(rows, columns, options.width)
+    elif rows:
+        rows, long_cells = _cut_long_cells(rows, columns)
     align = ["right" if c.kind is ColumnKind.NUMBER else "left" for c in columns]
     body = tabulate(
         rows,
@@ -148,11 +159,35 @@ def _format_table(
         preserve_whitespace=True,
         colalign=align if rows else None,
     )
+    body_lines = body.split("\n")
+    for row, rest in long_cells:
+        body_lines[row + _HEADER_LINES] = body_lines[row + _HEADER_LINES].replace(_CUT, rest, 1)
     lines = [
         *(_color_text(line, "bold", options) for line in _wrap_lines((title,), options)),
-        *(line.rstrip() for line in body.splitlines()),
+        *(line.rstrip() for line in body_lines),
     ]
     return "\n".join([*lines, more] if more else lines)
+
+
+def _cut_long_cells(
+    rows: list[list[str]], columns: Sequence[Column]
+) -> tuple[list[list[str]], list[_LongCell]]:
+    """Cut cells that are longer than their column is padded to; return what was cut off as well.
+
+    `_CUT` stands for it in the cell. The last column has no padding.
+    """
+    cut_rows = [[*row] for row in rows]
+    long_cells: list[_LongCell] = []
+    limits = [
+        None if column.kind is ColumnKind.NUMBER else measure_padded_width(cells)
+        for column, cells in zip(columns[:-1], zip(*rows, strict=True), strict=False)
+    ]
+    for index, row in enumerate(cut_rows):
+        for column, limit in enumerate(limits):
+            if limit is not None and len(row[column]) > limit:
+                long_cells.append((index, row[column][limit - 1 :]))
+                row[column] = row[column][: limit - 1] + _CUT
+    return cut_rows, long_cells
 
 
 def _iter_problems_lines(block: ProblemsBlock, options: RenderOptions) -> Iterator[str]:
@@ -178,7 +213,7 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
             yield (margin if index else _color_text(label, card.level, options)) + head
             yield from (margin + text for text in continuation)
             if line.fix:
-                yield from _iter_indented(f"fix: {line.fix}", len(label), options)
+                yield from _iter_fix_lines(f"fix: {line.fix}", len(label), options)
         if card.escalation:
             yield from _iter_indented(f"{card.escalation}:", len(label), options)
         for text in card.consequences:
@@ -189,12 +224,26 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
             f"... and {omitted_count} more {first.code} (-v shows all)", len(label), options
         )
     if first.fix:
-        yield from _iter_indented(f"fix: {first.fix}", len(label), options)
+        yield from _iter_fix_lines(f"{first.fix_label}: {first.fix}", len(label), options)
 
 
 def _iter_indented(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
     for line in wrap_text(make_printable(text), indent, options):
         yield " " * indent + line
+
+
+def _iter_fix_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
+    """Wrap a fix; nothing follows a command on its line, so that the line can be pasted."""
+    paragraphs = [""]
+    follows_command = False
+    for is_command, piece in split_commands(text) if options.width else [(False, text)]:
+        if follows_command:
+            paragraphs.append("")
+            piece = piece.lstrip(" ,.;:")  # noqa: PLW2901 - the punctuation of the command
+        paragraphs[-1] += piece
+        follows_command = is_command
+    for paragraph in filter(None, paragraphs):
+        yield from _iter_indented(paragraph, indent, options)
 
 
 def _iter_bullet_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
@@ -208,6 +257,6 @@ def wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:
     if not options.width:
         return [text]
     width = max(options.width - indent, 30)
-    text = _COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN_SPACE), text)
+    text = COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN_SPACE), text)
     lines = wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     return [line.replace(_UNBROKEN_SPACE, " ") for line in lines]

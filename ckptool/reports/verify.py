@@ -107,6 +107,8 @@ def _format_verify_verdict(verification: "Verification") -> str:
         if levels_by_status[status]
     ]
     suffix = f" ({'; '.join(unproved_texts)})" if unproved_texts else ""
+    passed = (level for level in verification.levels if level.status == "passed")
+    suffix += "".join(f"; {level.reason}" for level in passed if level.reason)
     if "forward" in levels_by_status["passed"]:
         return f"verified on {verification.device}: {', '.join(levels_by_status['passed'])}{suffix}"
     return f"not verified: nothing shows that it runs on {verification.device}{suffix}"

@@ -121,7 +121,10 @@ def _build_view_key(tensor: TensorInfo) -> object:
             "transformers and accelerate read metadata()['format'] and fail with an "
             "AttributeError or refuse the file."
         ),
-        fix='{command}; or in code: save_file(tensors, path, metadata={{"format": "pt"}})',
+        fix=(
+            "Write it again: {command}; or in code: "
+            'save_file(tensors, path, metadata={{"format": "pt"}})'
+        ),
         general_command=CONVERT,
         example='save_file(model.state_dict(), path)  # without metadata={"format": "pt"}',
     ),

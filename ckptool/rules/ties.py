@@ -13,9 +13,11 @@ from ckptool.model import (
     TensorInfo,
     tied_keys,
 )
-from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fixes.commands import format_migrate_command
+from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.rules.fixes.commands import advise_conversion, format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+
+_STORE_ONCE: Final = "store it once, with the tie in the metadata"
 
 
 @check(
@@ -102,10 +104,10 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Tied weights are no longer shared when they are copied one by one, and safetensors "
             "refuses tensors that share memory."
         ),
-        fix=(
-            "Nothing, if it is intended. To store a copy of its own: state_dict[{key:py}] = "
-            "state_dict[{key:py}].clone(); or `ckptool convert` to safetensors, which stores the "
-            "tensor once and records the tie."
+        fix=("Nothing, if it is intended. To save a copy of its own: {code}{remedy}"),
+        general_advice=(
+            "Nothing, if it is intended. To save a copy of its own: state_dict[KEY] = "
+            "state_dict[KEY].clone()"
         ),
         example=(
             "head.weight = embedding.weight\n"
@@ -115,6 +117,8 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     yield from _find_left_out_names(checkpoint)
+    is_single = len(checkpoint.states) == 1 and not checkpoint.entries
+    remedy = advise_conversion(checkpoint, _STORE_ONCE, suffix=".safetensors") if is_single else ""
     for state in checkpoint.states:
         for group in _group_by_memory(state):
             keys = [tensor.key for tensor in group]
@@ -124,6 +128,8 @@ def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 others=join_limited(keys[1:], 3, quote_code, more=" ..."),
                 how="they are one tensor (tied)" if is_tied else "they are views of it",
                 keys=keys,
+                code=_format_clone_code(keys[0], keys[0]),
+                remedy=f".{remedy}" * bool(remedy and is_tied),
             )
 
 
@@ -163,6 +169,10 @@ def _find_end_byte(tensor: TensorInfo) -> int:
     return (last + 1) * DTYPE_BITS.get(tensor.dtype, 8) // 8
 
 
+def _format_clone_code(name: str, key: str) -> str:
+    return f"state_dict[{quote_python(name)}] = state_dict[{quote_python(key)}].clone()"
+
+
 def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     """Yield the keys of a safetensors file whose other names its metadata declares as tied."""
     for state in checkpoint.states:
@@ -176,6 +186,8 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 others=join_limited(names, 3, quote_code, more=" ..."),
                 how="they are one tensor (tied), which safetensors stores under this name alone",
                 keys=[key, *names],
+                code=_format_clone_code(names[0], key),
+                remedy="",
             )
 
 

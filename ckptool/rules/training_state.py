@@ -6,7 +6,7 @@ from typing import Final
 from ckptool.compare.states import find_loaded_state
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.model import Checkpoint, Container, PlainEntry, StateDict, TensorInfo
-from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.phrases import format_size, join_limited, quote_code, quote_python
 from ckptool.rules.fixes.commands import format_convert_command, name_result
 from ckptool.rules.registry import CONVERT, Level, Rule, RuleHit, check, hit
 
@@ -97,7 +97,7 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     yield hit(
         next(iter(roles_by_place)),
         what=", ".join(dict.fromkeys(roles_by_place.values())),
-        nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
+        nbytes=f", {format_size(total_nbytes)} of tensor data" if total_nbytes else "",
         remedy=_advise_release(checkpoint, model_states),
         places=list(roles_by_place),
     )

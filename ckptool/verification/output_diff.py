@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, quote_code
 from ckptool.verification.pytree import is_comparable, iter_leaves
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
@@ -120,6 +120,17 @@ def describe_tensors(output: Any) -> tuple[str, ...]:
         for path, leaf in tensors
     ]
     return tuple(lines[:3]) + ((f"and {len(lines) - 3} more",) if len(lines) > 3 else ())
+
+
+def describe_nan(output: Any) -> str:
+    """Return "2 of 20 elements of `logits` are NaN" of the first such tensor; "" without one."""
+    for path, leaf in iter_leaves(output):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            nan_count = int(to_dense_cpu(leaf).isnan().sum())
+            if nan_count:
+                name = quote_code(path) if path else "the output"
+                return f"{nan_count:,} of {leaf.numel():,} elements of {name} are NaN"
+    return ""
 
 
 def _compare_leaf(actual: Any, expected: Any, tolerance: float | None) -> _LeafDifference | None:

@@ -34,7 +34,7 @@ class LevelResult(Struct, frozen=True):
     level: VerificationLevel
     status: LevelStatus
     reason: str = ""
-    """Why it failed, was skipped or is inconclusive; "" if it passed."""
+    """Why it failed, was skipped or is inconclusive, or what is suspicious of what passed."""
     device: str = ""
     """Device label: "cpu", "cuda:0", "simulated cuda:0"; "" if nothing ran."""
     details: tuple[str, ...] = ()

@@ -58,6 +58,7 @@ WAITING = [
     ("ParentAssigns", "child.shift", train),
     ("ParentLoops", "layers.0.shift", train),
     ("ParentLoops", "layers.1.shift", train),
+    ("OwnLoops", "level", train),
     ("ByRegistry", "shift", train),
     ("ByRegistry", "scale", train),
     ("ByRegistry", "power", train),
@@ -74,6 +75,7 @@ RECOMPUTABLE = [
     ("EmptyTable", "table"),
     ("ParentCopies", "child.other"),
     ("ParentLoops", "layers.1.other"),
+    ("OwnLoops", "scale"),
     *(("FromArguments", name) for name in FROM_ARGUMENTS),
 ]
 

@@ -124,6 +124,28 @@ class ParentAssigns(ParentCopies):
         return self.child(x)
 
 
+class OwnLoops(nn.Module):
+    """As Lightning's `trainer`: loops over its modules write other attributes of them."""
+
+    def __init__(self, n=N):
+        super().__init__()
+        self.child = Shift()
+        self.child.register_buffer("shift", torch.zeros(n))
+        self.register_buffer("scale", torch.arange(float(n)))
+        self.register_buffer("level", torch.ones(n))
+
+    def attach(self, owner):
+        for child in self.children():
+            child.owner = owner
+
+    def forward(self, x):
+        if self.training:
+            for module in self.modules():
+                if hasattr(module, "level"):
+                    module.level += 1
+        return self.child(x) * self.scale * self.level
+
+
 class ParentLoops(nn.Module):
     def __init__(self):
         super().__init__()

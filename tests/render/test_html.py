@@ -327,3 +327,14 @@ def test_json_has_a_drawing_only_where_one_was_asked_for():
 def test_odd_keys_come_back_from_the_other_formats_too(tmp_path):
     for format_ in ("table", "markdown"):
         assert "\x07" not in render(format_, odd(tmp_path), RenderOptions())
+
+
+def test_what_loading_fills_in_is_no_match_of_a_tensor_of_the_file(tmp_path, run_command):
+    module = nn.BatchNorm1d(2)
+    state_dict = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
+    torch.save(state_dict, tmp_path / "old.pth")
+    module.load_state_dict(torch.load(tmp_path / "old.pth"))  # torch reports nothing missing
+    words = ("-m", "torch.nn:BatchNorm1d", "-k", "num_features=2", "-o", "page.html")
+    assert run_command("diff", "old.pth", *words, cwd=tmp_path).code == 0
+    rows = re.findall(r"<tr.*?</tr>", (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert [row for row in rows if "num_batches_tracked" in row and "filled in by loading" in row]

@@ -3,8 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.folding import fold_by_pattern, replace_layer_numbers
-from ckptool.phrases import join_limited, make_printable, pluralize, quote_code, truncate
-from ckptool.render.text import format_size, truncate_middle
+from ckptool.phrases import (
+    format_size,
+    join_limited,
+    make_printable,
+    pluralize,
+    quote_code,
+    truncate,
+)
+from ckptool.render.text import truncate_middle
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from ckptool import api
 from ckptool.commands.lock import lock_all
 from ckptool.config import ModelEntry, ProjectConfig, Settings
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import Column, ColumnKind
+from ckptool.render.blocks import SHAPE, SIZE, Column, ColumnKind, TableBlock
 from ckptool.render.column_widths import fit_columns
-from ckptool.render.table import wrap_text
+from ckptool.render.table import _render_table, wrap_text
 
 MODULE = WITH_BUFFER[1]
 KWARGS = {"d_in": 3, "d_out": 2, "context_length": 6}
@@ -98,3 +98,20 @@ def test_words_are_wrapped_and_names_are_cut(width: int) -> None:
     assert "..." in fitted[0]
     widths = [max(map(len, cell.splitlines())) for cell in fitted]
     assert sum(widths) + 2 * 4 <= width or widths[1:4] == [10, 7, 13]
+
+
+def test_one_long_key_does_not_pad_the_other_rows_of_a_pipe():
+    long_key = ".".join(["encoder"] * 30)
+    rows = [(f"layer{i}.weight", "[4, 4]", "64 B") for i in range(40)] + [(long_key, "[4]", "16 B")]
+    table = TableBlock("Keys", (Column("key"), SHAPE, SIZE), tuple(rows))
+    _title, header, rule, *lines = _render_table(table, RenderOptions()).splitlines()
+    assert max(map(len, [header, rule, *lines[:-1]])) < 40
+    assert lines[-1].split() == [long_key, "[4]", "16", "B"]
+    assert lines[0].split() == ["layer0.weight", "[4,", "4]", "64", "B"]
+
+
+def test_rows_of_a_pipe_are_aligned_where_most_keys_are_long():
+    keys = [f"{'encoder.' * 20}{i:02}" for i in range(20)]
+    table = TableBlock("Keys", (Column("key"), SIZE), tuple((key, "16 B") for key in keys))
+    lines = _render_table(table, RenderOptions()).splitlines()[3:]
+    assert len({line.index("16 B") for line in lines}) == 1

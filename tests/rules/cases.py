@@ -529,6 +529,19 @@ def attributes_of_today(tmp):
     return diff(tmp, activated(), "rules.cases:activated")
 
 
+@near("CK304")
+def a_scripted_module_contains_its_classes(tmp):
+    torch.jit.trace(activated().eval(), torch.ones(1, 2)).save(tmp / "model.pt")
+    return api.diff(tmp / "model.pt", module="rules.cases:activated")
+
+
+@fires("CK304", "CK302", "CK301")
+def an_attribute_of_the_root_class(tmp):
+    old = nn.Linear(2, 2)
+    del old.in_features
+    return diff(tmp, old, "torch.nn:Linear", in_features=2, out_features=2)
+
+
 def activated() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 2), nn.GELU())
 

@@ -106,7 +106,7 @@ def adam_beside_the_model(tmp):
     report = inspect(tmp, content)
     (found,) = report.findings
     assert found.level == "note"
-    assert "optimizer, 120 bytes of tensors" in found.message
+    assert "optimizer, 120 B of tensor data" in found.message
     assert "--at model" in found.fix
     return report
 

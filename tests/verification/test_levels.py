@@ -322,3 +322,25 @@ def test_errors_keep_their_kind(tmp_path):
         verify(path, "Nothing")
     with pytest.raises(ReadError):
         verify(tmp_path / "none.pth", "Plain")
+
+
+def test_an_output_with_nan_is_said_to_have_it(tmp_path):
+    state_dict = models.Plain().state_dict()
+    next(iter(state_dict.values())).fill_(float("nan"))
+    path = saved(tmp_path, content=state_dict)
+    module = models.Plain()
+    module.load_state_dict(torch.load(path))
+    output = module(torch.zeros(2, 4))
+    words = f"{int(output.isnan().sum())} of {output.numel()} elements of the output are NaN"
+    report = verify(path, "Plain", inputs=X)
+    assert output.isnan().any()
+    assert level(report, "forward").reason == words
+    assert report.verdict.endswith(words)
+
+
+def test_a_file_of_which_nothing_loads_is_not_what_the_other_levels_ran_with(tmp_path):
+    path = saved(tmp_path, content={"other": torch.ones(2)})
+    result = models.Plain().load_state_dict(torch.load(path), strict=False)
+    assert {*result.missing_keys} == models.Plain().state_dict().keys()
+    report = verify(path, "Plain", inputs=X)
+    assert level(report, "load").reason.endswith("the other levels ran with initial values")

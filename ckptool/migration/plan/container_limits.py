@@ -8,8 +8,8 @@ from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location
 from ckptool.migration.plan.conversion import TreeChange
-from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
-from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
+from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict, to_dotted_key
 from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.values.elements import unreadable_reason
 

@@ -1,7 +1,6 @@
 """Draft: the planned state_dict, each tensor described by where its elements are now."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
@@ -24,7 +23,6 @@ from ckptool.model import (
     natural_sort_key,
 )
 
-_INDEX_STEP: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 """An index into a list or dict: `[0]`, `['name']`."""
 READABLE_LAYOUTS: Final = ("strided", "chunked")
 """Layouts of tensors that are computed with: all their elements can be read in order."""
@@ -280,11 +278,6 @@ def require_layout(
         kind = item.tensor.wrapper or item.tensor.layout
         raise PlanError(f"{op} `{key}`: it is {kind}, and only plain tensors can be changed")
     return item
-
-
-def to_dotted_key(path: str) -> str:
-    """Return `path` as a state_dict key: `layers[0].bias` -> `layers.0.bias`."""
-    return _INDEX_STEP.sub(r".\1", path)
 
 
 def _rename_versions(

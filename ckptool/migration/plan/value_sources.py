@@ -13,7 +13,7 @@ from ckptool.formats.limits import Limits
 from ckptool.loaders.folder_weights import open_weights
 from ckptool.locations import Location, mask_credentials, parse_location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
-from ckptool.migration.plan.draft import Draft, to_dotted_key
+from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.npz import read_array
 from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from_file
@@ -97,25 +97,13 @@ class ValueSources:
 
     def find_attribute(self, path: str, draft: Draft) -> TensorInfo | None:
         """Return attribute `path` of the pickled module of the source or of `--from`, or None."""
-        mappings: list[Mapping[str, TensorInfo]] = [draft.state.unsaved_tensors]
-        if self._donor is not None:
-            states = self._open_file(self._donor).states
-            mappings += [state.unsaved_tensors for state in states] + [
-                state.tensors for state in states
-            ]
-        for mapping in mappings:
-            if path in mapping:
-                return mapping[path]
-        # A plain list of layers that became a ModuleList: `layers[0].bias` is `layers.0.bias`.
-        return next(
-            (
-                tensor
-                for mapping in mappings
-                for key, tensor in mapping.items()
-                if to_dotted_key(key) == path
-            ),
-            None,
+        donors = self._open_file(self._donor).states if self._donor is not None else ()
+        found = (
+            draft.state.find_unsaved(path),
+            *(state.find_unsaved(path) for state in donors),
+            *(state.tensors.get(path) for state in donors),
         )
+        return next((tensor for tensor in found if tensor is not None), None)
 
     def compute_tensor(
         self,

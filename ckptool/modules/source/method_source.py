@@ -16,6 +16,7 @@ from ckptool.modules.source.attribute_writes import (
     find_deferred_functions,
     get_called_name,
 )
+from ckptool.modules.source.local_aliases import ANY_DEPTH, Path
 
 _REGISTRATION_FUNCTIONS: Final = frozenset(
     {"register_buffer", "register_parameter", "__setattr__", "setattr"}
@@ -87,8 +88,8 @@ def analyze_method(
     first_writes: dict[str, int] = {}
     writes = _sort_writes(find_attribute_writes(node, in_place_functions))
     for write in writes:
-        if write.root == self_name and write.path:
-            first_writes.setdefault(write.path[0], write.line)
+        if write.root == self_name and (attribute := _get_own_attribute(write.path)):
+            first_writes.setdefault(attribute, write.line)
     deferred_writes = [
         write
         for nested in find_deferred_functions(node)
@@ -110,6 +111,14 @@ def analyze_method(
         super_calls=_find_super_calls(node),
         name_patterns=name_patterns,
     )
+
+
+def _get_own_attribute(path: Path) -> str:
+    """Return the attribute, or the pattern of its name, that a write below `self` may change.
+
+    `for module in self.modules()` is also `self`. "" if it writes no attribute of it.
+    """
+    return next((segment for segment in path if segment != ANY_DEPTH), "")
 
 
 _Read: TypeAlias = tuple[int, str, int]

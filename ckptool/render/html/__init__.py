@@ -6,9 +6,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
-from ckptool.render.html.components import ModuleFrame, TreemapTile, split_code_spans
+from ckptool.render.html.components import ModuleFrame, TreemapTile
 from ckptool.render.html.page import build_page
-from ckptool.render.text import truncate_middle
+from ckptool.render.text import split_code_spans, truncate_middle
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport

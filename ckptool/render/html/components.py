@@ -1,11 +1,11 @@
 """Structs that the Jinja templates read; a PageSection names its template."""
 
-import re
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from msgspec import Struct
 
 from ckptool.render.blocks import Column
+from ckptool.render.text import split_code_spans, split_commands
 
 InlineText = tuple[tuple[bool, str], ...]
 """Pieces of text as (is code, text)."""
@@ -35,7 +35,9 @@ class FindingCard(Struct, frozen=True):
     name: str
     level: str
     fix: InlineText
-    """The fix that all lines share, else ()."""
+    """The fix that all lines share, or that of the first line; () if each line has its own."""
+    fix_label: InlineText
+    """What precedes the fix."""
     lines: tuple[FindingLine, ...]
     more: int
     """Number of lines that are left out."""
@@ -221,10 +223,6 @@ class TextSection(PageSection, frozen=True, kw_only=True):
     lines: tuple[InlineText, ...]
 
 
-_COMMAND: Final = re.compile(r"(ckptool [a-z]+ [^;`]*[^;`. ])")
-"""A command to paste: up to a semicolon, or to the full stop at the end."""
-
-
 class Page(Struct, frozen=True):
     """The HTML page."""
 
@@ -242,18 +240,10 @@ class Page(Struct, frozen=True):
     """(id, title) of the navigation."""
 
 
-def split_code_spans(text: str) -> InlineText:
-    """Split `text` at backticks into code and plain pieces; unpaired backticks stay text."""
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:
-        return ((False, text),)
-    return tuple((bool(i % 2), piece) for i, piece in enumerate(pieces) if piece)
-
-
 def split_fix(text: str) -> InlineText:
     """Split the text of a fix as `split_code_spans` does; commands in it are code as well."""
-    pieces: list[tuple[bool, str]] = []
-    for is_code, piece in split_code_spans(text):
-        parts = [piece] if is_code else _COMMAND.split(piece)
-        pieces += [(is_code or bool(i % 2), part) for i, part in enumerate(parts) if part]
-    return tuple(pieces)
+    return tuple(
+        part
+        for is_command, piece in split_commands(text)
+        for part in ([(True, piece)] if is_command else split_code_spans(piece))
+    )

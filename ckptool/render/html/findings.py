@@ -9,10 +9,10 @@ from ckptool.render.html.components import (
     FindingCard,
     FindingLine,
     FindingsSection,
-    split_code_spans,
     split_fix,
 )
 from ckptool.render.problem_cards import build_problems_blocks
+from ckptool.render.text import split_code_spans
 from ckptool.reports.common import FindingReport
 
 _MAX_LINES: Final = 12
@@ -40,6 +40,7 @@ def _build_finding_card(card: ProblemCard, options: RenderOptions) -> FindingCar
         name=card.name.replace("-", " "),
         level=card.level,
         fix=split_fix(card.fix) if card.fix else (),
+        fix_label=split_code_spans(_capitalize(card.fix_label)),
         lines=tuple(
             FindingLine(split_code_spans(line.message), split_fix(line.fix) if line.fix else ())
             for line in shown_lines

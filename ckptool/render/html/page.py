@@ -24,11 +24,11 @@ from ckptool.render.html.components import (
     PageSection,
     TableSection,
     TextSection,
-    split_code_spans,
 )
 from ckptool.render.html.findings import build_findings_sections
 from ckptool.render.html.heatmaps import build_heatmaps_section
 from ckptool.render.html.summary import build_summary_facts, build_summary_lines
+from ckptool.render.text import split_code_spans
 from ckptool.render.views import build_body
 from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.gate import GateReport

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from ckptool.phrases import pluralize
-from ckptool.render.html.components import InlineText, split_code_spans
-from ckptool.render.text import format_size
+from ckptool.phrases import format_size, pluralize
+from ckptool.render.html.components import InlineText
+from ckptool.render.text import split_code_spans
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.diff import DiffModuleReport
 from ckptool.reports.diff_files import DiffFilesReport

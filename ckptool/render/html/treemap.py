@@ -8,10 +8,10 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import natural_sort_key
-from ckptool.phrases import make_printable, pluralize
+from ckptool.phrases import format_size, make_printable, pluralize
 from ckptool.render.html.components import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import format_size, truncate_middle
+from ckptool.render.text import truncate_middle
 
 WIDTH: Final = 960
 HEIGHT: Final = 420

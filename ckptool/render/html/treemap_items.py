@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ckptool.model import join_key
+from ckptool.phrases import format_size
 from ckptool.render.html.components import DtypeShare, DtypeSharesSection
 from ckptool.render.html.treemap import TreemapItem
-from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.common import DrawingReport, TensorReport, UnsavedTensorReport
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport

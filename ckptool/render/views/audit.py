@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from ckptool.phrases import pluralize
+from ckptool.phrases import format_size, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -21,7 +21,6 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import FindingReport, UnsavedTensorReport
 from ckptool.rules.fixes.commands import format_fix_command

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ckptool.phrases import pluralize
+from ckptool.phrases import format_size, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -17,7 +17,6 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import format_size
 from ckptool.reports.convert import ConversionReport, ConvertReport, LeftOutReport
 
 

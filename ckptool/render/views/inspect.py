@@ -5,7 +5,7 @@ from typing import Final
 
 from ckptool.folding import FoldedItems
 from ckptool.model import natural_sort_key
-from ckptool.phrases import pluralize
+from ckptool.phrases import format_size, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -29,7 +29,6 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.key_tree import KeyTreeRow, build_key_tree
 from ckptool.render.tensor_values import build_values_blocks
-from ckptool.render.text import format_size
 from ckptool.reports.common import TensorReport
 from ckptool.reports.inspect import (
     CheckpointReport,

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from ckptool.phrases import pluralize
+from ckptool.phrases import format_size, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_keys_table
-from ckptool.render.text import format_size
 from ckptool.render.views.migrate import build_steps_blocks
 from ckptool.reports.load import LoadReport
 from ckptool.reports.migrate import list_assumptions

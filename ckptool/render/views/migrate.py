@@ -39,7 +39,8 @@ def _build_summary_blocks(report: MigrateManyReport, options: RenderOptions) -> 
         columns = ("source", "target", VERDICT)
         yield build_table("Migrated", columns, rows, options)
     if report.errors:
-        yield LinesBlock(tuple(f"not migrated: {error}" for error in report.errors))
+        errors = [error.replace(": not migrated: ", ": ", 1) for error in report.errors]
+        yield LinesBlock(tuple("\n".join(f"not migrated: {e}" for e in errors).splitlines()))
     if options.verbosity > 0:
         for migration in report.migrations:
             yield from _build_migration_blocks(migration, options)

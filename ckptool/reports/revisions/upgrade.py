@@ -135,7 +135,7 @@ def _format_verdict(outcome: MoveOutcome) -> str:
     if outcome.result.digests is None:
         return f"planned (dry run): {text}"
     if outcome.is_same_as_earlier is not None:
-        same = "has the bytes" if outcome.is_same_as_earlier else "has not the bytes"
+        same = "has the bytes" if outcome.is_same_as_earlier else "does not have the bytes"
         return f"{text}: the state {same} of the file that was upgraded"
     has_passed = any(check.result == "passed" for check in outcome.result.checks)
     return f"{text}: loads strictly" if has_passed else text

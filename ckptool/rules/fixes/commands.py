@@ -97,11 +97,14 @@ def format_convert_command(checkpoint: Checkpoint, *options: str, suffix: str = 
     return " ".join(map(quote_shell, words))
 
 
-def advise_conversion(checkpoint: Checkpoint, purpose: str, *options: str) -> str:
-    """Return " To `purpose`: COMMAND", the conversion of a file; "" if it cannot be converted."""
+def advise_conversion(checkpoint: Checkpoint, purpose: str, *options: str, suffix: str = "") -> str:
+    """Return " To `purpose`: COMMAND", the conversion of a file; "" if it cannot be converted.
+
+    `suffix` is that of the result; "" keeps the container.
+    """
     if checkpoint.damage or not _is_convertible(checkpoint):
         return ""
-    return f" To {purpose}: {format_convert_command(checkpoint, *options)}"
+    return f" To {purpose}: {format_convert_command(checkpoint, *options, suffix=suffix)}"
 
 
 def _is_convertible(checkpoint: Checkpoint) -> bool:

@@ -8,17 +8,45 @@ _INSPECT: Final = Advice("to see what the file is", command="ckptool inspect {fi
 _FETCH_SECOND: Final = Advice(
     "write or download it again, and compare its size with that of the source"
 )
+_CUT_ZIP: Final = (
+    "the file is cut off or damaged: a checkpoint of torch.save without its end (a job stopped"
+    " while saving, a full disk, an interrupted download)"
+)
 
 CONTAINER_ERRORS: Final = (
     KnownError(
         name="zip-truncated",
         marker="PytorchStreamReader failed reading zip archive: failed finding central directory",
-        cause=(
-            "the file is cut off or damaged: a checkpoint of torch.save without its end (a job "
-            "stopped while saving, a full disk, an interrupted download)"
-        ),
+        cause=_CUT_ZIP,
         certainty=Certainty.PROBABLE,
         advice=(_INSPECT, _FETCH_SECOND),
+    ),
+    KnownError(
+        name="zip-cut",
+        marker="OSError: [Errno 22] Invalid argument",
+        contexts=("PyTorchFileReader",),
+        cause=_CUT_ZIP,
+        certainty=Certainty.PROBABLE,
+        advice=(_INSPECT, _FETCH_SECOND),
+    ),
+    KnownError(
+        name="folder-for-file",
+        marker="IsADirectoryError: [Errno 21] Is a directory: '",
+        pattern=r"Is a directory: '(?P<folder>[^'\n]{1,400})'",
+        contexts=("torch.load(", "torch/serialization.py"),
+        cause=(
+            "`{folder}` is a folder, and torch.load() reads one file: the checkpoint is sharded, or"
+            " distributed (DCP)"
+        ),
+        certainty=Certainty.PROBABLE,
+        advice=(
+            Advice("to see what it contains", command="ckptool inspect {folder:path}"),
+            Advice("load all of it", code="ckptool.load(model, {folder:py})"),
+            Advice(
+                "or write it as one file",
+                command="ckptool convert {folder:path} -o {result:sh}",
+            ),
+        ),
     ),
     KnownError(
         name="zip-record-missing",

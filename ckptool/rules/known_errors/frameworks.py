@@ -21,7 +21,7 @@ FRAMEWORK_ERRORS: Final = (
         marker="Found missing adapter keys while loading the checkpoint",
         pattern=r"Found missing adapter keys while loading the checkpoint: \[?(?P<keys>.{1,300})",
         cause=(
-            "the adapter's file has not all keys that its configuration names ({keys}): they stay "
+            "the adapter's file lacks keys that its configuration names ({keys}): they stay "
             "at their initial values, and the adapter does nothing there"
         ),
         certainty=Certainty.CERTAIN,

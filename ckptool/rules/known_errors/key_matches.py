@@ -43,6 +43,12 @@ def find_whole_checkpoint(difference: KeyDifference) -> PatternMatch | None:
     )
 
 
+def find_optimizer_state(difference: KeyDifference) -> PatternMatch | None:
+    if {*difference.unexpected} != {"state", "param_groups"} or not difference.missing:
+        return None
+    return PatternMatch((*difference.missing, *difference.unexpected), {})
+
+
 def find_flat_parameters(difference: KeyDifference) -> PatternMatch | None:
     for keys, side in ((difference.unexpected, "checkpoint"), (difference.missing, "module")):
         flat = [key for key in keys if "_flat_param" in key]

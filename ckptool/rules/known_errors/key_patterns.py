@@ -24,6 +24,7 @@ from ckptool.rules.known_errors.key_matches import (
     find_old_buffers,
     find_only_missing,
     find_only_unexpected,
+    find_optimizer_state,
     find_other,
     find_quantized_file,
     find_running_statistics,
@@ -105,6 +106,16 @@ KEY_PATTERNS: Final = (
         ),
     ),
     KeyPattern(
+        name="optimizer-state",
+        find=find_optimizer_state,
+        cause="the state_dict of an optimizer was passed to load_state_dict() of a module",
+        certainty=Certainty.CERTAIN,
+        advice=(
+            Advice("pass it to the optimizer", code="optimizer.load_state_dict(state_dict)"),
+            INSPECT,
+        ),
+    ),
+    KeyPattern(
         name="whole-checkpoint",
         find=find_whole_checkpoint,
         cause=(
@@ -177,7 +188,7 @@ KEY_PATTERNS: Final = (
     KeyPattern(
         name="adapter-file",
         find=find_adapter_file,
-        cause="the checkpoint has LoRA weights of PEFT (`{key}`), which the plain model has not",
+        cause="the checkpoint has LoRA weights of PEFT (`{key}`), and the model has none",
         certainty=Certainty.PROBABLE,
         advice=(
             Advice(
@@ -400,8 +411,8 @@ KEY_PATTERNS: Final = (
         name="only-unexpected",
         find=find_only_unexpected,
         cause=(
-            "the checkpoint has keys that the module has not ({keys}): it is of a larger model, or "
-            "modules were removed from the code"
+            "the checkpoint has keys that the module does not have ({keys}): it is of a larger "
+            "model, or modules were removed from the code"
         ),
         certainty=Certainty.POSSIBLE,
         advice=(DIFF,),
@@ -410,8 +421,8 @@ KEY_PATTERNS: Final = (
         name="only-missing",
         find=find_only_missing,
         cause=(
-            "the module has keys that the checkpoint has not ({keys}): modules were added to the "
-            "code, or the checkpoint is of a smaller model"
+            "the module has keys that the checkpoint does not have ({keys}): modules were added "
+            "to the code, or the checkpoint is of a smaller model"
         ),
         certainty=Certainty.POSSIBLE,
         advice=(DIFF,),

@@ -188,6 +188,17 @@ PICKLE_ERRORS: Final = (
         ),
     ),
     KnownError(
+        name="pickle-empty",
+        marker="raise EOFError EOFError",
+        contexts=("_weights_only_unpickler",),
+        cause="the file is empty, or ends too early: it was not written or copied completely",
+        certainty=Certainty.CERTAIN,
+        advice=(
+            Advice("to see what is there", command="ckptool inspect {file:path}"),
+            Advice("write or download it again"),
+        ),
+    ),
+    KnownError(
         name="pickle-data-truncated",
         marker="pickle data was truncated",
         cause="the file ends too early: it was not written or copied completely",

@@ -59,7 +59,7 @@ def _describe_mismatches(mismatches: list[ShapeMismatch]) -> dict[str, str]:
         "module_shape": str([*first.module_shape]),
         "file_rows": str(first.file_shape[0] if first.file_shape else 0),
         "module_rows": str(first.module_shape[0] if first.module_shape else 0),
-        "others": f" and {pluralize(more, 'more tensor')}" if more else "",
+        "others": f" (and {pluralize(more, 'more tensor')})" if more else "",
     }
 
 

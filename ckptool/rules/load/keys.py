@@ -57,15 +57,15 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
         code="CK201",
         name="missing-parameter",
         level=Level.ERROR,
-        summary="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file",
+        summary="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file{kept}",
         why=(
             "Strict loading raises. With strict=False the parameter keeps its random initial value."
         ),
-        fix=(
+        fix="{remedy}",
+        general_advice=(
             "Find the tensor under another name, train it, or take it from another checkpoint of "
-            "the same model (DONOR stands for its path): {command}"
+            f"the same model: {MIGRATE} --inject KEY=file:DONOR#KEY"
         ),
-        general_command=MIGRATE,
         example=(
             "state = nn.Linear(2, 2).state_dict()\n"
             'del state["bias"]\n'
@@ -76,16 +76,59 @@ def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str,
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.state.tensors)
     parameters = [t for t in _unexplained_missing(diff) if t.kind is not Kind.BUFFER]
-    keys = [parameter.key for parameter in parameters if _is_dense(parameter)]
+    keys = [p.key for p in parameters if _is_dense(p) and not _is_kept(diff, p)]
     command = format_inject_command(diff, keys, DONOR_SOURCE) if keys else ""
     for parameter in parameters:
-        subtree = subtrees.find_absent(parameter.key)
         code = _format_copy_code(parameter.key, 'torch.load("DONOR")')
-        yield hit(
-            parameter.key,
-            command=command if _is_dense(parameter) else code,
-            **_build_missing_facts(parameter, subtree),
+        remedy = (
+            "Find the tensor under another name, train it, or take it from another checkpoint of"
+            " the same model (DONOR stands for its path):"
+            f" {command if _is_dense(parameter) else code}"
         )
+        yield _build_missing_hit(diff, parameter, subtrees, remedy)
+
+
+def _is_kept(diff: ModuleDiff, module_tensor: ModuleTensor) -> bool:
+    """Whether the file is a pickled module that has the tensor as an attribute; see `migrate`."""
+    attribute = diff.state.find_unsaved(module_tensor.key)
+    return (
+        attribute is not None
+        and attribute.shape == module_tensor.tensor.shape
+        and _is_dense(module_tensor)
+    )
+
+
+def _build_missing_hit(
+    diff: ModuleDiff,
+    module_tensor: ModuleTensor,
+    subtrees: SubtreeFinder,
+    remedy: str,
+    level: Level | None = None,
+    **facts: object,
+) -> RuleHit:
+    """Return the hit of a missing tensor; of one that the file keeps elsewhere, a warning.
+
+    Args:
+        diff: the comparison.
+        module_tensor: the missing tensor.
+        subtrees: finds the largest sub-tree of which the file has nothing.
+        remedy: what to do if the file does not have it as an attribute.
+        level: level in this case; None for that of the rule.
+        **facts: further facts.
+    """
+    is_kept = _is_kept(diff, module_tensor)
+    if is_kept:
+        remedy = f"Migrate the file, which saves that value: {format_migrate_command(diff)}"
+        level = Level.WARNING
+    return hit(
+        module_tensor.key,
+        level,
+        kept="'s state_dict, but among the pickled module's attributes" if is_kept else "",
+        in_file=is_kept,
+        remedy=remedy,
+        **facts,
+        **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
+    )
 
 
 def _is_dense(module_tensor: ModuleTensor) -> bool:
@@ -109,18 +152,18 @@ def _format_copy_code(key: str, source: str) -> str:
         code="CK202",
         name="missing-statistics-buffer",
         level=Level.ERROR,
-        summary="`{key}`, {dtype} {shape}, is not in the file: a buffer that {origin}",
+        summary="`{key}`, {dtype} {shape}, is not in the file{kept}: a buffer that {origin}",
         why=(
             "Its value came from training, calibration, a loader or a random number generator; "
             "the constructor cannot recreate it. With strict=False the model runs with the "
             "initial value. If that is not known, it is a warning: kwargs= or fresh= say how "
             "a live module is built."
         ),
-        fix=(
+        fix="{remedy}",
+        general_advice=(
             "Take it from a checkpoint that has it; converters that copy only parameters drop "
-            "buffers. If the constructor's value is right: {command}"
+            f"buffers. If the constructor's value is right: {MIGRATE} --inject KEY=constructor"
         ),
-        general_command=MIGRATE,
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"
             'del state["running_mean"]\n'
@@ -134,17 +177,18 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
         for module_tensor in _unexplained_missing(diff)
         if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable
     ]
-    keys = [module_tensor.key for module_tensor in statistics if _is_dense(module_tensor)]
+    keys = [t.key for t in statistics if _is_dense(t) and not _is_kept(diff, t)]
     subtrees = SubtreeFinder(diff.state.tensors)
     command = format_inject_command(diff, keys, "constructor") if keys else ""
     for module_tensor in statistics:
-        yield hit(
-            module_tensor.key,
-            Level.ERROR if module_tensor.waits_for_data else Level.WARNING,
-            origin=describe_origin(module_tensor),
-            command=command if _is_dense(module_tensor) else _format_own_code(module_tensor.key),
-            **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
+        own_value = command if _is_dense(module_tensor) else _format_own_code(module_tensor.key)
+        remedy = (
+            "Take it from a checkpoint that has it; converters that copy only parameters drop"
+            f" buffers. If the constructor's value is right: {own_value}"
         )
+        level = Level.ERROR if module_tensor.waits_for_data else Level.WARNING
+        origin = describe_origin(module_tensor)
+        yield _build_missing_hit(diff, module_tensor, subtrees, remedy, level, origin=origin)
 
 
 @check(
@@ -174,22 +218,12 @@ def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
     subtrees = SubtreeFinder(diff.state.tensors)
     for module_tensor in _unexplained_missing(diff):
         if module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable:
-            in_file = module_tensor.key in diff.state.unsaved_tensors
-            kept_clause = (
-                "'s state_dict, but among the pickled module's attributes" if in_file else ""
-            )
             remedy = (
                 f"Migrate the file: {format_migrate_command(diff)}"
                 if _is_dense(module_tensor)
                 else f"In code: {_format_own_code(module_tensor.key)}"
             )
-            yield hit(
-                module_tensor.key,
-                kept=kept_clause,
-                in_file=in_file,
-                remedy=remedy,
-                **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
-            )
+            yield _build_missing_hit(diff, module_tensor, subtrees, remedy)
 
 
 def _is_none_buffer(diff: ModuleDiff, key: str) -> bool:

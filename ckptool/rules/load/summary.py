@@ -8,7 +8,15 @@ from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.compare.states import is_rank_part
-from ckptool.model import Checkpoint, IssueKind, Kind, ModuleClass, Safety, natural_sort_key
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    IssueKind,
+    Kind,
+    ModuleClass,
+    Safety,
+    natural_sort_key,
+)
 from ckptool.phrases import join_limited, quote_python
 from ckptool.rules.fixes.commands import (
     DONOR_SOURCE,
@@ -201,8 +209,12 @@ def _find_torch_upgrade(
 def _build_version_hit(
     prefix: str, level: Level | None, owner: str, version: int | None, effect: str
 ) -> RuleHit:
-    module_label = f"`{prefix}`" if prefix else "the module"
-    return hit(prefix, level, whose=module_label, owner=owner, version=version, effect=effect)
+    whose = _label_module(prefix)
+    return hit(prefix, level, whose=whose, owner=owner, version=version, effect=effect)
+
+
+def _label_module(prefix: str) -> str:
+    return f"`{prefix}`" if prefix else "the module"
 
 
 @check(
@@ -211,7 +223,7 @@ def _build_version_hit(
         code="CK304",
         name="pickled-attribute-drift",
         level=Level.WARNING,
-        summary="`{key}` was pickled as {owner} without {names}, which the current class sets",
+        summary="{whose} was pickled as {owner} without {names}, which the current class sets",
         why=(
             "A pickled module has the attributes it was saved with. Newer code of its class "
             "reads attributes that are missing, and fails in the middle of a forward pass."
@@ -227,6 +239,8 @@ def _build_version_hit(
     ),
 )
 def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.checkpoint.container is Container.TORCHSCRIPT:  # it contains its compiled classes
+        return
     for prefix, pickled_module in diff.state.modules.items():
         module_class = diff.module.modules.get(prefix)
         if module_class is not None and module_class.name == pickled_module.name:
@@ -236,6 +250,7 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
             if missing_attributes:
                 yield hit(
                     prefix,
+                    whose=_label_module(prefix),
                     owner=module_class.name,
                     names=", ".join(missing_attributes),
                     conversion=advise_conversion(diff.checkpoint, "write it to a file"),

@@ -13,7 +13,7 @@ from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import join_limited
 from ckptool.verification.backends import cpu, cuda, simulated
 from ckptool.verification.forward_pass import ForwardPass, Inputs
-from ckptool.verification.output_diff import compare_outputs, describe_tensors
+from ckptool.verification.output_diff import compare_outputs, describe_nan, describe_tensors
 from ckptool.verification.result import DeviceMismatch, LevelResult, LevelStatus, VerificationLevel
 
 _MAX_STAYING_KEYS: Final = 20
@@ -175,7 +175,11 @@ def _judge_forward(
     if error is None:
         if device_pass.unmodelled_operations:
             return make_result(LevelStatus.INCONCLUSIVE, _format_unmodelled(device_pass))
-        return make_result(LevelStatus.PASSED, "", *_describe_output(cpu_pass, device_pass))
+        return make_result(
+            LevelStatus.PASSED,
+            describe_nan(device_pass.output),
+            *_describe_output(cpu_pass, device_pass),
+        )
     if device.kind == "cuda":
         is_memory_short = cuda.is_out_of_memory(error.error)
         status = LevelStatus.INCONCLUSIVE if is_memory_short else LevelStatus.FAILED
@@ -194,7 +198,7 @@ def _judge_cpu_forward(cpu_pass: ForwardPass) -> LevelResult:
         return LevelResult(
             VerificationLevel.FORWARD,
             LevelStatus.PASSED,
-            "",
+            describe_nan(cpu_pass.output),
             "cpu",
             describe_tensors(cpu_pass.output),
         )

@@ -226,7 +226,9 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
 def _explain_obstacles(module_diff: ModuleDiff) -> str:
     text = strict_load_obstacles(module_diff)
     if module_diff.rewrite and text:
-        text = f"{text}; the other levels ran with the keys rewritten as ckptool diff describes"
+        return f"{text}; the other levels ran with the keys rewritten as ckptool diff describes"
+    if text and not module_diff.matched_keys:
+        return f"{text}; no tensor matches: the other levels ran with initial values"
     return text
 
 

@@ -201,6 +201,14 @@ def resume_trainer(folder, *, resume) -> str:
     return raised_text(lambda: trainer.train(resume_from_checkpoint=resume))
 
 
+def load_path(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return raised_text(lambda: torch.load(path))
+
+
+CUT_ZIP = {"zip-cut"} if sys.platform == "linux" else {"zip-truncated"}
+"""A file opened by its path: torch's reader of it raises the error of the system."""
+
 REAL = {
     # name of the case: (text, kinds of the explanations, words of a next step)
     "on meta": (lambda _: load_text(nn.Linear(2, 2), meta_state(nn.Linear(2, 2))),
@@ -339,6 +347,15 @@ REAL = {
                   {"html-page"}, "ckptool inspect"),
     "empty file": (lambda _: read_bytes(b"", weights_only=False),
                    {"pickle-truncated"}, "ckptool inspect"),
+    "empty file, weights only": (lambda _: read_bytes(b""), {"pickle-empty"}, "ckptool inspect"),
+    "cut file": (lambda p: load_path(
+        p / "cut.pth", saved_bytes({"w": torch.zeros(25_000)})[:20_000]),
+                 CUT_ZIP, "ckptool inspect"),
+    "folder": (lambda p: raised_text(lambda: torch.load(p)), {"folder-for-file"}, "ckptool.load("),
+    "optimizer for a module": (
+        lambda _: raised_text(lambda: net().load_state_dict(
+            torch.optim.AdamW(net().parameters()).state_dict())),
+        {"optimizer-state"}, "optimizer.load_state_dict(state_dict)"),
     "cut zip": (lambda _: read_bytes(saved_bytes(net().state_dict())[:1500]),
                 {"zip-truncated"}, "ckptool inspect"),
     "lost module": (lambda _: pickled_in_lost_module(keep_module=False),
