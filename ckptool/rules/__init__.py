@@ -7,7 +7,8 @@
 | CK201-CK206, CK214, CK220, CK605 | load/keys.py | missing and unexpected keys |
 | CK209, CK211 | load/renames.py | keys with other names on the two sides |
 | CK207, CK208, CK215, CK316 | load/shapes.py | shapes and dtypes of keys on both sides |
-| CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load/summary.py | the load as a whole |
+| CK210, CK212, CK222, CK223, CK226, CK304 | load/summary.py | the load as a whole |
+| CK216 | load/versions.py | versions of classes that the file lacks |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK227-CK229 | framework_loading.py | what a framework's loader does |
 | CK230-CK234, CK238 | runs/loads.py | loads seen in a run |
@@ -57,7 +58,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     values,
 )
 from ckptool.rules.chain import arrivals, file_revisions  # noqa: F401
-from ckptool.rules.load import keys, renames, shapes, summary  # noqa: F401
+from ckptool.rules.load import keys, renames, shapes, summary, versions  # noqa: F401
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 from ckptool.rules.release import contract, policy_issues, requirements  # noqa: F401
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
