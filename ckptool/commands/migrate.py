@@ -145,33 +145,22 @@ def migrate(  # noqa: PLR0913
 
     location, judging_policy = parse_location(source), policy or Policy()
     if merge_adapter is not None:
-        values = {
-            "-m": module, "--loader": loader, "--at": at, "--into": into, "--base": base,
-            "--to": to, "--plan": plan, "--from": from_, "--save-plan": save_plan,
-            "--emit-hook": emit_hook, "--max-shard-size": max_shard_size, "--input": inputs,
-            "--old-module": old_module, "--tolerance": tolerance,
-        }  # fmt: skip
-        flags = {
-            "-k": bool(kwargs), "--inject": bool(inject), "--drop": bool(drop),
-            "--rename": bool(renames), "--accept-renames": accept_renames,
-            "--drop-extra": drop_extra, "--no-links": not links, "--device": device != "auto",
-        }  # fmt: skip
-        reject_unused_options(
-            {option: value is not None for option, value in values.items()} | flags,
-            "has no use here: --merge-adapter takes the adapter's folder, its base and -o FOLDER",
-        )
-        if target is None and not dry_run:
-            raise UsageError("--merge-adapter writes a new folder: name it with -o FOLDER")
-        folder = None if target is None else require_local_path(target)
-        base = parse_location(merge_adapter)
-        return merge_into_base(
-            MergeRequest(location, base, folder, limits, dry_run, force, provenance)
-        )
-    module_target = find_target(
-        location, ModuleOptions(module, kwargs, at, into, loader, base, fresh), config
-    )
-    if into is not None:
-        _reject_whole_module_options(module_target, emit_hook, inputs)
+        _reject_unused_merge_options({
+            "-m": module, "-k": kwargs or None, "--loader": loader, "--at": at, "--into": into,
+            "--base": base, "--to": to, "--plan": plan, "--inject": inject or None,
+            "--drop": drop or None, "--rename": renames or None, "--from": from_,
+            "--accept-renames": accept_renames or None, "--drop-extra": drop_extra or None,
+            "--save-plan": save_plan, "--emit-hook": emit_hook, "--input": inputs,
+            "--max-shard-size": max_shard_size, "--no-links": None if links else True,
+            "--device": None if device == "auto" else device, "--old-module": old_module,
+            "--tolerance": tolerance,
+        })  # fmt: skip
+        base, folder = parse_location(merge_adapter), _require_new_folder(target, dry_run=dry_run)
+        merge = MergeRequest(location, base, folder, limits, dry_run, force, provenance)
+        return merge_into_base(merge)
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
+    module_target = find_target(location, module_options, config)
+    _reject_whole_module_options(into, module_target, emit_hook, inputs)
     worker = get_worker()
     forward_options = ForwardOptions(inputs, device, old_module, from_, tolerance)
     load_module = partial(load_target_module, worker, module_target) if module_target else None
@@ -205,17 +194,40 @@ def migrate(  # noqa: PLR0913
         ),
     )
     with open_migration(request) as result:
-        notes = result.notes
         if emit_hook is not None:
-            notes += _write_hook(require_local_path(emit_hook), result, load_module, force=force)
-        noted_result = replace_field(result, notes=notes)
-        return _build_report(noted_result, judging_policy, location, pictures=pictures)
+            hook_notes = _write_hook(emit_hook, result, load_module, force=force)
+            result = replace_field(result, notes=result.notes + hook_notes)  # noqa: PLW2901
+        return _build_report(result, judging_policy, location, pictures=pictures)
+
+
+def _reject_unused_merge_options(options: Mapping[str, object]) -> None:
+    """Raise UsageError for options that --merge-adapter does not use; those left out are None."""
+    reject_unused_options(
+        {option: value is not None for option, value in options.items()},
+        "has no use here: --merge-adapter takes the adapter's folder, its base and -o FOLDER",
+    )
+
+
+def _require_new_folder(target: PathLike | None, *, dry_run: bool) -> Path | None:
+    """Return the folder that --merge-adapter writes; None, which only a dry run may have.
+
+    Raises:
+        UsageError: it is missing, or remote.
+    """
+    if target is None and not dry_run:
+        raise UsageError("--merge-adapter writes a new folder: name it with -o FOLDER")
+    return None if target is None else require_local_path(target)
 
 
 def _reject_whole_module_options(
-    module_target: ModuleTarget | None, emit_hook: PathLike | None, inputs: object
+    into: str | None,
+    module_target: ModuleTarget | None,
+    emit_hook: PathLike | None,
+    inputs: object,
 ) -> None:
     """Raise UsageError for what a part of a module, which --into selects, does not have."""
+    if into is None:
+        return
     conflicts = {
         "--emit-hook": (emit_hook, "is for a whole module, and --into selects a part"),
         "--input": (inputs, "runs the whole module, and --into selects a part"),
@@ -272,7 +284,7 @@ def _check_hook(trace: "HookTrace") -> None:
 
 
 def _write_hook(
-    path: Path,
+    path: PathLike,
     result: MigrationResult,
     load_module: "Callable[[Checkpoint], TargetModule] | None",
     *,
@@ -290,7 +302,7 @@ def _write_hook(
     assert result.trace is not None
     files, notes = build_hook_files(
         HookRequest(
-            path,
+            require_local_path(path),
             result.trace,
             result.plan,
             result.state,
