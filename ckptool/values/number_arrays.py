@@ -120,11 +120,11 @@ def compute_magnitudes(reals: NumberArray) -> NumberArray:
 
 def compute_dot_product(x: NumberArray, y: NumberArray) -> float:
     """Return the real part of the dot product of `x`, conjugated, and `y`, both 1-d."""
-    rest = x.size % _DOT_ELEMENTS
-    rest_product = np.vecdot(x[-rest:], y[-rest:]).real if rest else 0.0
-    head = x.size - rest
+    tail = x.size % _DOT_ELEMENTS
+    tail_product = np.vecdot(x[-tail:], y[-tail:]).real if tail else 0.0
+    head = x.size - tail
     rows = (numbers[:head].reshape(-1, _DOT_ELEMENTS) for numbers in (x, y))
-    return float(np.vecdot(*rows).sum().real + rest_product)
+    return float(np.vecdot(*rows).sum().real + tail_product)
 
 
 def find_smallest_normal(dtype: str) -> float:

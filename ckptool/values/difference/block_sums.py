@@ -207,11 +207,11 @@ def _count_decades(
     for edge in reversed(DECADE_EDGES):
         count = counts_from_edge[-1]
         if edge <= max_distance and count < nonzero_count:
-            below = np.less(distances, edge, out=mask[: distances.size])
-            below_count = count_true(below)
+            is_small = np.less(distances, edge, out=mask[: distances.size])
+            below_count = count_true(is_small)
             count = counted + distances.size - below_count
             if below_count < distances.size * _MAX_COPIED_SHARE:
-                distances, counted = distances[below], count
+                distances, counted = distances[is_small], count
         counts_from_edge.append(count)
     counts_from_edge.append(changed_count)
     return tuple(map(sub, counts_from_edge[:0:-1], counts_from_edge[-2::-1]))
