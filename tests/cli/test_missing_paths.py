@@ -3,11 +3,13 @@
 The options are read from click's command tree, so that a new one is tried without being named.
 """
 
+import shutil
 from pathlib import Path
 
 import click
 import pytest
 import torch
+from command_runs import run_in_process
 from command_words import CONTEXT, LEAST, LINEAR
 
 from ckptool.cli import COMMANDS, main
@@ -68,18 +70,27 @@ READ = _list_path_options(of_outputs=False)
 WRITTEN = _list_path_options(of_outputs=True)
 
 
+@pytest.fixture(scope="session")
+def made_chain(tmp_path_factory) -> Path:
+    """A chain of one revision; the command imports torch in a process for it."""
+    chain = tmp_path_factory.mktemp("chain") / "chain"
+    ran = run_in_process("revision", "-m", "x", "--chain", chain, "--module", *LINEAR)
+    assert ran.code == 0, ran.err
+    return chain
+
+
 @pytest.fixture
-def folder(tmp_path: Path, run_command) -> Path:
+def folder(tmp_path: Path) -> Path:
     state = torch.nn.Linear(2, 3).state_dict()
     for name in ("input.pth", "other.pth"):
         torch.save(state, tmp_path / name)
     return tmp_path
 
 
-def _run(run_command, folder: Path, name: str, option: str, path: Path):
+def _run(made_chain: Path, folder: Path, name: str, option: str, path: Path):
     chain = folder / "chain"
     if "{chain}" in (words := SPECIAL.get((name, option), FORWARD.get(name, LEAST.get(name)))):
-        run_command("revision", "-m", "x", "--chain", chain, "--module", *LINEAR)
+        shutil.copytree(made_chain, chain)
     places = {
         "input": folder / "input.pth", "other": folder / "other.pth",
         "chain": chain, "folder": folder,
@@ -93,7 +104,7 @@ def _run(run_command, folder: Path, name: str, option: str, path: Path):
         given = [str(path)]
     else:
         given[0] = str(path)
-    return run_command(name, *given, cwd=folder)
+    return run_in_process(name, *given, cwd=folder)
 
 
 def _require_one_line(ran, path: Path, folder: Path) -> str:
@@ -108,17 +119,17 @@ def _require_one_line(ran, path: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("name", "option"), READ, ids=[" ".join(words) for words in READ])
-def test_a_missing_file_is_one_line_with_its_path(name, option, folder, run_command) -> None:
+def test_a_missing_file_is_one_line_with_its_path(name, option, folder, made_chain) -> None:
     path = folder / "name.pth"
-    line = _require_one_line(_run(run_command, folder, name, option, path), path, folder)
+    line = _require_one_line(_run(made_chain, folder, name, option, path), path, folder)
     if option not in {"--chain", "--fixtures"}:
         assert "no such file" in line or "no such folder" in line
 
 
 @pytest.mark.parametrize(("name", "option"), WRITTEN, ids=[" ".join(words) for words in WRITTEN])
-def test_an_output_in_a_missing_folder_is_one_line(name, option, folder, run_command) -> None:
+def test_an_output_in_a_missing_folder_is_one_line(name, option, folder, made_chain) -> None:
     path = folder / "nowhere" / "name.pth"
-    ran = _run(run_command, folder, name, option, path)
+    ran = _run(made_chain, folder, name, option, path)
     line = _require_one_line(ran, path, folder)
     assert f"the folder {path.parent} does not exist: create it first" in line
     assert not (folder / "out.pth").exists()

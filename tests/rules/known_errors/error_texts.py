@@ -63,9 +63,8 @@ def old_names(state: dict) -> dict:
 
 
 def lora(module: nn.Module) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(module, LoraConfig(target_modules=["classifier"], r=2))
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(module, peft.LoraConfig(target_modules=["classifier"], r=2))
 
 
 def wrapped(prefix: str) -> nn.Module:
