@@ -115,10 +115,10 @@ def find_project_chain(
     entries = [e for e in config.settings.models if options.module in {None, e.module}]
     modules = tuple(dict.fromkeys(entry.module for entry in config.settings.models))
     if not (needs_module or entries or options.module is None):
-        known = f", only {join_limited(modules, MAX_NAMED)}" if modules else ""
+        others = f", only {join_limited(modules, MAX_NAMED)}" if modules else ""
         raise UsageError(
             f"-m {options.module}: chooses a chain, and is not in [[models]] of the configuration"
-            f"{known}: name the folder with --chain"
+            f"{others}: name the folder with --chain"
         )
     matched = config.find_entry(path) if path is not None and options.module is None else None
     folders = {find_entry_folder(entry, config): entry for entry in reversed(entries)}
