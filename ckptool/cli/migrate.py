@@ -126,7 +126,10 @@ def command(
         try:
             report = migrate(renames=renames)
         except PlanError as error:
-            report = migrate(renames={**renames, **_ask_renames(error)})
+            answers = _ask_renames(error)
+            if options["save_plan"] is not None:  # it has the questions that are answered now
+                options["save_plan"].unlink(missing_ok=True)
+            report = migrate(renames={**renames, **answers})
     out.finish(report, getattr(report, "errors", ()))
 
 

@@ -26,11 +26,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run_on_terminal(folder, answer: bytes) -> tuple[int, str]:
+def run_on_terminal(folder, answer: bytes, *words: str) -> tuple[int, str]:
     controller, terminal = pty.openpty()
     text = b""
     with subprocess.Popen(
-        COMMAND, cwd=folder, env=ENVIRONMENT, stdin=terminal, stderr=terminal,
+        (*COMMAND, *words), cwd=folder, env=ENVIRONMENT, stdin=terminal, stderr=terminal,
         stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         os.close(terminal)
@@ -50,6 +50,14 @@ def test_an_answer_of_yes(folder):
     assert "Is `lin.*` `fc.*` now? " in text
     assert (code, "migrated: loads strictly" in text) == (0, True)
     assert torch.load(folder / "new.pth").keys() == {"fc.weight", "fc.bias", "scale"}
+
+
+def test_the_plan_that_is_saved_has_the_answer(folder):
+    """The plan with the question was there already, and so the second run was refused."""
+    code, text = run_on_terminal(folder, b"y\n", "--save-plan", "plan.toml")
+    assert (code, "migrated: loads strictly" in text) == (0, True), text
+    assert '"lin.bias" = "fc.bias"' in (folder / "plan.toml").read_text()
+    assert "?" not in (folder / "plan.toml").read_text()
 
 
 def test_an_answer_of_no(folder):

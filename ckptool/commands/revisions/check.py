@@ -29,6 +29,7 @@ from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig
 from ckptool.errors import CkptoolError, ModuleError, ReadError, RevisionError, UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.files.output_group import write_separately
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.migration.plan.target_module import TargetModule
 from ckptool.model import Skipped
@@ -154,7 +155,7 @@ class _FixtureExaminer(Struct, frozen=True):
             skipped = Skipped(f"fixture of {revision.name}", reason)
             return _FixtureResult(arrival, report, (skipped,))
         report = replace(report, fixture=fixture.name)
-        with tempfile.TemporaryDirectory(prefix="ckptool-check-") as folder:
+        with tempfile.TemporaryDirectory(prefix="ckptool-check-") as folder, write_separately():
             try:
                 return self._follow(revision, fixture, Path(folder), arrival, report)
             except UsageError as error:
