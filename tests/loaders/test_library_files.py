@@ -76,15 +76,16 @@ def test_a_pickled_yolo_is_converted_by_the_fix_of_its_finding(tmp_path, monkeyp
     (finding,) = [f for f in report.findings if f.code == "CK302"]
     command = shlex.split(finding.fix.rpartition(": ")[2])
     assert command[:2] == ["ckptool", "convert"]
-    result = run_command(*command[1:])
+    result = run_command(*command[1:], cwd=tmp_path)
     assert result.code == 0, result.err
-    state = torch.load(command[-1])["model"]
+    converted = tmp_path / command[-1]
+    state = torch.load(converted)["model"]
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in trained.items())
     module = DetectionModel("yolov8n.yaml", verbose=False)
     assert not any(module.load_state_dict(state))
     words = "ultralytics.nn.tasks:DetectionModel('yolov8n.yaml', verbose=False)"
-    for path in (saved, command[-1]):
+    for path in (saved, str(converted)):
         compared = run_command("diff", path, "-m", words, "--no-config")
         assert compared.code == 0, compared.out
         assert "355 match, 0 missing, 0 unexpected" in compared.out
