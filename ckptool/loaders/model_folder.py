@@ -1,14 +1,16 @@
 """Folder of a framework -> ModelFolder: its class and weights, from JSON; nothing is imported."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UsageError
-from ckptool.formats.files.source import is_directory, open_source
+from ckptool.formats.files.source import is_directory, list_names, open_source
 from ckptool.formats.files.weight_names import (
     LOOKUP_ORDERS,
     choose_weights,
@@ -16,7 +18,7 @@ from ckptool.formats.files.weight_names import (
     list_file_names,
 )
 from ckptool.locations import Location, RemotePath
-from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Safety
+from ckptool.model import Checkpoint, Container, ContainerIssue, IssueKind, Safety, Skipped
 from ckptool.phrases import cut_middle, describe_missing_parts, join_limited, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
@@ -29,6 +31,8 @@ _MAX_VALUES: Final = 200_000
 LOADERS_BY_NAME: Final = frozenset({"transformers", "diffusers", "peft"})
 """Those that look for files of certain names only, and take what is in them for the state_dict."""
 
+_LATER_MODULE: Final = re.compile(r"\d{1,3}_\w{1,80}")
+"""Names that sentence-transformers gives the folders of its modules: "2_Dense"."""
 _SAFETENSORS_SUFFIX: Final = ".safetensors"
 
 PIPELINE_CONFIG: Final = "model_index.json"
@@ -197,6 +201,9 @@ def note_framework_loading(checkpoint: Checkpoint, model_folder: ModelFolder) ->
         else fault
         for fault in checkpoint.faults
     )
+    checkpoint = replace(
+        checkpoint, skipped=(*checkpoint.skipped, *_list_later_modules(model_folder))
+    )
     if reason := _explain_unreached(checkpoint, model_folder):
         issue = ContainerIssue(IssueKind.UNREACHED, reason, {})
     elif reason := _explain_nested(checkpoint, model_folder):
@@ -204,6 +211,26 @@ def note_framework_loading(checkpoint: Checkpoint, model_folder: ModelFolder) ->
     else:
         return replace(checkpoint, faults=faults)
     return replace(checkpoint, faults=(*faults, issue))
+
+
+def _list_later_modules(model_folder: ModelFolder) -> Iterator[Skipped]:
+    """Yield the modules after the first of a folder of sentence-transformers that have weights.
+
+    Its configuration is that of the first module, a model of transformers; the others have folders
+    of their own, which `modules.json` names.
+    """
+    folder = model_folder.path
+    if model_folder.loader != "transformers" or not isinstance(folder, Path):
+        return
+    names = list_names(folder)
+    if "modules.json" not in names:
+        return
+    for name in sorted(filter(_LATER_MODULE.fullmatch, names)):
+        if is_directory(folder / name) and choose_weights(
+            list_file_names(folder / name), "transformers"
+        ):
+            reason = "SentenceTransformer loads it after the model of transformers: give its folder"
+            yield Skipped(f"module {quote_code(cut_middle(name))}", reason)
 
 
 def _explain_unreached(checkpoint: Checkpoint, model_folder: ModelFolder) -> str:
