@@ -225,7 +225,8 @@ class _TreeContents:
             self._hash_parts(b"item", (positions.get(key, key) if positions else key, value))
             for key, value in node.items()
         ]
-        kind, attributes = ("dict",), None
+        kind: tuple[object, ...] = ("dict",)
+        attributes = None
         if type(node) is MappingNode:
             kind, attributes = node.kind, node.state
         own = (self._hash_parts(b"kind", kind), self._get_digest(attributes))

@@ -194,7 +194,7 @@ def require_hashable_key(key: object) -> object:
             raise PickleError(f"a {type(node).__name__} is used as a key but is not hashable")
         if type(node) is int and node.bit_length() > 64:
             raise PickleError("a number of more than 64 bits is used as a key")
-        if type(node) in SEQUENCE_TYPES:
+        if isinstance(node, tuple):
             todo.extend(node[:budget])
         if budget <= 0:
             raise PickleError("a tuple used as a key is too large")

@@ -246,7 +246,7 @@ def convert_simple_object(node: UnresolvedObject) -> object:
     return NOT_PLAIN
 
 
-_SEQUENCE_NAMES: Final = {list: "list", tuple: "tuple", SizeNode: "torch.Size"}
+_SEQUENCE_NAMES: Final[dict[type, str]] = {list: "list", tuple: "tuple", SizeNode: "torch.Size"}
 
 
 def describe_node(node: Any) -> str:

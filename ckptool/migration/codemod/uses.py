@@ -112,27 +112,33 @@ def _iter_uses(path: Path, tree: ast.Module, attribute: str) -> Iterator[Attribu
     nodes = [*_iter_nodes(tree, (), Scope())]
     for node, parents, scope in nodes:
         match node:
-            case ast.Attribute(value=owner, attr=name) if name == attribute:
-                is_read = isinstance(node.ctx, ast.Load) or _is_extended(node, parents[0])
-            case ast.Call(func=ast.Name(id="getattr"), args=[owner, name, *_]):
-                is_read = may_be_name(name, attribute, scope.function)
-            case _:
-                is_read, owner = False, None
-        if is_read and owner is not None:
-            is_self = _is_self(owner, scope)
-            yield AttributeUse(path, node, parents, scope, is_self)
-            alias = _find_alias(node, parents[0])
-            if alias and scope.function is not None and is_self:
-                aliases.add((id(scope.function), alias))
-        match node:
             case ast.Constant(value=value) if value == attribute:
                 yield AttributeUse(path, node, parents, scope, is_self=True)
+            case ast.Attribute(value=owner) | ast.Call(args=[owner, *_]) if _reads(
+                node, parents[0], scope, attribute
+            ):
+                is_self = _is_self(owner, scope)
+                yield AttributeUse(path, node, parents, scope, is_self)
+                alias = _find_alias(node, parents[0])
+                if alias and scope.function is not None and is_self:
+                    aliases.add((id(scope.function), alias))
     for node, parents, scope in nodes:
         match node:
             case ast.Name(id=name) if (id(scope.function), name) in aliases:
                 if not isinstance(node.ctx, ast.Load) and not _is_extended(node, parents[0]):
                     continue
                 yield AttributeUse(path, node, parents, scope, is_self=True)
+
+
+def _reads(node: ast.expr, parent: ast.AST, scope: Scope, attribute: str) -> bool:
+    """Whether it reads the attribute: `self.mask`, or getattr() of it, or of a computed name."""
+    match node:
+        case ast.Attribute(attr=name) if name == attribute:
+            return isinstance(node.ctx, ast.Load) or _is_extended(node, parent)
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, name, *_]):
+            return may_be_name(name, attribute, scope.function)
+        case _:
+            return False
 
 
 def _iter_nodes(

@@ -262,9 +262,9 @@ class _TensorNodeBuilder:
         A tensor on meta has none: torch.save writes its dtype, shape and stride.
         """
         if item.tensor.is_on_meta:
-            dtype = GlobalName("torch", item.dtype)
+            dtype_name = GlobalName("torch", item.dtype)
             return UnresolvedObject(
-                _REBUILD_META_TENSOR, (dtype, item.tensor.shape, item.tensor.stride, False)
+                _REBUILD_META_TENSOR, (dtype_name, item.tensor.shape, item.tensor.stride, False)
             )
         if item.tie_identity not in self._storages:
             self._storages[item.tie_identity] = (self._add_storage(item), item)

@@ -75,9 +75,9 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module, *, is_asked: bool) -> s
             continue
         kinds = _get_kind(tensor), _get_target_kind(module_tensor.tensor)
         if kinds[1].layout == "lazy" and kinds[0].layout in _LAYOUTS and not kinds[0].is_on_meta:
-            error = "" if is_asked or kinds[0].layout == "lazy" else _copy_into_lazy(tensor.shape)
-            if error:
-                return f"While copying {quote_code(key)}, which has no shape yet: {error}"
+            is_copied = not is_asked and kinds[0].layout != "lazy"
+            if shape_error := _copy_into_lazy(tensor.shape) if is_copied else "":
+                return f"While copying {quote_code(key)}, which has no shape yet: {shape_error}"
             continue
         if kinds not in errors:
             errors[kinds] = probe.find_error(key, *kinds)
@@ -121,7 +121,8 @@ def _copy_into_lazy(shape: tuple[int, ...]) -> str:
 
     It has no code that makes room for the values, and torch copies them into no elements.
     """
-    target = nn.parameter.UninitializedParameter(requires_grad=False, device="meta")
+    make: Callable[..., Tensor] = nn.parameter.UninitializedParameter
+    target = make(requires_grad=False, device="meta")
     try:
         with torch.no_grad():
             target.copy_(torch.empty(shape, device="meta"))
