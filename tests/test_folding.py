@@ -142,14 +142,14 @@ def test_a_folded_line_has_no_words_of_another_finding(tmp_path):
 def test_a_subtree_is_described_in_words_that_hold_for_all(tmp_path):
     torch.save({"x": torch.ones(1)}, tmp_path / "file.pth")
     text = ckptool.text(api.diff(tmp_path / "file.pth", module=Flat()))
-    lines = [line.partition("  ")[2].strip() for line in text.splitlines() if "(x150)" in line]
+    lines = [line[15:] for line in text.splitlines() if "(x150)" in line]
+    words = "is a parameter of the module and not in the file"
     # The weights have 150 shapes, the biases one.
     assert lines == [
         line
         for side in "ab"
         for line in (
-            f"`fc_*_{side}.bias`, float32 [2], is a parameter of the module and not in the file"
-            " (x150)",
+            f"`fc_*_{side}.bias`, float32 [2], {words} (x150)",
             f"missing parameter: `fc_*_{side}.weight` (x150)",
         )
     ]
