@@ -142,9 +142,16 @@ def test_a_folded_line_has_no_words_of_another_finding(tmp_path):
 def test_a_subtree_is_described_in_words_that_hold_for_all(tmp_path):
     torch.save({"x": torch.ones(1)}, tmp_path / "file.pth")
     text = ckptool.text(api.diff(tmp_path / "file.pth", module=Flat()))
-    lines = [line for line in text.splitlines() if "missing parameter" in line]
-    assert [line.partition("missing")[2] for line in lines] == [
-        f" parameter: `fc_*_{side}.{name}` (x150)" for side in "ab" for name in ("bias", "weight")
+    lines = [line[15:] for line in text.splitlines() if "(x150)" in line]
+    words = "is a parameter of the module and not in the file"
+    # The weights have 150 shapes, the biases one.
+    assert lines == [
+        line
+        for side in "ab"
+        for line in (
+            f"`fc_*_{side}.bias`, float32 [2], {words} (x150)",
+            f"missing parameter: `fc_*_{side}.weight` (x150)",
+        )
     ]
 
 

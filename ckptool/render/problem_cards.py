@@ -158,8 +158,11 @@ def _fold_lines(findings: Sequence[FindingReport]) -> Iterator[ProblemLine]:
     folded_groups = fold_by_subtree(groups, MAX_CARD_LINES)
     for group, is_subtree in folded_groups[:MAX_LISTED]:
         if is_subtree:
-            rule_name = group.items[0].name.replace("-", " ")
-            yield ProblemLine(f"{rule_name}: `{group.key}`{format_times(group.items)}")
+            first = group.items[0]
+            texts = {finding.message.replace(f"`{finding.key}`", _NAME) for finding in group.items}
+            text = texts.pop() if len(texts) == 1 else f"{first.name.replace('-', ' ')}: {_NAME}"
+            times = format_times(group.items)
+            yield ProblemLine(f"{text}{times}".replace(_NAME, f"`{group.key}`"))
         else:
             yield ProblemLine(_format_folded(group, group.items[0].message))
     if omitted_count := sum(len(group.items) for group, _ in folded_groups[MAX_LISTED:]):

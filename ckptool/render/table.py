@@ -160,8 +160,8 @@ def _format_table(
         colalign=align if rows else None,
     )
     body_lines = body.split("\n")
-    for row, rest in long_cells:
-        body_lines[row + _HEADER_LINES] = body_lines[row + _HEADER_LINES].replace(_CUT, rest, 1)
+    for row, cell_end in long_cells:
+        body_lines[row + _HEADER_LINES] = body_lines[row + _HEADER_LINES].replace(_CUT, cell_end, 1)
     lines = [
         *(_color_text(line, "bold", options) for line in _wrap_lines((title,), options)),
         *(line.rstrip() for line in body_lines),

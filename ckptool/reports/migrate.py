@@ -152,8 +152,8 @@ def _describe_refusal_fix(migration: "MigrationResult") -> Iterator[str]:
     if migration.refused_globals:
         path = quote_path(str(migration.target or "FILE"))
         yield (
-            "for a file that torch.load reads by default: --drop-extra writes the state alone;"
-            f" ckptool convert {path} -o NEW.pth keeps the rest as plain data"
+            "for a file that torch.load reads by default: --drop-extra writes the state alone; to"
+            f" keep the rest as plain data: ckptool convert {path} -o NEW.pth"
         )
 
 

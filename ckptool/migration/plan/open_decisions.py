@@ -256,8 +256,9 @@ def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[Op
     remaining = [key for key in keys if key not in set(differing_keys)]
     for subtree in find_subtrees(remaining, (*diff.state.tensors, *diff.state.non_tensors)):
         names = _list_drop_patterns(subtree)
+        noun = "key" if diff.state.non_tensors.keys() & {*subtree.keys} else "tensor"
         yield OpenDecision(
-            f"{_format_subtree(subtree)}: in the file but not in the module (CK204)",
+            f"{_format_subtree(subtree, noun)}: in the file but not in the module (CK204)",
             tuple(DropKeys(key=name) for name in names),
             f"--drop {quote_shell(subtree.pattern)} if it is not needed",
         )
@@ -300,9 +301,9 @@ def _format_replacement(keys: Sequence[str], saved_tensors: Mapping[str, ModuleT
     return f"; or use initial values instead of the file's: {' '.join((*drops, *values))}"
 
 
-def _format_subtree(subtree: KeySubtree) -> str:
+def _format_subtree(subtree: KeySubtree, noun: str = "tensor") -> str:
     count = len(subtree.keys)
-    return f"`{subtree.pattern}`" + (f" ({count} tensors)" if count > 1 else "")
+    return f"`{subtree.pattern}`" + (f" ({pluralize(count, noun)})" if count > 1 else "")
 
 
 def _format_questions(decisions: Iterable[OpenDecision]) -> tuple[str, ...]:

@@ -98,12 +98,12 @@ class ValueSources:
     def find_attribute(self, path: str, draft: Draft) -> TensorInfo | None:
         """Return attribute `path` of the pickled module of the source or of `--from`, or None."""
         donors = self._open_file(self._donor).states if self._donor is not None else ()
-        found = (
+        candidates = (
             draft.state.find_unsaved(path),
             *(state.find_unsaved(path) for state in donors),
             *(state.tensors.get(path) for state in donors),
         )
-        return next((tensor for tensor in found if tensor is not None), None)
+        return next((tensor for tensor in candidates if tensor is not None), None)
 
     def compute_tensor(
         self,
