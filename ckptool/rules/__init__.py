@@ -4,7 +4,8 @@
 |---|---|---|
 | CK101-CK106, CK108, CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
 | CK109-CK111 | module_moves.py | tensors that do not follow the module to a device or dtype |
-| CK201-CK206, CK214, CK220, CK605 | load/keys.py | missing and unexpected keys |
+| CK201-CK203, CK605 | load/missing_keys.py | keys of the module that the file lacks |
+| CK204-CK206, CK214, CK220 | load/unexpected_keys.py | keys of the file that the module lacks |
 | CK209, CK211 | load/renames.py | keys with other names on the two sides |
 | CK207, CK208, CK215, CK316 | load/shapes.py | shapes and dtypes of keys on both sides |
 | CK210, CK212, CK222, CK223, CK226, CK304 | load/summary.py | the load as a whole |
@@ -58,7 +59,14 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     values,
 )
 from ckptool.rules.chain import arrivals, file_revisions  # noqa: F401
-from ckptool.rules.load import keys, renames, shapes, summary, versions  # noqa: F401
+from ckptool.rules.load import (  # noqa: F401
+    missing_keys,
+    renames,
+    shapes,
+    summary,
+    unexpected_keys,
+    versions,
+)
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 from ckptool.rules.release import contract, policy_issues, requirements  # noqa: F401
 from ckptool.rules.runs import loads, resume, saves  # noqa: F401
