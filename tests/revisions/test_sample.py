@@ -100,7 +100,7 @@ def test_a_downgrade_of_a_changed_file_does_not_say_that_it_is_the_same(config, 
         repository / "new.safetensors", repository / "back.pth", to="base", config=config
     )
     assert report.is_same_as_earlier is False
-    assert "has not the bytes" in report.verdict
+    assert "does not have the bytes" in report.verdict
 
 
 def test_a_step_that_cannot_be_undone_is_named_in_one_line(config, repository):

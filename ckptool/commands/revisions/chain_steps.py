@@ -16,7 +16,7 @@ from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.config import TRUST_RULE
 from ckptool.errors import PlanError, RevisionError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.files.output_group import write_separately
+from ckptool.formats.files.output_group import keep_until_moved, write_separately
 from ckptool.formats.limits import Limits
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft
@@ -147,7 +147,8 @@ def open_chain_plan(run: ChainRun, steps: Sequence[ChainStep]) -> Iterator[Chain
         ModuleError: the code of a Python revision raised.
         UsageError: it is not to be run.
     """
-    with TemporaryDirectory(prefix="ckptool-chain-") as folder, AnonymousFile() as anonymous_file:
+    computed_values = TemporaryDirectory(prefix="ckptool-chain-")
+    with keep_until_moved(computed_values) as folder, AnonymousFile() as anonymous_file:
         checkpoint = inflate_storages(run.checkpoint, anonymous_file, run.limits)
         sources = ValueSources(
             run.target_module,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from ckptool.errors import WriteError, describe_os_error
 from ckptool.formats.files.atomic import (
@@ -18,6 +18,7 @@ from ckptool.formats.files.atomic import (
 from ckptool.formats.files.signals import block_signals
 
 PendingChange = PendingOutput | PendingRemoval
+T = TypeVar("T")
 
 
 class OutputGroup:
@@ -62,9 +63,9 @@ class OutputGroup:
         self._outputs, self._checks = [], []
         self._at_end.close()
 
-    def hold(self, context: AbstractContextManager[object]) -> None:
-        """Enter a context that is left once the outputs are moved or removed."""
-        self._at_end.enter_context(context)
+    def hold(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that is left once the outputs are moved or removed; return its value."""
+        return self._at_end.enter_context(context)
 
     def create_folder(self, folder: Path) -> None:
         """Create a folder and those above it; what is empty at the end is removed again.
@@ -109,6 +110,17 @@ def write_separately() -> Iterator[None]:
         yield
     finally:
         _GROUP.reset(token)
+
+
+@contextmanager
+def keep_until_moved(context: AbstractContextManager[T]) -> Iterator[T]:
+    """Context manager: enter `context`, and leave it once what is written in it has appeared."""
+    group = _GROUP.get()
+    if group is not None:
+        yield group.hold(context)
+        return
+    with context as value:
+        yield value
 
 
 def commit_gathered() -> None:

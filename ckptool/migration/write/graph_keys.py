@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckptool.formats.pickle.graph import SetMembers
-from ckptool.formats.pickle.nodes import GlobalName, SetNode, UnresolvedObject
+from ckptool.formats.pickle.nodes import GlobalName, SetNode, SizeNode, UnresolvedObject
 from ckptool.formats.pickle.places import KeyDeduplicator
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.migration.write.plain_nodes import find_class, get_callee, read_bytes, resolve_name
@@ -33,7 +33,7 @@ def _describe_key(key: Any) -> Any:
     if type(key) is tuple:  # of a bounded number of nodes: see `require_hashable_key`
         return tuple(map(_describe_key, key))
     if type(key) is SetMembers:
-        return SetNode(key)
+        return SetNode(key, is_frozen=key.is_frozen)
     return _describe_object(key) if type(key) is UnresolvedObject else key
 
 
@@ -42,9 +42,9 @@ def _describe_object(node: UnresolvedObject) -> Any:
     if content is not None:
         return content
     if callee == ("torch", "Size") and len(node.args) == 1:
-        return node.args[0]
+        return SizeNode(node.args[0])
     if callee == ("builtins", "frozenset") and len(node.args) == 1:
-        return SetNode(node.args[0])
+        return SetNode(node.args[0], is_frozen=True)
     if not isinstance(cls, GlobalName):
         return node
     contents = [(part, read_bytes(part)) for part in node.args]

@@ -30,6 +30,13 @@ WORDS = {
 BLOCKS = {entry.name: entry for entry in (*KNOWN_ERRORS, *KEY_PATTERNS, *SHAPE_PATTERNS)}
 
 
+@pytest.fixture(autouse=True)
+def _placeholder_folder(tmp_path, monkeypatch):
+    """The folder that stands for the user's base model: options look whether theirs is there."""
+    (tmp_path / "BASE_FOLDER").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
 def check_advice(advice: Advice) -> None:
     """Parse the command as its command line does, without running it; compile the code."""
     words = shlex.split(advice.command)
