@@ -300,6 +300,7 @@ class _ChunkedTensor:
         offsets, sizes = fields.get("offsets"), fields.get("sizes")
         if not is_size_or_stride(offsets) or not is_size_or_stride(sizes):
             raise PickleTreeError(f"{quote_name(self._key)} has a chunk without a location")
+        offsets, sizes = tuple(offsets), tuple(sizes)  # of torch.Size
         if (self._key, offsets) not in self._data_files.content:
             raise PickleTreeError(
                 f"{quote_name(self._key)} has no data for its chunk at {list(offsets)}"

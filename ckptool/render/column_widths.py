@@ -1,6 +1,7 @@
 """Fit table rows to the terminal width: wrap prose, truncate keys and other cells."""
 
 from collections.abc import Sequence
+from math import ceil
 from textwrap import wrap
 from typing import Final
 
@@ -59,7 +60,7 @@ def measure_padded_width(cells: Sequence[str]) -> int:
     lengths = sorted(map(len, cells))
     if lengths[-1] <= _MIN_CUT_WIDTH:
         return lengths[-1]
-    median, common = (lengths[int((len(lengths) - 1) * share)] for share in (0.5, 0.95))
+    median, common = (lengths[ceil((len(lengths) - 1) * share)] for share in (0.5, 0.95))
     return max(median, min(common, _MAX_PADDED_WIDTH))
 
 

@@ -44,7 +44,7 @@ def rebuild_sparse_tensor(
     )
     size = data[len(names)]
     values = components[-1].tensor
-    reader.check_shape(key, size)
+    size = reader.check_shape(key, size)
     if name == "sparse_coo":
         _check_coo(key, size, components[0].tensor, values)
     return TensorInfo(

@@ -50,14 +50,14 @@ def rebuild_wrapper_subclass(
 ) -> TensorInfo:
     """Wrapper subclass (DTensor, torchao); `_rebuild_from_type` adds its components."""
     cls, dtype, size, stride, offset, *_, grad = check_args(node, key, 8, 8)
-    reader.check_shape(key, size)
+    size = reader.check_shape(key, size)
     if type(cls) is not GlobalName or not is_size_or_stride(stride) or len(stride) != len(size):
         raise PickleTreeError(f"{quote_name(key)} is an impossible tensor subclass")
     if (cls.module, cls.name) in SAFE_GLOBALS:  # torch.Tensor itself wraps nothing
         raise PickleTreeError(f"{quote_name(key)} is wrapped in a {cls.qualified_name}")
     storage_offset = offset if type(offset) is int and offset >= 0 else 0
     return TensorInfo(
-        key, size, read_dtype(dtype), stride, storage_offset, None,
+        key, size, read_dtype(dtype), tuple(stride), storage_offset, None,
         layout="wrapper", wrapper=cls.qualified_name, requires_grad=grad is True,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
     PersistentReference,
     PickleTreeError,
+    SizeNode,
     TensorCall,
     UnresolvedObject,
 )
@@ -153,7 +154,8 @@ class TensorInfoReader:
             storage = self.resolve_storage(storage_node, key)
             grad = read_requires_grad(call.requires_grad, storage.dtype, key)
             tensor = self.build_strided_tensor(key, storage, storage.dtype, call.view, grad=grad)
-            if len(self._valid_calls) < _MAX_VALID_VIEWS:
+            is_plain = SizeNode not in map(type, call.view)
+            if is_plain and len(self._valid_calls) < _MAX_VALID_VIEWS:
                 self._valid_calls.add(call)
             return tensor
         offset, size, stride = call.view
@@ -177,6 +179,8 @@ class TensorInfoReader:
             PickleTreeError: it reaches beyond the storage, or its numbers are invalid.
         """
         offset, size, stride = view
+        if SizeNode in (type(size), type(stride)):
+            size, stride = (tuple(n) if type(n) is SizeNode else n for n in (size, stride))
         view_id = (id(size), id(stride), dtype, storage.dtype, storage.numel)
         is_at_start = type(offset) is int and not offset and not storage.start
         if is_at_start and view_id in self._valid_views:
@@ -279,7 +283,7 @@ class TensorInfoReader:
             raise PickleTreeError(
                 f"{quote_name(key)} has {len(size)} dimensions, more than {self._limits.rank}"
             )
-        return size
+        return tuple(size)
 
 
 def _check_bounds(key: str, dtype: str, storage: SavedStorage, view: tuple[Any, Any, Any]) -> None:
