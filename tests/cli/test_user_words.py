@@ -169,8 +169,10 @@ def test_an_early_interrupt_is_no_traceback_of_ours(delay, tmp_path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in {130, -signal.SIGINT, 1, 2}
-    # Before Python has read its own start files nothing of ours runs.
-    assert "Traceback" not in errors or "ckptool/" not in errors, errors
+    # Before Python has read its own start files nothing of ours runs; C code of numpy prints the
+    # exception that an import is interrupted with, which the handler raises.
+    lines = [line for line in errors.splitlines() if "files/signals.py" not in line]
+    assert "Traceback" not in errors or "ckptool/" not in "".join(lines), errors
 
 
 @pytest.mark.process

@@ -24,7 +24,7 @@ from ckptool.formats.files.output_group import (
     write_files,
     write_separately,
 )
-from ckptool.formats.files.signals import Interrupted, raise_on_signal
+from ckptool.formats.files.signals import Interrupted, block_signals, raise_on_signal
 
 
 def fill(out, data=b"new") -> None:
@@ -282,6 +282,23 @@ def test_a_long_name_has_room_for_its_temporary_one(tmp_path):
         fill(out)
         commit_outputs(out)
     assert target.read_bytes() == b"new"
+
+
+def test_a_signal_that_another_thread_gets_waits_for_the_end_of_the_moves():
+    end, steps = threading.Event(), []
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        with pytest.raises(Interrupted), raise_on_signal():
+            with block_signals():
+                signal.pthread_kill(thread.ident, signal.SIGTERM)
+                end.wait(0.2)
+                steps.append("moved")
+            steps.append("behind the moves")
+    finally:
+        end.set()
+        thread.join()
+    assert steps == ["moved"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

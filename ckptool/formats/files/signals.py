@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -55,9 +55,29 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP during the body: a few system calls that belong together."""
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
-    try:
+    """Hold back SIGINT, SIGTERM and SIGHUP during the body: a few calls that belong together.
+
+    They are delivered behind it. A mask would hold for one thread only: the system gives a signal
+    to another one, and Python then runs its handler in the main thread. Outside the main thread
+    nothing changes: no handler interrupts the body there.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        return
+    held_numbers: list[int] = []
+
+    def hold_signal(number: int, _frame: FrameType | None) -> None:
+        held_numbers.append(number)
+
+    def deliver_signals() -> None:
+        for held_number in dict.fromkeys(held_numbers):
+            signal.raise_signal(held_number)
+
+    with ExitStack() as at_end:
+        at_end.callback(deliver_signals)
+        for number in _BLOCKED_SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in {signal.SIG_IGN, None}:
+                at_end.callback(signal.signal, number, handler)
+                signal.signal(number, hold_signal)
+        yield
